@@ -1,0 +1,54 @@
+"""The frozen configuration that one engine is built from. Every value is resolved: nothing here means 'auto'."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.config.model import ModelConfig
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """num_blocks: blocks of `block_size` tokens in the pool. enable_prefix_caching: keep finished blocks for reuse."""
+
+    block_size: int
+    num_blocks: int
+    enable_prefix_caching: bool = True
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits the scheduler keeps.
+
+    max_num_batched_tokens: token budget of a step. watermark_blocks: blocks kept free when admitting a request, so
+    that running ones can grow. max_preemptions: after that many a request is not preempted again.
+    policy: "fcfs" or "priority".
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_num_queued_requests: int
+    max_num_queued_tokens: int
+    watermark_blocks: int
+    max_preemptions: int = 2
+    policy: str = "fcfs"
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an engine needs to start. It travels to the engine process as JSON.
+
+    model_path: a local directory. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
+    max_memory_bytes: what all of the engine's tensors may take. num_threads: of the compute pool.
+    kernels: "native" or "reference".
+    Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it before anything is built.
+    """
+
+    model_path: str
+    model: ModelConfig
+    load_format: str
+    dtype: str
+    seed: int
+    num_threads: int
+    kernels: str
+    max_memory_bytes: int
+    cache: CacheConfig
+    scheduler: SchedulerConfig

@@ -1,0 +1,57 @@
+"""What crosses a boundary: requests, outputs, step plans. Plain msgspec structs, nothing is ever pickled.
+
+Owns: nothing (values only).
+Never: imports torch, reads a clock, does I/O.
+"""
+
+from penstock.messages.engine import (
+    AbortRequest,
+    EngineFatal,
+    EngineInput,
+    EngineMessage,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    ErrorInfo,
+    FinishReason,
+    OutputBatch,
+    RequestOutput,
+    RequestTimings,
+    ShutdownRequest,
+    StartupProgress,
+    TokenLogprobs,
+)
+from penstock.messages.sampling import SamplingParams
+from penstock.messages.step import (
+    BlockCopy,
+    NewRequestData,
+    SampledTokens,
+    ScheduledRequest,
+    SchedulerOutput,
+    StepResult,
+)
+
+__all__ = [
+    "AbortRequest",
+    "BlockCopy",
+    "EngineFatal",
+    "EngineInput",
+    "EngineMessage",
+    "EngineReady",
+    "EngineRequest",
+    "EngineStats",
+    "ErrorInfo",
+    "FinishReason",
+    "NewRequestData",
+    "OutputBatch",
+    "RequestOutput",
+    "RequestTimings",
+    "SampledTokens",
+    "SamplingParams",
+    "ScheduledRequest",
+    "SchedulerOutput",
+    "ShutdownRequest",
+    "StartupProgress",
+    "StepResult",
+    "TokenLogprobs",
+]

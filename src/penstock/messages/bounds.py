@@ -1,0 +1,45 @@
+"""One table of every bound on a request. A field without a row here may not exist on a request."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# name: (lowest, highest), inclusive. Floats must also be finite.
+BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "n": (1, 128),
+    "temperature": (0.0, 2.0),
+    "top_k": (0, 1_000_000),
+    "top_p": (0.0, 1.0),  # 0 itself is refused in SamplingParams.validate: it would keep no token
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.01, 100.0),
+    "seed": (-(2**63), 2**63 - 1),
+    "logit_bias": (-100.0, 100.0),
+    "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
+    "max_tokens": (1, 2**24),
+    "min_tokens": (0, 2**24),
+    "priority": (-1000, 1000),
+    "timeout_s": (0.001, 86_400.0),
+}
+
+# name: most entries (or characters, for *_chars)
+MAX_ENTRIES: Final[dict[str, int]] = {
+    "logit_bias": 1024,
+    "stop": 16,
+    "stop_chars": 1024,
+    "stop_token_ids": 128,
+    "bad_words": 128,
+    "bad_words_chars": 256,
+    "messages": 4096,
+    "prompts": 1024,
+    "tools": 512,
+    "namespace_chars": 256,
+    "request_id_chars": 128,
+    "metadata": 16,
+    "user_chars": 512,
+}
+
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_JSON_DEPTH: Final = 64

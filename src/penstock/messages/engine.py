@@ -1,0 +1,164 @@
+"""Messages between a frontend and an engine (msgpack over a local socket, or handed over in process)."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from penstock.messages.sampling import SamplingParams
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended. Closed: every accepted request gets exactly one."""
+
+    STOP = "stop"  # an end-of-sequence or stop token, or a stop string
+    LENGTH = "length"  # max_tokens, or the end of the context
+    ABORT = "abort"  # the client went away or asked to stop
+    ERROR = "error"  # this request failed; `error` says why
+    TIMEOUT = "timeout"  # its deadline passed
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """An error as a value: the fields of a PenstockError. retry_after_s: seconds, for 429."""
+
+    code: str
+    status: int
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class EngineRequest(msgspec.Struct, tag="request", kw_only=True, array_like=True, gc=False):
+    """One sequence to generate. `n > 1` has already become n of these.
+
+    Times are seconds of time.monotonic() (one clock for all processes of a machine).
+    stop_token_ids: end-of-sequence and stop tokens together, empty when they are to be ignored.
+    namespace: whose prefix cache this request may use. priority: lower runs first.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    namespace: str = ""
+    priority: int = 0
+    arrival_s: float = 0.0
+    deadline_s: float | None = None
+
+
+class AbortRequest(msgspec.Struct, tag="abort", array_like=True):
+    """Ends requests. Unknown ids are ignored: they may have finished meanwhile.
+
+    finish_reason: STOP when the frontend found a stop string, else ABORT.
+    """
+
+    request_ids: list[str]
+    finish_reason: FinishReason = FinishReason.ABORT
+
+
+class ShutdownRequest(msgspec.Struct, tag="shutdown", array_like=True):
+    """Finish what runs within `drain_s` seconds, abort the rest, then exit. Sent once."""
+
+    drain_s: float = 0.0
+
+
+EngineInput = EngineRequest | AbortRequest | ShutdownRequest
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
+    """Log-probability of one token, its rank (1 = most likely) and the likeliest alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
+class RequestTimings(msgspec.Struct, array_like=True, gc=False):
+    """time.monotonic() seconds of the phases of a request, and how often it was preempted."""
+
+    arrival_s: float
+    scheduled_s: float = 0.0
+    first_token_s: float = 0.0
+    finished_s: float = 0.0
+    num_preemptions: int = 0
+
+
+class RequestOutput(msgspec.Struct, array_like=True, gc=False):
+    """What one step gave one request. The one with a finish_reason is the last, and carries the timings.
+
+    stop_token_id: the token that ended it, which is not text (None when a stop string or length did).
+    prompt_logprobs: for each prompt token but the first; sent once, with the first output.
+    """
+
+    request_id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: ErrorInfo | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    timings: RequestTimings | None = None
+
+
+class EngineStats(msgspec.Struct, array_like=True, gc=False):
+    """State and counters of an engine; counters only grow. Sent with output batches and when idle."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_cached_blocks: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_preemptions: int = 0
+    num_rejected: int = 0
+    step_started_s: float = 0.0  # monotonic; 0 when no step is in flight
+    last_step_s: float = 0.0  # duration of the last finished step
+    drain_tokens_per_s: float = 0.0
+
+
+class OutputBatch(msgspec.Struct, tag="outputs", array_like=True):
+    outputs: list[RequestOutput]
+    stats: EngineStats | None = None
+
+
+class StartupProgress(msgspec.Struct, tag="startup", array_like=True):
+    """A start-up phase began or moved on. fraction: 0 to 1. seconds: set when the phase ended."""
+
+    phase: str
+    fraction: float = 0.0
+    seconds: float | None = None
+    detail: str = ""
+
+
+class EngineReady(msgspec.Struct, tag="ready", kw_only=True):
+    """The engine serves. What a frontend needs to know of it."""
+
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    dtype: str
+    instruction_set: str
+    phases: list[tuple[str, float]]
+    memory_table: str = ""
+
+
+class EngineFatal(msgspec.Struct, tag="fatal", array_like=True):
+    """The engine cannot start or go on. It exits after this."""
+
+    error: ErrorInfo
+
+
+EngineMessage = OutputBatch | StartupProgress | EngineReady | EngineFatal

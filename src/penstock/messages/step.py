@@ -1,0 +1,80 @@
+"""One step's plan and result: what the scheduler tells the runner, and what comes back.
+
+A request is described in full once (NewRequestData); afterwards only what changed crosses (ScheduledRequest).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.messages.engine import ErrorInfo, TokenLogprobs
+from penstock.messages.sampling import SamplingParams
+
+
+class BlockCopy(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Copy a block in every layer before the step runs: a prefix hit that ended inside a block."""
+
+    source: int
+    destination: int
+
+
+class NewRequestData(msgspec.Struct, array_like=True, gc=False):
+    """A request entering (or, after preemption, re-entering) the runner.
+
+    token_ids: prompt and, after preemption, the output so far. num_prompt_tokens: how many of them are prompt.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    stop_token_ids: tuple[int, ...]
+
+
+class ScheduledRequest(msgspec.Struct, array_like=True, gc=False):
+    """One request's share of a step: positions [num_computed_tokens, num_computed_tokens + num_tokens).
+
+    new_block_ids: appended to the request's block table before the step (tables are append-only).
+    samples: true when the step reaches the request's last known token, so that a new token is drawn.
+    """
+
+    request_id: str
+    num_computed_tokens: int
+    num_tokens: int
+    new_block_ids: list[int]
+    samples: bool
+
+
+class SchedulerOutput(msgspec.Struct, array_like=True):
+    """The plan of one step. Applied in this order: removed, new, block_copies, scheduled.
+
+    removed_request_ids: finished, aborted or preempted since the last plan; their rows are free again.
+    """
+
+    step_id: int
+    scheduled: list[ScheduledRequest]
+    new_requests: list[NewRequestData]
+    removed_request_ids: list[str]
+    block_copies: list[BlockCopy]
+    num_tokens: int
+
+
+class SampledTokens(msgspec.Struct, array_like=True, gc=False):
+    """Tokens drawn for a request in a step (several when drafts were accepted), with log-probabilities if asked."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+
+
+class StepResult(msgspec.Struct, array_like=True):
+    """The result of one step. Every scheduled request that samples is in `sampled` or in `errors`.
+
+    prompt_logprobs: by request, for the prompt positions this step computed (position p predicts p + 1).
+    seconds: duration of the step on the device.
+    """
+
+    step_id: int
+    sampled: dict[str, SampledTokens]
+    prompt_logprobs: dict[str, list[TokenLogprobs]]
+    errors: dict[str, ErrorInfo]
+    seconds: float

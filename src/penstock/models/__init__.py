@@ -1,0 +1,5 @@
+"""One flat file a family.
+
+Owns: its weights.
+Never: knows about requests.
+"""

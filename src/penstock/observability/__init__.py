@@ -1,0 +1,5 @@
+"""Metrics, start-up phases, usage records.
+
+Owns: metric registries.
+Never: imports torch.
+"""

@@ -1,0 +1,5 @@
+"""Executes one step: input batch, model, sampler.
+
+Owns: device rows, KV tensors.
+Never: decides who runs.
+"""
