@@ -39,7 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_path: a local directory. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
     max_memory_bytes: what all of the engine's tensors may take. num_threads: of the compute pool.
     kernels: "native" or "reference".
-    Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it before anything is built.
+    Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it (and the watermark) before
+    anything is built. max_model_len_is_auto: the user left it open, so the plan may lower it to what fits.
     """
 
     model_path: str
@@ -52,3 +53,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_memory_bytes: int
     cache: CacheConfig
     scheduler: SchedulerConfig
+    max_model_len_is_auto: bool = False

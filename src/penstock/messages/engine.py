@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from penstock.base.errors import PenstockError, QueueFullError
 from penstock.messages.sampling import SamplingParams
 
 
@@ -27,6 +28,14 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: Exception) -> ErrorInfo:
+        """The error as a value. What we did not foresee is reported without its details: they may hold a prompt."""
+        if isinstance(error, PenstockError):
+            retry_after_s = error.retry_after_s if isinstance(error, QueueFullError) else None
+            return cls(error.code, error.status, str(error), error.param, retry_after_s)
+        return cls("internal_error", 500, f"The request failed inside the server ({type(error).__name__}).")
 
 
 class EngineRequest(msgspec.Struct, tag="request", kw_only=True, array_like=True, gc=False):

@@ -1,0 +1,86 @@
+"""From what a user asked for to an EngineConfig in which nothing is left to guess. Pure: facts are passed in."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.base.errors import ConfigError
+from penstock.config.engine import CacheConfig, EngineConfig, SchedulerConfig
+from penstock.config.model import ModelConfig
+
+BLOCK_SIZE = 16
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's wishes for an engine; 0 and "auto" mean: choose. Field names equal the settings' names."""
+
+    dtype: str = "auto"
+    load_format: str = "auto"
+    seed: int = 0
+    num_threads: int = 0
+    kernels: str = "auto"
+    max_memory: int = 0
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    max_num_queued_requests: int = 10_000
+    max_num_queued_tokens: int = 50_000_000
+    scheduling_policy: str = "fcfs"
+    enable_prefix_caching: bool = True
+
+
+class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """num_cores: that this process may use. available_memory_bytes: free for us, cgroup limits included.
+    has_native: the compiled kernels can be imported."""
+
+    num_cores: int
+    available_memory_bytes: int
+    has_native: bool = True
+
+
+def resolve_engine_config(
+    model_path: str, model: ModelConfig, options: EngineOptions, machine: MachineFacts
+) -> EngineConfig:
+    """Chooses every value that `options` leaves open. Raises ConfigError when two wishes contradict each other."""
+    max_model_len = options.max_model_len or model.max_position_embeddings
+    if max_model_len > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len ({max_model_len}) exceeds what the model was made for ({model.max_position_embeddings}).",
+            remedy=f"Use at most {model.max_position_embeddings}.",
+            param="max_model_len",
+        )
+    if options.kernels == "native" and not machine.has_native:
+        raise ConfigError(
+            "The native kernels are not installed.",
+            remedy="Install with a C++ compiler present, or use --kernels reference.",
+            param="kernels",
+        )
+    kernels = options.kernels if options.kernels != "auto" else "native" if machine.has_native else "reference"
+    return EngineConfig(
+        model_path=model_path,
+        model=model,
+        load_format="safetensors" if options.load_format == "auto" else options.load_format,
+        dtype=_resolve_dtype(options.dtype, model.dtype),
+        seed=options.seed,
+        num_threads=options.num_threads or machine.num_cores,
+        kernels=kernels,
+        max_memory_bytes=options.max_memory or machine.available_memory_bytes,
+        cache=CacheConfig(block_size=BLOCK_SIZE, num_blocks=0, enable_prefix_caching=options.enable_prefix_caching),
+        scheduler=SchedulerConfig(
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
+            max_model_len=max_model_len,
+            max_num_queued_requests=options.max_num_queued_requests,
+            max_num_queued_tokens=options.max_num_queued_tokens,
+            watermark_blocks=0,
+            policy=options.scheduling_policy,
+        ),
+        max_model_len_is_auto=options.max_model_len == 0,
+    )
+
+
+def _resolve_dtype(wish: str, checkpoint_dtype: str) -> str:
+    """float16 checkpoints run in bfloat16: the CPU kernels have no float16 arithmetic, and bf16's range is safe."""
+    if wish != "auto":
+        return wish
+    return "float32" if checkpoint_dtype == "float32" else "bfloat16"

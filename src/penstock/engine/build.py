@@ -1,0 +1,88 @@
+"""From an EngineConfig to a running EngineCore: plan the memory, load the model, wire the parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.config.engine import EngineConfig
+from penstock.engine.core import EngineCore
+from penstock.engine.executor import Executor
+from penstock.kvcache import KVCacheManager
+from penstock.messages import EngineReady
+from penstock.runner import MemoryPlan, ModelRunner, plan_memory
+from penstock.scheduler import Scheduler
+
+WATERMARK_FRACTION = 0.01
+
+
+class StartupPhases:
+    """Names and durations of the start-up phases, in order; every second since `started_s` belongs to one."""
+
+    def __init__(self, on_progress: Callable[[str, float], None]) -> None:
+        self.finished: list[tuple[str, float]] = []
+        self._on_progress = on_progress
+        self._phase = ""
+        self._since_s = time.perf_counter()
+
+    def begin(self, phase: str) -> None:
+        self.end()
+        self._phase = phase
+        self._on_progress(phase, 0.0)
+
+    def progress(self, fraction: float) -> None:
+        self._on_progress(self._phase, fraction)
+
+    def end(self) -> None:
+        now = time.perf_counter()
+        if self._phase:
+            self.finished.append((self._phase, now - self._since_s))
+            self._phase = ""
+        self._since_s = now
+
+
+def build_engine(
+    config: EngineConfig, on_progress: Callable[[str, float], None]
+) -> tuple[EngineCore, EngineReady]:
+    """Builds an engine. on_progress(phase, fraction) is called as it goes.
+
+    Raises: MemoryPlanError before any weight is read; CheckpointError for a checkpoint that cannot be served.
+    """
+    phases = StartupPhases(on_progress)
+    phases.begin("plan memory")
+    plan = plan_memory(config)
+    config = apply_plan(config, plan)
+    phases.begin("load weights")
+    runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction))
+    phases.begin("start scheduler")
+    scheduler = Scheduler(config.scheduler, KVCacheManager(config.cache))
+    core = EngineCore(scheduler, Executor(runner))
+    phases.end()
+    ready = EngineReady(
+        max_model_len=config.scheduler.max_model_len,
+        vocab_size=config.model.vocab_size,
+        block_size=config.cache.block_size,
+        num_blocks=config.cache.num_blocks,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        dtype=config.dtype,
+        instruction_set=runner.instruction_set,
+        phases=phases.finished,
+        memory_table=plan.table,
+    )
+    return core, ready
+
+
+def apply_plan(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
+    """The configuration with what the memory plan decided: pool size, watermark, context length."""
+    return msgspec.structs.replace(
+        config,
+        cache=msgspec.structs.replace(config.cache, num_blocks=plan.num_blocks),
+        scheduler=msgspec.structs.replace(
+            config.scheduler,
+            max_model_len=plan.max_model_len,
+            watermark_blocks=max(1, int(plan.num_blocks * WATERMARK_FRACTION)),
+        ),
+    )
