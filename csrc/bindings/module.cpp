@@ -1,0 +1,30 @@
+// The module penstock._native: `kernels(isa)` gives the kernels of one instruction set.
+#include <omp.h>
+
+#include "bindings/bindings.h"
+#include "dispatch.h"
+
+namespace penstock {
+
+NB_MODULE(_native, m) {
+    m.doc() = "Penstock's CPU kernels. Use them through penstock.kernels.ops.";
+
+    KernelsClass kernels(m, "Kernels");
+    kernels.def_prop_ro("isa", [](const KernelTable& table) { return table.isa; });
+#define PENSTOCK_BIND(family, Type) bind_##family(kernels);
+    PENSTOCK_FOR_EACH_FAMILY(PENSTOCK_BIND)
+#undef PENSTOCK_BIND
+
+    m.def(
+        "kernels", [](const std::string& isa) { return &select_table(isa); }, nb::arg("isa") = "",
+        nb::rv_policy::reference);
+    m.def("isa_statuses", [] {
+        nb::list statuses;
+        for (const IsaStatus& status : isa_statuses())
+            statuses.append(nb::make_tuple(status.name, status.works, status.reason));
+        return statuses;
+    });
+    m.def("max_threads", [] { return omp_get_max_threads(); });
+}
+
+}  // namespace penstock

@@ -1,0 +1,14 @@
+// The instruction sets that kernels are compiled for, lowest first. A source under csrc/ops/ sees PENSTOCK_ISA (the
+// name, used as its namespace) and PENSTOCK_ISA_LEVEL (the number, for #if).
+#pragma once
+
+#define PENSTOCK_LEVEL_PORTABLE 0
+#define PENSTOCK_LEVEL_AVX2 1    // AVX2, FMA, F16C
+#define PENSTOCK_LEVEL_AVX512 2  // AVX-512 F, BW, DQ, VL, VNNI, BF16
+#define PENSTOCK_LEVEL_AMX 3     // AVX-512 as above, AMX tile, bf16, int8
+
+#if defined(__x86_64__)
+#define PENSTOCK_FOR_EACH_ISA(X) X(portable) X(avx2) X(avx512) X(amx)
+#else
+#define PENSTOCK_FOR_EACH_ISA(X) X(portable)
+#endif

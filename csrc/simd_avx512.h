@@ -1,0 +1,85 @@
+// Sixteen lanes with AVX-512 F/BW/DQ/VL and BF16. Included by simd.h, which documents the functions.
+#pragma once
+
+#include <immintrin.h>
+
+namespace penstock::PENSTOCK_ISA {
+
+// Accumulators that fit into the registers beside their operands.
+constexpr int kAccumulators = 24;
+
+struct Vec {
+    __m512 v;
+};
+struct Units {
+    __m512i v;
+};
+
+static inline __mmask16 first_lanes(int n) { return __mmask16(n >= 16 ? 0xffffu : (1u << n) - 1u); }
+
+static inline Vec splat(float x) { return {_mm512_set1_ps(x)}; }
+static inline Vec zero() { return {_mm512_setzero_ps()}; }
+static inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+static inline Vec widen(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
+static inline Vec load(const bf16_t* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
+static inline Vec load_n(const bf16_t* p, int n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
+static inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
+static inline void store_n(float* p, Vec x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x.v); }
+static inline void store(bf16_t* p, Vec x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x.v)); }
+static inline void store_n(bf16_t* p, Vec x, int n) {
+    _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(x.v));
+}
+
+static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// Where either is NaN, the second operand.
+static inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline Vec round_nearest(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// p * 2^n for p in [0.5, 2); 0 where the result would be subnormal or n is -inf.
+static inline Vec scale_by_power(Vec p, Vec n) {
+    const __mmask16 small = _mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-126.0f), _CMP_LT_OQ);
+    return {_mm512_mask_blend_ps(small, _mm512_scalef_ps(p.v, n.v), _mm512_setzero_ps())};
+}
+
+static inline float reduce_sum(Vec x) { return _mm512_reduce_add_ps(x.v); }
+static inline float reduce_max(Vec x) { return _mm512_reduce_max_ps(x.v); }
+
+// x in lanes [begin, end), `fill` in the others.
+static inline Vec select_lanes(Vec x, int begin, int end, float fill) {
+    const __mmask16 keep = __mmask16(first_lanes(end) & ~first_lanes(begin));
+    return {_mm512_mask_blend_ps(keep, _mm512_set1_ps(fill), x.v)};
+}
+
+// A bit per lane.
+static inline uint32_t mask_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+static inline uint32_t mask_greater_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+static inline uint32_t mask_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
+static inline Vec keep_where(uint32_t mask, Vec x) { return {_mm512_maskz_mov_ps(__mmask16(mask), x.v)}; }
+
+// The sum of the lanes in double, added to `sums`.
+struct DoubleSum {
+    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+    void add(Vec x) {
+        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(x.v)));
+        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1)));
+    }
+    double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+
+static inline Units load_units(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Units load_units_n(const uint32_t* p, int n) { return {_mm512_maskz_loadu_epi32(first_lanes(n), p)}; }
+static inline Units splat_unit(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
+
+static inline Vec dot(F32, Vec acc, Units a, Units b) {
+    return {_mm512_fmadd_ps(_mm512_castsi512_ps(a.v), _mm512_castsi512_ps(b.v), acc.v)};
+}
+static inline Vec dot(Bf16, Vec acc, Units a, Units b) {
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
+
+}  // namespace penstock::PENSTOCK_ISA

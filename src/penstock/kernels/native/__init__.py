@@ -1,0 +1,1 @@
+"""The native implementations: each function checks its tensors once and makes one call into penstock._native."""

@@ -1,0 +1,7 @@
+"""Element types as csrc/dtype.h numbers them."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -1,0 +1,1 @@
+"""The reference implementations, in plain torch: slow, obvious and always right."""
