@@ -79,10 +79,10 @@ def apply_plan(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
     """The configuration with what the memory plan decided: pool size, watermark, context length."""
     return msgspec.structs.replace(
         config,
-        cache=msgspec.structs.replace(config.cache, num_blocks=plan.num_blocks),
+        cache=msgspec.structs.replace(config.cache, num_blocks=config.cache.num_blocks or plan.num_blocks),
         scheduler=msgspec.structs.replace(
             config.scheduler,
             max_model_len=plan.max_model_len,
-            watermark_blocks=max(1, int(plan.num_blocks * WATERMARK_FRACTION)),
+            watermark_blocks=max(1, int((config.cache.num_blocks or plan.num_blocks) * WATERMARK_FRACTION)),
         ),
     )

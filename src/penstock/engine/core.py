@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from penstock.messages import (
     SchedulerOutput,
 )
 from penstock.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -40,6 +43,8 @@ class EngineCore:
         self.executor = executor
         self._clock = clock
         self._in_flight: InFlight | None = None
+        self._num_checks = 0
+        self._num_violations = 0
 
     def add(self, request: EngineRequest) -> RequestOutput | None:
         """Admits a request, or returns the final output that says why not."""
@@ -74,7 +79,18 @@ class EngineCore:
     def stats(self) -> EngineStats:
         stats = self.scheduler.stats()
         stats.step_started_s = self.executor.step_started_s
+        stats.num_invariant_checks = self._num_checks
+        stats.num_invariant_violations = self._num_violations
         return stats
+
+    def check(self) -> None:
+        """Checks every invariant of scheduler and cache; a violation is logged and counted, and serving goes on."""
+        self._num_checks += 1
+        try:
+            self.scheduler.check()
+        except AssertionError:
+            self._num_violations += 1
+            logger.exception("An invariant of the scheduler or the KV cache does not hold")
 
     def close(self) -> None:
         """Waits for the step in flight and stops the executor's thread."""

@@ -99,22 +99,23 @@ class EngineServer:
         self._core = core
         self._stop_at_s: float | None = None
         self._stats_sent_s = 0.0
+        self._is_checked = True
 
     def run(self) -> None:
         while not self._is_finished():
-            outputs = self._drain_inbox(0.0 if self._core.has_work() else IDLE_STATS_S)
+            is_busy = self._core.has_work()
+            bodies = self._channel.receive_frames(0.0 if is_busy else IDLE_STATS_S)
+            outputs = [output for body in bodies for output in self._handle(decode_input(body))]
             if self._core.has_work():
                 outputs += self._core.step()
+                self._is_checked = False
+            elif not bodies and not is_busy and not self._is_checked:  # idle for a whole IDLE_STATS_S
+                self._core.check()
+                self._is_checked = True
             now = time.monotonic()
             if outputs or now - self._stats_sent_s >= IDLE_STATS_S:
                 self._channel.send(OutputBatch(outputs, self._core.stats()))
                 self._stats_sent_s = now
-
-    def _drain_inbox(self, timeout_s: float) -> list[RequestOutput]:
-        outputs: list[RequestOutput] = []
-        for body in self._channel.receive_frames(timeout_s):
-            outputs += self._handle(decode_input(body))
-        return outputs
 
     def _handle(self, message: EngineInput) -> list[RequestOutput]:
         match message:

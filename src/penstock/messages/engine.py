@@ -133,6 +133,8 @@ class EngineStats(msgspec.Struct, array_like=True, gc=False):
     step_started_s: float = 0.0  # monotonic; 0 when no step is in flight
     last_step_s: float = 0.0  # duration of the last finished step
     drain_tokens_per_s: float = 0.0
+    num_invariant_checks: int = 0  # an engine checks all invariants when it falls idle
+    num_invariant_violations: int = 0
 
 
 class OutputBatch(msgspec.Struct, tag="outputs", array_like=True):
