@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from penstock.base.errors import ValidationError
@@ -80,7 +78,7 @@ _SCALARS = (
 def check_bound(name: str, value: float) -> None:
     """Raises ValidationError when `value` is not finite or outside BOUNDS[name]."""
     lowest, highest = BOUNDS[name]
-    if not math.isfinite(value) or not lowest <= value <= highest:
+    if not lowest <= value <= highest:  # also true of NaN; an integer beyond any float compares exactly
         raise ValidationError(f"{name} must be between {lowest:g} and {highest:g}.", param=name)
 
 
