@@ -100,35 +100,57 @@ class Settings:
         "text", "", _MODEL, "Branch, tag or commit of a hub model. It pins every file: weights, tokenizer, template."
     )
     load_format: str | None = _setting(
-        "text", None, _MODEL, "safetensors reads the weights; dummy makes random ones from the configuration alone.",
-        choices=("safetensors", "dummy"), auto="safetensors",
-    )  # fmt: skip
+        "text",
+        None,
+        _MODEL,
+        "safetensors reads the weights; dummy makes random ones from the configuration alone.",
+        choices=("safetensors", "dummy"),
+        auto="safetensors",
+    )
     dtype: str | None = _setting(
-        "text", None, _MODEL, "Type of weights, activations and KV cache.",
-        choices=("bfloat16", "float32"), auto="float32 for a float32 checkpoint, else bfloat16",
-    )  # fmt: skip
+        "text",
+        None,
+        _MODEL,
+        "Type of weights, activations and KV cache.",
+        choices=("bfloat16", "float32"),
+        auto="float32 for a float32 checkpoint, else bfloat16",
+    )
     max_model_len: int | None = _setting(
-        "integer", None, _MODEL, "Longest prompt plus output, in tokens. A longer request is refused, never cut.",
-        bounds=(1, 2**24), auto="what the checkpoint declares, or less where the KV cache cannot hold it (printed at start)",
-    )  # fmt: skip
+        "integer",
+        None,
+        _MODEL,
+        "Longest prompt plus output, in tokens. A longer request is refused, never cut.",
+        bounds=(1, 2**24),
+        auto="what the checkpoint declares, or less where memory is short (printed at start)",
+    )
     seed: int = _setting(
         "integer", 0, _MODEL, "Seeds dummy weights. Requests carry their own seed.", bounds=(0, 2**63 - 1)
     )
     max_memory: int | None = _setting(
-        "size", None, _ENGINE, "Memory for weights, KV cache and activations, such as 8GiB. What cannot fit is refused at start.",
-        bounds=(2**20, 2**50), auto="what is free now (within a container's limit), less 10 %",
-    )  # fmt: skip
+        "size",
+        None,
+        _ENGINE,
+        "Memory for weights, KV cache and activations, such as 8GiB. What does not fit is refused.",
+        bounds=(2**20, 2**50),
+        auto="what is free now (within a container's limit), less 10 %",
+    )
     max_num_seqs: int = _setting(
         "integer", 64, _ENGINE, "Most sequences that run at the same time; more wait.", bounds=(1, 4096)
     )
     max_num_batched_tokens: int = _setting(
-        "integer", 2048, _ENGINE, "Token budget of one step. Larger: faster prefill; smaller: steadier streams beside it.",
+        "integer",
+        2048,
+        _ENGINE,
+        "Token budget of one step. Larger: faster prefill; smaller: steadier streams beside it.",
         bounds=(16, 2**20),
-    )  # fmt: skip
+    )
     scheduling_policy: str = _setting(
-        "text", "fcfs", _ENGINE, "fcfs runs requests as they came; priority runs the lowest `priority` first.",
+        "text",
+        "fcfs",
+        _ENGINE,
+        "fcfs runs requests as they came; priority runs the lowest `priority` first.",
         choices=("fcfs", "priority"),
-    )  # fmt: skip
+    )
     max_num_queued_requests: int = _setting(
         "integer", 10_000, _ENGINE, "Most requests that wait. Beyond it: 429 with Retry-After.", bounds=(1, 10**6)
     )
@@ -143,38 +165,61 @@ class Settings:
         "flag", True, _ENGINE, "Keeps computed prompts, so that a request that begins alike starts where they differ."
     )
     num_threads: int | None = _setting(
-        "integer", None, _ENGINE, "Threads of the compute pool.", bounds=(1, 1024),
+        "integer",
+        None,
+        _ENGINE,
+        "Threads of the compute pool.",
+        bounds=(1, 1024),
         auto="the physical cores this process may use (within a container's quota)",
-    )  # fmt: skip
+    )
     kernels: str | None = _setting(
-        "text", None, _ENGINE, "native is the C++ core; reference is plain torch, slow and always right.",
-        choices=("native", "reference"), auto="native where it is installed",
-    )  # fmt: skip
+        "text",
+        None,
+        _ENGINE,
+        "native is the C++ core; reference is plain torch, slow and always right.",
+        choices=("native", "reference"),
+        auto="native where it is installed",
+    )
     host: str = _setting("text", "127.0.0.1", _SERVER, "Address to listen on. Anything but loopback needs an API key.")
     port: int = _setting("integer", 8000, _SERVER, "Port to listen on; 0 takes a free one.", bounds=(0, 65535))
     api_key: tuple[str, ...] = _setting(
-        "list", (), _SERVER, "Keys of which a client must send one as a bearer token. Prefer the variable: flags show in `ps`.",
+        "list",
+        (),
+        _SERVER,
+        "Keys; a client must send one as a bearer token. Prefer the variable: flags show in `ps`.",
         secret=True,
-    )  # fmt: skip
+    )
     request_timeout: float = _setting(
-        "number", 600.0, _SERVER, "Seconds a request may take, queue included. A client may ask for less (x-request-timeout).",
+        "number",
+        600.0,
+        _SERVER,
+        "Seconds a request may take, queue included. A client may ask for less: x-request-timeout.",
         bounds=(0.001, 86_400.0),
-    )  # fmt: skip
+    )
     drain_timeout: float = _setting(
         "number", 30.0, _SERVER, "Seconds that running requests get to finish after SIGTERM.", bounds=(0.0, 3600.0)
     )
     stall_timeout: float = _setting(
-        "number", 30.0, _SERVER, "Seconds without a finished step, while work exists, until the server reports not ready.",
+        "number",
+        30.0,
+        _SERVER,
+        "Seconds without a finished step, while work exists, until the server reports not ready.",
         bounds=(1.0, 3600.0),
-    )  # fmt: skip
+    )
     client_timeout: float = _setting(
-        "number", 60.0, _SERVER, "Seconds a client may take to send its body, or to read what was sent, before it is cut off.",
+        "number",
+        60.0,
+        _SERVER,
+        "Seconds a client may take to send its body or read an answer before it is cut off.",
         bounds=(1.0, 3600.0),
-    )  # fmt: skip
+    )
     log_level: str = _setting(
-        "text", "info", _LOGGING, "Least severe level that is logged; debug adds stack traces to start-up errors.",
+        "text",
+        "info",
+        _LOGGING,
+        "Least severe level that is logged; debug adds stack traces to start-up errors.",
         choices=("debug", "info", "warning", "error"),
-    )  # fmt: skip
+    )
     log_format: str = _setting(
         "text", "text", _LOGGING, "text for people, json (one object a line) for machines.", choices=("text", "json")
     )
@@ -190,7 +235,7 @@ SPECS: Final[Mapping[str, SettingSpec]] = _build_specs()
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """The settings and, by name, where each value came from: "flag --port", "variable PENSTOCK_PORT", "file ...", "default"."""
+    """The settings and, by name, where each came from: "flag --port", "variable PENSTOCK_PORT", "file F", "default"."""
 
     values: Settings
     sources: Mapping[str, str]

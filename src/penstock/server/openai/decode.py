@@ -1,0 +1,299 @@
+"""From a raw body to typed, bounded values: every refusal names the field. Pure; nothing is read or sent here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from penstock.base.errors import ValidationError
+from penstock.messages import SamplingParams
+from penstock.messages.bounds import MAX_ENTRIES, MAX_JSON_DEPTH
+from penstock.messages.sampling import check_bound
+from penstock.server.openai.schema import (
+    NO_OP_VALUES,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    ToolDefinition,
+)
+
+_chat_decoder = msgspec.json.Decoder(ChatRequest)
+_completion_decoder = msgspec.json.Decoder(CompletionRequest)
+_UNKNOWN: Final = re.compile(r"unknown field `(.{1,200}?)`")
+_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+_PATH: Final = re.compile(r" - at (?:key in )?`\$\.?(.+?)`$")
+DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default for /v1/completions
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def decode_chat(body: bytes) -> ChatRequest:
+    """Raises ValidationError."""
+    request = _decode(_chat_decoder, body)
+    _check_request(request)
+    _check_messages(request)
+    if request.tools:
+        _check_tools(request.tools)
+    return request
+
+
+def decode_completion(body: bytes) -> CompletionRequest:
+    """Raises ValidationError."""
+    request = _decode(_completion_decoder, body)
+    _check_request(request)
+    return request
+
+
+def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
+    try:
+        request = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _schema_error(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValidationError(
+            f"The body is not valid JSON: {str(error)[:200]}.", remedy="NaN and Infinity are not JSON either."
+        ) from None
+    except (RecursionError, ValueError, OverflowError):
+        raise ValidationError("The body nests too deeply, or holds a number that is too long.") from None
+    # Only what can nest at all is worth the walk: brackets inside strings make it run, never fail.
+    if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
+        for name in request.__struct_fields__:
+            _check_depth(getattr(request, name), name)
+    return request
+
+
+def _schema_error(text: str) -> ValidationError:
+    """msgspec's message with the field's path as `param`."""
+    path = match[1] if (match := _PATH.search(text)) else ""
+    reason = _PATH.sub("", text)
+    if match := _UNKNOWN.search(reason) or _MISSING.search(reason):
+        path = f"{path}.{match[1]}" if path else match[1]
+        verb = "is not a known field" if "unknown" in reason else "is required"
+        return ValidationError(f"{path} {verb}.", remedy="Nothing that was asked for is ignored.", param=path)
+    if path.endswith("].type") and "content" in path:
+        return ValidationError(f"{path}: only content parts of type text are supported.", param=path)
+    return ValidationError(f"{path or 'body'}: {reason}.", param=path or None)
+
+
+def _check_depth(value: object, param: str) -> None:
+    """Raises ValidationError where lists and objects nest deeper than MAX_JSON_DEPTH. Not recursive."""
+    level: list[object] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += [child for child in item.values() if isinstance(child, (dict, list))]
+            elif isinstance(item, list):
+                inner += [child for child in item if isinstance(child, (dict, list))]
+        if not inner:
+            return
+        level = inner
+    raise ValidationError(f"{param} nests deeper than {MAX_JSON_DEPTH} levels.", param=param)
+
+
+def _check_request(request: ChatRequest | CompletionRequest) -> None:
+    for name, allowed in NO_OP_VALUES.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in allowed:
+            raise ValidationError(f"{name} is not supported with this value.", remedy="Leave it out.", param=name)
+    if request.stream_options is not None and not request.stream:
+        raise ValidationError("stream_options needs stream: true.", param="stream_options")
+    if request.priority is not None:
+        check_bound("priority", request.priority)
+    for name in ("user", "safety_identifier", "prompt_cache_key"):
+        value = getattr(request, name)
+        if value is not None and len(value) > MAX_ENTRIES["user_chars"]:
+            raise ValidationError(f"{name} is over {MAX_ENTRIES['user_chars']} characters.", param=name)
+    salt = request.cache_salt
+    if salt is not None and not 0 < len(salt) <= MAX_ENTRIES["namespace_chars"]:
+        raise ValidationError(
+            f"cache_salt must have 1 to {MAX_ENTRIES['namespace_chars']} characters.", param="cache_salt"
+        )
+    metadata = request.metadata or {}
+    longest = max((len(text) for pair in metadata.items() for text in pair), default=0)
+    if len(metadata) > MAX_ENTRIES["metadata"] or longest > MAX_ENTRIES["user_chars"]:
+        raise ValidationError(
+            f"metadata takes {MAX_ENTRIES['metadata']} pairs of up to {MAX_ENTRIES['user_chars']} characters.",
+            param="metadata",
+        )
+
+
+def _check_messages(request: ChatRequest) -> None:
+    if not request.messages:
+        raise ValidationError("messages is empty.", param="messages")
+    if len(request.messages) > MAX_ENTRIES["messages"]:
+        raise ValidationError(f"messages has more than {MAX_ENTRIES['messages']} entries.", param="messages")
+    for index, message in enumerate(request.messages):
+        if message.content is None and not message.tool_calls:
+            raise ValidationError(
+                f"messages[{index}].content is required.", remedy="Only an assistant's tool_calls can stand alone.",
+                param=f"messages[{index}].content",
+            )  # fmt: skip
+    if request.continue_final_message:
+        if request.messages[-1].role != "assistant":
+            raise ValidationError(
+                "continue_final_message needs a last message of the assistant.", param="continue_final_message"
+            )
+        if request.add_generation_prompt:
+            raise ValidationError(
+                "continue_final_message and add_generation_prompt exclude each other.", param="add_generation_prompt"
+            )
+
+
+def _check_tools(tools: list[dict[str, Any]]) -> None:
+    if len(tools) > MAX_ENTRIES["tools"]:
+        raise ValidationError(f"tools has more than {MAX_ENTRIES['tools']} entries.", param="tools")
+    for index, tool in enumerate(tools):
+        try:
+            msgspec.convert(tool, ToolDefinition)
+        except msgspec.ValidationError as error:
+            problem = _schema_error(str(error))
+            param = f"tools[{index}]" + (f".{problem.param}" if problem.param else "")
+            raise ValidationError(f"tools[{index}]: {problem.message}", param=param) from None
+
+
+def chat_sampling(request: ChatRequest) -> SamplingParams:
+    """Raises ValidationError."""
+    max_tokens = request.max_tokens
+    if request.max_completion_tokens is not None:
+        if max_tokens not in (None, request.max_completion_tokens):
+            raise ValidationError(
+                "max_tokens and max_completion_tokens differ.", remedy="Send one of them.", param="max_tokens"
+            )
+        max_tokens = request.max_completion_tokens
+    logprobs: int | None = None
+    if request.logprobs:
+        logprobs = request.top_logprobs or 0
+    elif request.top_logprobs:
+        raise ValidationError("top_logprobs needs logprobs: true.", param="top_logprobs")
+    if request.top_logprobs is not None:
+        _check_named("logprobs", request.top_logprobs, "top_logprobs")
+    return _sampling(request, max_tokens, logprobs, request.prompt_logprobs)
+
+
+def completion_sampling(request: CompletionRequest) -> SamplingParams:
+    """Raises ValidationError. With echo, max_tokens 0 asks for the prompt's log-probabilities alone: see `scores_only`."""
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise ValidationError("best_of must equal n: ranking candidates is not supported.", param="best_of")
+    max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    if scores_only(request):
+        max_tokens = 1
+    prompt_logprobs = request.prompt_logprobs
+    if request.echo and request.logprobs is not None:
+        prompt_logprobs = max(prompt_logprobs or 0, request.logprobs)
+    return _sampling(request, max_tokens, request.logprobs, prompt_logprobs)
+
+
+def scores_only(request: CompletionRequest) -> bool:
+    """Whether only the echoed prompt is wanted (max_tokens 0): one token is generated and not shown."""
+    return bool(request.echo) and request.max_tokens == 0
+
+
+def _sampling(
+    request: ChatRequest | CompletionRequest, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+) -> SamplingParams:
+    stop: tuple[str, ...] = ()
+    if request.stop is not None:
+        stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    given = {
+        "n": request.n,
+        "temperature": request.temperature,
+        "top_k": 0 if request.top_k == -1 else request.top_k,  # vLLM's word for off
+        "top_p": request.top_p,
+        "min_p": request.min_p,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "repetition_penalty": request.repetition_penalty,
+        "seed": request.seed,
+        "logit_bias": request.logit_bias,
+        "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "stop": stop,
+        "stop_token_ids": tuple(request.stop_token_ids) if request.stop_token_ids else None,
+        "bad_words": tuple(request.bad_words) if request.bad_words else None,
+        "max_tokens": max_tokens,
+        "min_tokens": request.min_tokens,
+        "ignore_eos": request.ignore_eos,
+        "include_stop_str_in_output": request.include_stop_str_in_output,
+        "skip_special_tokens": request.skip_special_tokens,
+    }
+    sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})
+    sampling.validate()
+    return sampling
+
+
+def _check_named(bound: str, value: int, param: str) -> None:
+    """check_bound for a field that OpenAI calls otherwise."""
+    try:
+        check_bound(bound, value)
+    except ValidationError as error:
+        raise ValidationError(error.message.replace(bound, param, 1), param=param) from None
+
+
+def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages as chat templates read them: plain text, `developer` as `system`, tool arguments as objects."""
+    rendered: list[dict[str, Any]] = []
+    for message in messages:
+        role = "system" if message.role == "developer" else message.role
+        entry: dict[str, Any] = {"role": role, "content": _plain_text(message)}
+        if message.name is not None:
+            entry["name"] = message.name
+        if message.tool_call_id is not None:
+            entry["tool_call_id"] = message.tool_call_id
+        if message.reasoning_content is not None:
+            entry["reasoning_content"] = message.reasoning_content
+        if message.tool_calls:
+            entry["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        rendered.append(entry)
+    return rendered
+
+
+def _plain_text(message: ChatMessage) -> str:
+    if message.content is None:
+        return ""
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content)
+
+
+def _arguments(text: str) -> Any:
+    """The object that templates expect; text that is no JSON object stays text."""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts: one text, one list of token ids, or several of either. Raises ValidationError."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise ValidationError("prompt is empty.", param="prompt")
+    if all(isinstance(item, int) for item in prompt):
+        return [[item for item in prompt if isinstance(item, int)]]
+    if len(prompt) > MAX_ENTRIES["prompts"]:
+        raise ValidationError(f"prompt has more than {MAX_ENTRIES['prompts']} entries.", param="prompt")
+    prompts: list[str | list[int]] = []
+    for item in prompt:
+        if isinstance(item, int) or type(item) is not type(prompt[0]):
+            raise ValidationError("prompt mixes texts and token ids.", remedy="Send one kind.", param="prompt")
+        prompts.append([_token_id(element) for element in item] if isinstance(item, list) else item)
+    return prompts
+
+
+def _token_id(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValidationError("prompt holds a token id that is not a whole number.", param="prompt")
+    return value

@@ -1,0 +1,169 @@
+"""The requests as typed structs: what a client may send, field by field. An unknown field is an error.
+
+Fields typed `Any` are OpenAI's that are not supported yet: only their no-op values pass (see NO_OP_VALUES).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+
+class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    text: str
+
+
+class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
+    """arguments: JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
+    function: FunctionCall
+    id: str = ""
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+    """One message. refusal, audio, function_call, annotations: sent back by clients that echo an answer; null or empty."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[None] | None = None
+
+
+class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
+    """parameters: a JSON schema. strict: needs grammar-constrained output, so only false passes."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class ToolDefinition(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """include_obfuscation pads chunks against traffic analysis; only false passes."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: Literal[False] | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class _Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What both endpoints take. Null means the default, as with OpenAI."""
+
+    model: str
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[int, float] | None = None
+    max_tokens: int | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    # vLLM's additions.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    return_token_ids: Any = None
+    truncate_prompt_tokens: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    # OpenAI's, meaningless or not supported here.
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: Any = None
+    store: Any = None
+    response_format: Any = None
+
+
+class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    echo: Any = None
+    audio: Any = None
+    modalities: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    function_call: Any = None
+    functions: Any = None
+    prompt_cache_retention: Any = None
+    chat_template: Any = None
+    documents: Any = None
+
+
+class CompletionRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions. prompt: a text, texts, token ids, or lists of token ids."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: Any = None
+    add_special_tokens: bool | None = None
+
+
+# Values that ask for what happens anyway; any other value of these fields is refused by name.
+NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
+    "audio": (),
+    "modalities": (["text"],),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "prompt_cache_retention": ("in_memory",),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "chat_template": (),
+    "documents": ([],),
+    "suffix": ("",),
+}
