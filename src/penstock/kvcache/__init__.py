@@ -3,3 +3,9 @@
 Owns: block ids, reference counts, block tables, the prefix tree.
 Never: imports torch, reads a clock.
 """
+
+from penstock.kvcache.block_pool import BlockPool
+from penstock.kvcache.manager import BlockTable, KVCacheManager, KVCacheStats, PrefixMatch
+from penstock.kvcache.radix_tree import RadixTree, encode_tokens
+
+__all__ = ["BlockPool", "BlockTable", "KVCacheManager", "KVCacheStats", "PrefixMatch", "RadixTree", "encode_tokens"]
