@@ -42,11 +42,11 @@ def resolve_engine_config(
     model_path: str, model: ModelConfig, options: EngineOptions, machine: MachineFacts
 ) -> EngineConfig:
     """Chooses every value that `options` leaves open. Raises ConfigError when two wishes contradict each other."""
-    max_model_len = options.max_model_len or model.max_position_embeddings
-    if max_model_len > model.max_position_embeddings:
+    max_model_len = options.max_model_len or model.max_context_len
+    if max_model_len > model.max_context_len:
         raise ConfigError(
-            f"max_model_len ({max_model_len}) exceeds what the model was made for ({model.max_position_embeddings}).",
-            remedy=f"Use at most {model.max_position_embeddings}.",
+            f"max_model_len ({max_model_len}) exceeds what the model was made for ({model.max_context_len}).",
+            remedy=f"Use at most {model.max_context_len}.",
             param="max_model_len",
         )
     if options.kernels == "native" and not machine.has_native:

@@ -151,7 +151,7 @@ class StartupProgress(msgspec.Struct, tag="startup", array_like=True):
     detail: str = ""
 
 
-class EngineReady(msgspec.Struct, tag="ready", kw_only=True):
+class EngineReady(msgspec.Struct, tag="ready", kw_only=True, array_like=True):
     """The engine serves. What a frontend needs to know of it."""
 
     max_model_len: int
