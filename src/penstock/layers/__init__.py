@@ -3,3 +3,22 @@
 Owns: its weights.
 Never: knows about requests.
 """
+
+from penstock.layers.attention import Attention, AttentionMetadata, KVCache
+from penstock.layers.linear import Embedding, Linear
+from penstock.layers.mlp import GatedMLP
+from penstock.layers.norm import RMSNorm
+from penstock.layers.rotary import RotaryTable
+from penstock.layers.weights import Weights
+
+__all__ = [
+    "Attention",
+    "AttentionMetadata",
+    "Embedding",
+    "GatedMLP",
+    "KVCache",
+    "Linear",
+    "RMSNorm",
+    "RotaryTable",
+    "Weights",
+]

@@ -3,3 +3,8 @@
 Owns: device rows, KV tensors.
 Never: decides who runs.
 """
+
+from penstock.runner.memory import MemoryPlan, plan_memory
+from penstock.runner.model_runner import ModelRunner
+
+__all__ = ["MemoryPlan", "ModelRunner", "plan_memory"]

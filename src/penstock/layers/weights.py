@@ -1,0 +1,40 @@
+"""What a model builds its layers from: tensors by name, in the format of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from penstock.kernels.ops import Ops
+from penstock.layers.linear import Embedding, Linear
+from penstock.layers.norm import RMSNorm
+from penstock.quantization import LinearFormat, TensorSource
+
+
+class Weights:
+    """Loads layers. dtype: of the model's activations, biases and norms."""
+
+    def __init__(self, source: TensorSource, linear_format: LinearFormat, dtype: torch.dtype, ops: Ops) -> None:
+        self._source = source
+        self._format = linear_format
+        self._dtype = dtype
+        self._ops = ops
+
+    def linear(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int, *, bias: bool = False) -> Linear:
+        """The linears `names` of `num_rows` outputs each, fused into one."""
+        weight = self._format.load_linear(self._source, names, num_rows, num_columns, self._ops)
+        if not bias:
+            return Linear(weight)
+        parts = [self.vector(f"{name}.bias", rows) for name, rows in zip(names, num_rows, strict=True)]
+        return Linear(weight, torch.cat(parts))
+
+    def embedding(self, name: str, num_rows: int, num_columns: int) -> Embedding:
+        return Embedding(self._format.load_embedding(self._source, name, num_rows, num_columns, self._ops))
+
+    def norm(self, name: str, size: int, eps: float) -> RMSNorm:
+        return RMSNorm(self.vector(f"{name}.weight", size), eps)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return self._source.tensor(name, (size,), self._dtype)

@@ -1,0 +1,139 @@
+"""Where weights come from: a mapped checkpoint, or random numbers of the same shapes.
+
+Owns: which tensors of the checkpoint were read.
+Never: keeps a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from penstock.base.errors import CheckpointError
+from penstock.loader import Checkpoint
+
+_TORCH_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class TensorSource(Protocol):
+    """Tensors by name. Each has the shape asked for, or a CheckpointError says what is wrong."""
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A copy in `dtype`, for small tensors (norms, biases)."""
+        ...
+
+    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
+        """Rows [begin, end) of a matrix in the dtype it is stored in. Only valid until `release` of these rows."""
+        ...
+
+    def release(self, name: str, begin: int, end: int) -> None:
+        """The rows have been copied: their pages can go."""
+        ...
+
+    def finish(self) -> None:
+        """Everything has been read. Raises CheckpointError when tensors are left that nothing asked for."""
+        ...
+
+
+class CheckpointSource:
+    """Reads from mapped safetensors files.
+
+    ignored: says of a tensor that nothing read whether that is as it should be.
+    on_progress: gets the fraction of the checkpoint's bytes that were read.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, ignored: Callable[[str], bool], on_progress: Callable[[float], None]
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._unread = {name for name in checkpoint.names() if not ignored(name)}
+        self._total_bytes = max(sum(checkpoint.size_bytes(name) for name in self._unread), 1)
+        self._read_bytes = 0
+        self._on_progress = on_progress
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        tensor = self._view(name, shape).to(dtype, copy=True)
+        self._advance(tensor.numel(), name)
+        self._checkpoint.release(name)
+        return tensor
+
+    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
+        return self._view(name, shape, begin, end)
+
+    def release(self, name: str, begin: int, end: int) -> None:
+        self._checkpoint.release(name, begin, end)
+        self._advance(end - begin, name)
+
+    def finish(self) -> None:
+        if self._unread:
+            shown = ", ".join(sorted(self._unread)[:4])
+            raise CheckpointError(
+                f"The checkpoint has {len(self._unread)} tensors that its architecture does not use: {shown}.",
+                remedy="config.json and weights are not of the same model.",
+            )
+
+    def _view(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> Tensor:
+        view = self._checkpoint.read(name, shape, begin, end)
+        dtype = _TORCH_DTYPES.get(view.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"Tensor {name!r} is stored as {view.dtype}, which is a quantized or unusual format.",
+                remedy="Use the bfloat16, float16 or float32 checkpoint of this model.",
+            )
+        self._unread.discard(name)
+        return torch.frombuffer(view.data, dtype=dtype).view(view.shape)
+
+    def _advance(self, count: int, name: str) -> None:
+        self._read_bytes += count * self._checkpoint.row_bytes(name)
+        self._on_progress(min(self._read_bytes / self._total_bytes, 1.0))
+
+
+class DummySource:
+    """Random weights: normal, of a size that keeps activations near one. The same seed gives the same weights.
+
+    A bank of random numbers is drawn once and read from a place that the tensor's name decides: drawing each weight
+    of its own would take minutes for a large model.
+    """
+
+    _BANK_SIZE: Final = 4_000_037  # a prime: rows of a matrix do not repeat
+
+    def __init__(self, seed: int, dtype: torch.dtype, on_progress: Callable[[float], None], total_bytes: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._bank = torch.randn(self._BANK_SIZE, generator=generator).to(dtype)
+        self._dtype = dtype
+        self._on_progress = on_progress
+        self._total_bytes = max(total_bytes, 1)
+        self._made_bytes = 0
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=dtype)
+        return (self._draw(name, 0, math.prod(shape)) * 0.02).to(dtype).view(shape)
+
+    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
+        columns = shape[1]
+        scale = 1.0 if "embed" in name else columns**-0.5
+        return (self._draw(name, begin * columns, (end - begin) * columns) * scale).view(end - begin, columns)
+
+    def release(self, name: str, begin: int, end: int) -> None:  # noqa: ARG002  the protocol's signature
+        return
+
+    def finish(self) -> None:
+        self._on_progress(1.0)
+
+    def _draw(self, name: str, begin: int, count: int) -> Tensor:
+        start = (zlib.crc32(name.encode()) + begin) % self._BANK_SIZE
+        self._made_bytes += count * self._dtype.itemsize
+        self._on_progress(min(self._made_bytes / self._total_bytes, 1.0))
+        pieces = []
+        while count:
+            piece = self._bank[start : start + count]
+            pieces.append(piece)
+            count -= piece.numel()
+            start = 0
+        return torch.cat(pieces)

@@ -1,0 +1,205 @@
+"""One permanent row for each request in the runner: its tokens, block table and sampling parameters.
+
+A step's inputs are gathered from the rows with a fixed number of numpy calls, however many requests it has. Sampled
+tokens are kept on the row, so the next step needs nothing from the scheduler.
+
+Owns: the rows.
+Never: decides who runs; calls the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from penstock.layers import AttentionMetadata
+from penstock.messages import NewRequestData, ScheduledRequest
+from penstock.sampling import LogitEdits, RowEdits, SamplingBatch, uniforms
+
+Int64 = NDArray[np.int64]
+
+
+class StepInputs(NamedTuple):
+    """What the model needs for a step of T tokens of R requests, and which rows they came from."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    metadata: AttentionMetadata
+    rows: Int64  # [R] the requests' rows
+    last_tokens: Int64  # [R] index in [0, T) of each request's last token in this step
+
+
+class InputBatch:
+    """Rows for at most `max_num_seqs` requests of at most `max_model_len` tokens in blocks of `block_size`."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+        self._block_size = block_size
+        self._vocab_size = vocab_size
+        self._max_blocks = -(-max_model_len // block_size)
+        self._row_tokens = max_model_len + 1  # the last token drawn is kept too, though it is never computed
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._row_of: dict[str, int] = {}
+        # Large arrays are zero pages until a request reaches them.
+        self._token_ids = np.zeros((max_num_seqs, self._row_tokens), dtype=np.int64)
+        self._block_tables = np.zeros((max_num_seqs, self._max_blocks), dtype=np.int32)
+        self._num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self._num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self._num_blocks = [0] * max_num_seqs
+        self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
+        self._top_k = np.zeros(max_num_seqs, dtype=np.int32)
+        self._top_p = np.ones(max_num_seqs, dtype=np.float32)
+        self._min_p = np.zeros(max_num_seqs, dtype=np.float32)
+        self._seeds = np.zeros(max_num_seqs, dtype=np.uint64)
+        self._edits: dict[int, LogitEdits] = {}
+        self._logprobs: dict[int, int] = {}
+        self._prompt_logprobs: dict[int, int] = {}
+
+    # ---- the scheduler's diff
+
+    def add(self, request: NewRequestData) -> None:
+        """Gives the request a row. ValueError: it does not fit one; then nothing changed."""
+        token_ids = np.array(request.token_ids, dtype=np.int64)
+        if not 0 < len(token_ids) < self._row_tokens:
+            raise ValueError(f"{len(token_ids)} tokens do not fit a context of {self._row_tokens - 1}")
+        if token_ids.min() < 0 or token_ids.max() >= self._vocab_size:
+            raise ValueError("a token id is outside the vocabulary")
+        sampling = request.sampling
+        edits = LogitEdits.of(sampling, request.stop_token_ids, token_ids, request.num_prompt_tokens, self._vocab_size)
+        assert request.request_id not in self._row_of, request.request_id
+        row = self._free_rows.pop()
+        self._row_of[request.request_id] = row
+        self._token_ids[row, : len(token_ids)] = token_ids
+        self._num_tokens[row] = len(token_ids)
+        self._num_prompt_tokens[row] = request.num_prompt_tokens
+        self._num_blocks[row] = 0
+        self._temperature[row] = sampling.temperature
+        self._top_k[row] = sampling.top_k
+        self._top_p[row] = sampling.top_p
+        self._min_p[row] = sampling.min_p
+        self._seeds[row] = (sampling.seed or 0) % 2**64
+        if edits is not None:
+            self._edits[row] = edits
+        if sampling.logprobs is not None:
+            self._logprobs[row] = sampling.logprobs
+        if sampling.prompt_logprobs is not None:
+            self._prompt_logprobs[row] = sampling.prompt_logprobs
+
+    def remove(self, request_id: str) -> None:
+        """Frees the request's row. Unknown ids are ignored: the request may never have got one."""
+        row = self._row_of.pop(request_id, None)
+        if row is None:
+            return
+        self._free_rows.append(row)
+        self._temperature[row] = 0.0
+        self._edits.pop(row, None)
+        self._logprobs.pop(row, None)
+        self._prompt_logprobs.pop(row, None)
+
+    def append_blocks(self, request_id: str, block_ids: Sequence[int]) -> None:
+        row = self._row_of[request_id]
+        begin = self._num_blocks[row]
+        end = begin + len(block_ids)
+        assert end <= self._max_blocks, (request_id, end, self._max_blocks)
+        self._block_tables[row, begin:end] = block_ids
+        self._num_blocks[row] = end
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._row_of
+
+    # ---- a step's inputs
+
+    def prepare(self, scheduled: Sequence[ScheduledRequest]) -> StepInputs:
+        """Inputs of the requests' shares, in their order. Changes nothing."""
+        row_of = self._row_of
+        rows_R = np.array([row_of[request.request_id] for request in scheduled], dtype=np.int64)
+        starts_R = np.array([request.num_computed_tokens for request in scheduled], dtype=np.int64)
+        counts_R = np.array([request.num_tokens for request in scheduled], dtype=np.int64)
+        ends_R = starts_R + counts_R
+        self._check(scheduled, rows_R, ends_R)
+        query_starts = np.zeros(len(scheduled) + 1, dtype=np.int64)
+        np.cumsum(counts_R, out=query_starts[1:])
+        num_tokens = int(query_starts[-1])
+        if num_tokens == len(scheduled):
+            rows_T, positions_T = rows_R, starts_R
+        else:
+            rows_T = rows_R.repeat(counts_R)
+            positions_T = np.arange(num_tokens) - (query_starts[:-1] - starts_R).repeat(counts_R)
+        blocks_T = self._block_tables[rows_T, positions_T // self._block_size].astype(np.int64)
+        slots_T = blocks_T * self._block_size + positions_T % self._block_size
+        width = -(-int(ends_R.max()) // self._block_size)
+        metadata = AttentionMetadata(
+            query_starts=torch.from_numpy(query_starts.astype(np.int32)),
+            context_lens=torch.from_numpy(ends_R.astype(np.int32)),
+            block_tables=torch.from_numpy(self._block_tables[rows_R, :width]),
+            slot_mapping=torch.from_numpy(slots_T),
+        )
+        return StepInputs(
+            torch.from_numpy(self._token_ids[rows_T, positions_T]),
+            torch.from_numpy(positions_T),
+            metadata,
+            rows_R,
+            query_starts[1:] - 1,
+        )
+
+    def sampling_batch(self, rows_R: Int64) -> SamplingBatch:
+        """Sampling parameters of `rows`, which draw their next tokens."""
+        temperature_R = self._temperature[rows_R]
+        if temperature_R.any():
+            positions_R = self._num_tokens[rows_R] - self._num_prompt_tokens[rows_R]
+            uniform_R = uniforms(self._seeds[rows_R], positions_R.astype(np.uint64))
+        else:
+            uniform_R = np.zeros(len(rows_R))
+        edits: list[RowEdits] = []
+        logprobs: list[tuple[int, int]] = []
+        if self._edits or self._logprobs:
+            for index, row in enumerate(rows_R.tolist()):
+                if row in self._edits:
+                    edits.append(RowEdits(index, self._edits[row], self._output_ids(row)))
+                if row in self._logprobs:
+                    logprobs.append((index, self._logprobs[row]))
+        return SamplingBatch(
+            torch.from_numpy(temperature_R),
+            torch.from_numpy(self._top_k[rows_R]),
+            torch.from_numpy(self._top_p[rows_R]),
+            torch.from_numpy(self._min_p[rows_R]),
+            torch.from_numpy(uniform_R),
+            edits,
+            logprobs,
+        )
+
+    def prompt_logprob_targets(self, request: ScheduledRequest) -> tuple[int, Int64] | None:
+        """(alternatives, next tokens of the first positions of this share) if it wants logprobs of its prompt."""
+        if not self._prompt_logprobs:
+            return None
+        row = self._row_of[request.request_id]
+        if row not in self._prompt_logprobs:
+            return None
+        begin = request.num_computed_tokens + 1
+        end = min(begin + request.num_tokens, int(self._num_prompt_tokens[row]))
+        if begin >= end:
+            return None
+        return self._prompt_logprobs[row], self._token_ids[row, begin:end].copy()
+
+    def record(self, row: int, token_id: int) -> None:
+        """Appends a sampled token to a row."""
+        count = self._num_tokens[row]
+        self._token_ids[row, count] = token_id
+        self._num_tokens[row] = count + 1
+        edits = self._edits.get(row)
+        if edits is not None:
+            edits.add(token_id)
+
+    def _output_ids(self, row: int) -> Int64:
+        return self._token_ids[row, self._num_prompt_tokens[row] : self._num_tokens[row]]
+
+    def _check(self, scheduled: Sequence[ScheduledRequest], rows_R: Int64, ends_R: Int64) -> None:
+        """A share ends at known tokens; it samples exactly when it ends at the last one."""
+        known_R = self._num_tokens[rows_R]
+        samples_R = np.array([request.samples for request in scheduled])
+        assert (ends_R <= known_R).all(), (scheduled, known_R)
+        assert ((ends_R == known_R) == samples_R).all(), (scheduled, known_R)

@@ -1,0 +1,43 @@
+"""The memory of the key/value cache: one anonymous mapping, cut into one key and one value tensor a layer.
+
+Pages are zero and not resident until a block is first written, so a generous pool costs what is used of it.
+
+Owns: the KV tensors.
+Never: knows which block belongs to whom.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from penstock.config.model import ModelConfig
+from penstock.layers import KVCache
+
+
+def block_nbytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block over all layers, keys and values."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * block_size * dtype.itemsize
+
+
+class KVPool:
+    """caches: for each layer its keys and values, in the blocked layouts that kernels/ops.py describes."""
+
+    def __init__(self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+        self.num_blocks = num_blocks
+        heads, size = model.num_kv_heads, model.head_dim
+        if dtype == torch.bfloat16:
+            key_shape: tuple[int, ...] = (num_blocks, heads, size // 2, block_size, 2)
+            value_shape: tuple[int, ...] = (num_blocks, heads, block_size // 2, size, 2)
+        else:
+            key_shape = (num_blocks, heads, size, block_size)
+            value_shape = (num_blocks, heads, block_size, size)
+        count = num_blocks * heads * size * block_size
+        self._memory = mmap.mmap(-1, num_blocks * block_nbytes(model, block_size, dtype))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        arena = torch.frombuffer(self._memory, dtype=dtype)
+        pieces = arena.view(model.num_layers, 2, count).unbind(0)
+        self.caches = [KVCache(piece[0].view(key_shape), piece[1].view(value_shape)) for piece in pieces]
+        self.tensors = [tensor for cache in self.caches for tensor in cache]
