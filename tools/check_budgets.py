@@ -47,7 +47,7 @@ def check_python(path: Path) -> list[str]:
 
 
 def check_cpp(path: Path) -> list[str]:
-    """Everything in one C++ file that is over a budget. A function is a brace block opened by a line that calls for one."""
+    """Everything in one C++ file that is over a budget."""
     source = path.read_text(encoding="utf-8")
     problems = _check_file(path, source)
     for line, name, length in cpp_functions(source):
@@ -123,12 +123,16 @@ def _check_function(path: Path, node: Function) -> list[str]:
     problems = []
     length = _num_lines(node)
     if length > MAX_FUNCTION_LINES:
-        problems.append(f"{path}:{node.lineno}: function {node.name} has {length} lines, more than {MAX_FUNCTION_LINES}")
+        problems.append(
+            f"{path}:{node.lineno}: function {node.name} has {length} lines, more than {MAX_FUNCTION_LINES}"
+        )
     arguments = node.args
     names = [argument.arg for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
     count = len(names) - (names[:1] in (["self"], ["cls"]))
     if count > MAX_PARAMETERS:
-        problems.append(f"{path}:{node.lineno}: function {node.name} has {count} parameters, more than {MAX_PARAMETERS}")
+        problems.append(
+            f"{path}:{node.lineno}: function {node.name} has {count} parameters, more than {MAX_PARAMETERS}"
+        )
     return problems
 
 

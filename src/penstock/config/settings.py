@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -385,7 +385,7 @@ def _parse_list(raw: object) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts)
 
 
-_PARSERS: Final = {
+_PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "text": _parse_text, "integer": _parse_integer, "number": _parse_number, "flag": _parse_flag, "size": _parse_size,
     "list": _parse_list,
 }  # fmt: skip

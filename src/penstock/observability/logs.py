@@ -24,7 +24,9 @@ class LogSink(logging.Handler):
     A hung terminal or pipe therefore costs log lines, never a request.
     """
 
-    def __init__(self, log_format: str = "text", stream: TextIO | None = None, capacity: int = MAX_QUEUED_LINES) -> None:
+    def __init__(
+        self, log_format: str = "text", stream: TextIO | None = None, capacity: int = MAX_QUEUED_LINES
+    ) -> None:
         super().__init__()
         self.num_dropped = 0
         self._stream = stream if stream is not None else sys.stderr
@@ -73,7 +75,12 @@ class LogSink(logging.Handler):
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
         fields = getattr(record, "fields", None)
         if self._is_json:
-            entry = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+            entry = {
+                "time": when,
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": record.getMessage(),
+            }
             if fields is not None:
                 entry |= msgspec.to_builtins(fields)
             if record.exc_info:

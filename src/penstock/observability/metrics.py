@@ -103,12 +103,8 @@ class ServerMetrics:
         self.request_queue = Histogram(
             "penstock_request_queue_seconds", "From arrival until first scheduled.", _LATENCY_S
         )
-        self.request_prompt_tokens = Histogram(
-            "penstock_request_prompt_tokens", "Prompt tokens of a request.", _TOKENS
-        )
-        self.request_output_tokens = Histogram(
-            "penstock_request_output_tokens", "Output tokens of a request.", _TOKENS
-        )
+        self.request_prompt_tokens = Histogram("penstock_request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self.request_output_tokens = Histogram("penstock_request_output_tokens", "Output tokens of a request.", _TOKENS)
         self._requests: dict[tuple[str, str], int] = {}
         self._errors: dict[str, int] = {}
         self._process = ProcessCollector(registry=None)
@@ -166,7 +162,11 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
         ("penstock_kv_cache_free_blocks", "Blocks that hold nothing.", stats.num_free_blocks),
         ("penstock_kv_cache_cached_blocks", "Blocks that only the prefix cache holds.", stats.num_cached_blocks),
         ("penstock_engine_last_step_seconds", "Duration of the last finished step.", stats.last_step_s),
-        ("penstock_engine_drain_tokens_per_second", "Measured rate at which the queue empties.", stats.drain_tokens_per_s),
+        (
+            "penstock_engine_drain_tokens_per_second",
+            "Measured rate at which the queue empties.",
+            stats.drain_tokens_per_s,
+        ),
         ("penstock_ready", "1 while the server takes requests.", int(snapshot.is_ready)),
     ):
         yield GaugeMetricFamily(name, text, value=value)

@@ -174,7 +174,7 @@ def chat_sampling(request: ChatRequest) -> SamplingParams:
 
 
 def completion_sampling(request: CompletionRequest) -> SamplingParams:
-    """Raises ValidationError. With echo, max_tokens 0 asks for the prompt's log-probabilities alone: see `scores_only`."""
+    """Raises ValidationError. max_tokens 0 with echo asks for the prompt's log-probabilities: see `scores_only`."""
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise ValidationError("best_of must equal n: ranking candidates is not supported.", param="best_of")
     max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
@@ -197,7 +197,7 @@ def _sampling(
     stop: tuple[str, ...] = ()
     if request.stop is not None:
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-    given = {
+    given: dict[str, Any] = {
         "n": request.n,
         "temperature": request.temperature,
         "top_k": 0 if request.top_k == -1 else request.top_k,  # vLLM's word for off

@@ -29,7 +29,7 @@ class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One message. refusal, audio, function_call, annotations: sent back by clients that echo an answer; null or empty."""
+    """One message. refusal, audio, function_call, annotations: null or empty, as clients that echo an answer send."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None

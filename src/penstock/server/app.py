@@ -1,0 +1,94 @@
+"""The ASGI application: every route of the server in one table."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from penstock.messages import ErrorInfo
+from penstock.observability.metrics import CONTENT_TYPE
+from penstock.server.auth import ApiKeyMiddleware
+from penstock.server.generate import GenerationEndpoint
+from penstock.server.health import progress_report
+from penstock.server.openai.chat import ChatFormat
+from penstock.server.openai.completions import CompletionFormat
+from penstock.server.openai.models import ModelRoutes
+from penstock.server.openai.render import error_body
+from penstock.server.state import ServerState
+
+
+def routes(state: ServerState) -> list[Route]:
+    """Every route there is. docs/api.md and the authentication test enumerate this list."""
+    health, models = HealthRoutes(state), ModelRoutes(state)
+    return [
+        Route("/v1/chat/completions", GenerationEndpoint(state, ChatFormat(state)), methods=["POST"]),
+        Route("/v1/completions", GenerationEndpoint(state, CompletionFormat(state)), methods=["POST"]),
+        Route("/v1/models", models.list_models, methods=["GET"]),
+        Route("/v1/models/{name:path}", models.get_model, methods=["GET"]),
+        Route("/health/live", health.live, methods=["GET"]),
+        Route("/health/ready", health.ready, methods=["GET"]),
+        Route("/health/progress", health.progress, methods=["GET"]),
+        Route("/metrics", health.metrics, methods=["GET"]),
+    ]
+
+
+def build_app(state: ServerState) -> ASGIApp:
+    """The application, behind the key check when keys are set."""
+    app = Starlette(routes=routes(state), exception_handlers={HTTPException: _http_error, Exception: _unexpected_error})
+    # A redirect from /path/ to /path would be a second spelling of every route.
+    app.router.redirect_slashes = False
+    return ApiKeyMiddleware(app, state.settings.api_key) if state.settings.api_key else app
+
+
+class HealthRoutes:
+    """live: this process runs. ready: a request sent now would be served. progress: work, where it exists, moves."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def live(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+        return _json(200, {"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+        verdict = self._state.readiness()
+        return _json(200 if verdict.is_ok else 503, {"status": verdict.reason})
+
+    async def progress(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+        engine = self._state.engine
+        if engine is None:
+            return _json(503, {"status": self._state.phase.value})
+        now_s = time.monotonic()
+        verdict = self._state.watchdog.verdict
+        report = progress_report(engine.stats, engine.seconds_since_progress(now_s), now_s)
+        return _json(200 if verdict.is_ok else 503, {"status": verdict.reason, **report})
+
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+        body = self._state.metrics.render(self._state.snapshot())
+        return Response(body, headers={"content-type": CONTENT_TYPE})
+
+
+def _json(status: int, content: dict[str, str | float]) -> Response:
+    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """404 and 405 of the router, in the shape that clients parse."""
+    assert isinstance(error, HTTPException)
+    message = {
+        404: f"There is no {request.url.path[:200]} here.",
+        405: f"{request.url.path[:200]} does not take {request.method}.",
+    }.get(error.status_code, error.detail)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    body = error_body(ErrorInfo(code, error.status_code, message))
+    return Response(body, error.status_code, dict(error.headers or {}), "application/json")
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    return Response(error_body(ErrorInfo.of(error)), 500, media_type="application/json")

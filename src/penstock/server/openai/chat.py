@@ -1,0 +1,235 @@
+"""POST /v1/chat/completions: OpenAI's chat format in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.base.errors import ValidationError
+from penstock.messages import ErrorInfo
+from penstock.server.exchange import Exchange
+from penstock.server.generate import Ask, Choice, Usage
+from penstock.server.openai import decode, render
+from penstock.server.openai.hermes import HermesParser, ParsedCall
+from penstock.server.openai.schema import ChatRequest
+from penstock.server.state import ServerState
+from penstock.server.text import ChatPrompt, GenerationRequest, TextDelta, TokenText
+
+
+class _Function(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class _ToolCall(msgspec.Struct):
+    id: str
+    function: _Function
+    type: str = "function"
+
+
+class _ToolCallDelta(msgspec.Struct):
+    index: int
+    id: str
+    function: _Function
+    type: str = "function"
+
+
+class _Choice(msgspec.Struct, omit_defaults=True):
+    index: int
+    message: dict[str, Any]
+    logprobs: render.ChatLogprobs | None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    usage: render.UsageBody
+    system_fingerprint: str
+    prompt_logprobs: list[dict[int, render.PromptLogprob] | None] | None = None
+
+
+class ChatFormat:
+    """The wire format of the chat endpoint."""
+
+    endpoint = "chat"
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    def decode(self, body: bytes, exchange: Exchange, arrival_s: float) -> Ask:
+        """Raises ValidationError, UnknownModelError."""
+        state = self._state
+        request = decode.decode_chat(body)
+        state.check_model(request.model)
+        timeout_s = exchange.timeout_s(state.settings.request_timeout)
+        uses_tools = _uses_tools(request)
+        is_continued = bool(request.continue_final_message)
+        generates = request.add_generation_prompt
+        is_stream = bool(request.stream)
+        if is_stream and request.prompt_logprobs is not None:
+            raise ValidationError("prompt_logprobs is not supported with stream.", param="prompt_logprobs")
+        generation = GenerationRequest(
+            request_id=state.new_id(),
+            prompts=[
+                ChatPrompt(
+                    messages=decode.template_messages(request.messages),
+                    tools=request.tools if uses_tools else None,
+                    add_generation_prompt=not is_continued if generates is None else generates,
+                    continue_final_message=is_continued,
+                    template_kwargs=request.chat_template_kwargs or {},
+                )
+            ],
+            sampling=decode.chat_sampling(request),
+            namespace=request.cache_salt or "",
+            priority=request.priority or 0,
+            arrival_s=arrival_s,
+            deadline_s=arrival_s + timeout_s,
+        )
+        parses_calls = uses_tools and state.text is not None and state.text.has_tool_calls
+        answer = ChatAnswer(state, exchange.request_id, request, parses_calls=parses_calls)
+        return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
+
+    def error_body(self, error: ErrorInfo) -> bytes:
+        return render.error_body(error)
+
+    def error_event(self, error: ErrorInfo) -> bytes:
+        return render.error_event(error)
+
+
+def _uses_tools(request: ChatRequest) -> bool:
+    """Whether the model is shown the tools. Raises ValidationError for a choice that would need a grammar."""
+    if isinstance(request.tool_choice, dict) or request.tool_choice == "required":
+        raise ValidationError("tool_choice must be auto or none: forcing a call is not supported.", param="tool_choice")
+    if request.tool_choice is not None and request.tool_choice != "none" and not request.tools:
+        raise ValidationError("tool_choice needs tools.", param="tool_choice")
+    if request.parallel_tool_calls is False and request.tools:
+        raise ValidationError("parallel_tool_calls: false is not supported.", param="parallel_tool_calls")
+    return bool(request.tools) and request.tool_choice != "none"
+
+
+class ChatAnswer:
+    """Renders one chat answer, streamed or whole."""
+
+    def __init__(self, state: ServerState, request_id: str, request: ChatRequest, *, parses_calls: bool) -> None:
+        self._id = f"chatcmpl-{request_id}"
+        self._created = int(state.now_s())
+        self._model = request.model
+        self._fingerprint = state.system_fingerprint
+        self._num_top = request.top_logprobs or 0
+        self._parsers: dict[int, HermesParser] | None = {} if parses_calls else None
+        self._started: set[int] = set()
+        if request.stream:
+            options = request.stream_options
+            self._includes_usage = bool(options is not None and options.include_usage)
+            self._head = b'data: {"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,' % (
+                render.encode(self._id), self._created, render.encode(request.model),
+            ) + b'"system_fingerprint":%s,"choices":[' % render.encode(self._fingerprint)  # fmt: skip
+            self._tail = b'],"usage":null}\n\n' if self._includes_usage else b"]}\n\n"
+            # The two ends of the event that nearly every token becomes.
+            self._text_head = self._head + b'{"index":0,"delta":{"content":'
+            self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
+
+    def event(self, choice: Choice, delta: TextDelta) -> bytes:
+        """The server-sent events for a delta; empty when it has nothing to say yet."""
+        if self._parsers is not None:
+            return self._event_with_calls(choice, delta)
+        if delta.finish_reason is None and delta.logprobs is None and choice.index == 0 and 0 in self._started:
+            return self._text_head + render.encode(delta.text) + self._text_tail if delta.text else b""
+        if not delta.text and not delta.logprobs and delta.finish_reason is None:
+            return b""
+        content = b'"content":' + render.encode(delta.text) if delta.text or not delta.finish_reason else b""
+        return self._full_event(choice, content, delta.logprobs, delta.finish_reason)
+
+    def last_events(self, usage: Usage) -> bytes:
+        if not self._includes_usage:
+            return render.DONE
+        return self._head + b'],"usage":' + render.encode(render.usage_body(usage)) + b"}\n\n" + render.DONE
+
+    def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        return render.encode(
+            _Body(
+                id=self._id,
+                object="chat.completion",
+                created=self._created,
+                model=self._model,
+                choices=[self._choice_body(choice) for choice in choices],
+                usage=render.usage_body(usage),
+                system_fingerprint=self._fingerprint,
+                prompt_logprobs=render.prompt_logprobs(choices[0]),
+            )
+        )
+
+    def _full_event(
+        self, choice: Choice, inner: bytes, logprobs: Sequence[TokenText] | None, finish_reason: str | None
+    ) -> bytes:
+        """An event with every field. inner: the members of `delta` beside the role."""
+        if choice.index not in self._started:
+            self._started.add(choice.index)
+            inner = b'"role":"assistant"' + (b"," + inner if inner else b',"content":""')
+        event = self._head + b'{"index":%d,"delta":{%s},"logprobs":%s,"finish_reason":%s' % (
+            choice.index, inner, self._logprobs_bytes(logprobs), render.encode(finish_reason),
+        )  # fmt: skip
+        if finish_reason is not None and choice.stop_reason is not None:
+            event += b',"stop_reason":' + render.encode(choice.stop_reason)
+        return event + b"}" + self._tail
+
+    def _logprobs_bytes(self, logprobs: Sequence[TokenText] | None) -> bytes:
+        return b"null" if logprobs is None else render.encode(render.chat_logprobs(logprobs, self._num_top))
+
+    def _event_with_calls(self, choice: Choice, delta: TextDelta) -> bytes:
+        assert self._parsers is not None
+        parser = self._parsers.setdefault(choice.index, HermesParser())
+        found = parser.feed(delta.text)
+        finish_reason = delta.finish_reason
+        if finish_reason is not None:
+            found += parser.finish()
+            choice.finish_reason = finish_reason = _finish_reason(finish_reason, parser)
+        events: list[bytes] = []
+        logprobs = delta.logprobs
+        first_call = parser.num_calls - sum(isinstance(item, ParsedCall) for item in found)
+        for item in found:
+            if isinstance(item, str):
+                inner = b'"content":' + render.encode(item)
+            else:
+                inner = b'"tool_calls":' + render.encode([self._call_delta(choice, first_call, item)])
+                first_call += 1
+            events.append(self._full_event(choice, inner, logprobs, None))
+            logprobs = None
+        if finish_reason is not None or logprobs:
+            events.append(self._full_event(choice, b"", logprobs, finish_reason))
+        return b"".join(events)
+
+    def _call_delta(self, choice: Choice, index: int, call: ParsedCall) -> _ToolCallDelta:
+        return _ToolCallDelta(index, self._call_id(choice, index), _Function(call.name, call.arguments))
+
+    def _call_id(self, choice: Choice, index: int) -> str:
+        return f"call_{self._id.removeprefix('chatcmpl-')}_{choice.index}_{index}"
+
+    def _choice_body(self, choice: Choice) -> _Choice:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if self._parsers is not None:
+            parser = HermesParser()
+            found = parser.feed(choice.text) + parser.finish()
+            choice.finish_reason = _finish_reason(choice.finish_reason, parser)
+            calls = [item for item in found if isinstance(item, ParsedCall)]
+            message["content"] = "".join(item for item in found if isinstance(item, str)) or None
+            if calls:
+                message["tool_calls"] = [
+                    _ToolCall(self._call_id(choice, index), _Function(call.name, call.arguments))
+                    for index, call in enumerate(calls)
+                ]
+            elif message["content"] is None:
+                message["content"] = ""
+        logprobs = render.chat_logprobs(choice.logprobs, self._num_top) if choice.logprobs is not None else None
+        return _Choice(choice.index, message, logprobs, choice.finish_reason, choice.stop_reason)
+
+
+def _finish_reason(finish_reason: str, parser: HermesParser) -> str:
+    return "tool_calls" if parser.num_calls and finish_reason == "stop" else finish_reason

@@ -1,0 +1,280 @@
+"""A deterministic engine and text layer, and a real uvicorn around them.
+
+Every character is a token whose id is its code point. A chat prompt is its messages joined by newlines; the engine
+answers with `REPLY` and then the last line of the prompt, one token a step, and ends with an end-of-text token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from penstock.base.errors import ContextOverflowError, DrainingError, PenstockError, ValidationError
+from penstock.config.settings import Settings
+from penstock.frontend.engine_client import RequestStream
+from penstock.messages import (
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    ErrorInfo,
+    FinishReason,
+    RequestOutput,
+    RequestTimings,
+    TokenLogprobs,
+)
+from penstock.observability.metrics import ServerInfo
+from penstock.observability.usage import UsageRecord
+from penstock.server.app import build_app
+from penstock.server.http_server import HttpServer
+from penstock.server.state import ServerState
+from penstock.server.text import ChatPrompt, GenerationRequest, Sequenced, TextDelta, TokenText
+
+REPLY = "You said: "
+EOS = 3
+MAX_MODEL_LEN = 4096
+
+
+class FakeEngine:
+    """Steps whenever it has work. `hold` stops it between steps; `refusal` answers every new request."""
+
+    def __init__(self) -> None:
+        self.ready = EngineReady(
+            max_model_len=MAX_MODEL_LEN, vocab_size=0x110000, block_size=16, num_blocks=64, max_num_seqs=8,
+            max_num_batched_tokens=64, dtype="float32", instruction_set="fake", phases=[("load weights", 0.1)],
+        )  # fmt: skip
+        self.stats = EngineStats(num_blocks=64, num_free_blocks=60, num_cached_blocks=2)
+        self.pid = os.getpid()
+        self.is_alive = True
+        self.last_message_s = time.monotonic()
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.refusal: PenstockError | None = None
+        self.submitted: list[EngineRequest] = []
+        self.aborted: list[tuple[str, FinishReason]] = []
+        self.tokens_per_step = 1
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._streams: dict[str, RequestStream] = {}
+        self._is_draining = False
+
+    @property
+    def num_open(self) -> int:
+        return len(self._tasks)
+
+    def seconds_since_progress(self, now: float) -> float:
+        return now - self.last_message_s if self._tasks else 0.0
+
+    def submit(self, request: EngineRequest) -> RequestStream:
+        if self._is_draining:
+            raise DrainingError("The server is shutting down.")
+        assert request.request_id not in self._tasks
+        self.submitted.append(request)
+        stream = RequestStream(request.request_id, asyncio.get_running_loop())
+        self._streams[request.request_id] = stream
+        self._tasks[request.request_id] = asyncio.create_task(self._run(request, stream))
+        self.stats.num_running = len(self._tasks)
+        return stream
+
+    def abort(self, request_ids: list[str], finish_reason: FinishReason = FinishReason.ABORT) -> None:
+        for request_id in request_ids:
+            task = self._tasks.pop(request_id, None)
+            if task is not None:
+                task.cancel()
+                self.aborted.append((request_id, finish_reason))
+                self._streams[request_id].push(
+                    RequestOutput(request_id, finish_reason=finish_reason, timings=_timings())
+                )
+        self.stats.num_running = len(self._tasks)
+
+    async def shutdown(self, drain_s: float) -> None:
+        self._is_draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=drain_s)
+        self.abort(list(self._tasks))
+        self.is_alive = False
+
+    async def _run(self, request: EngineRequest, stream: RequestStream) -> None:
+        prompt_ids, sampling = request.prompt_token_ids, request.sampling
+        if self.refusal is not None:
+            self._end(request, stream, RequestOutput(request.request_id, error=ErrorInfo.of(self.refusal),
+                                                     finish_reason=FinishReason.ERROR))  # fmt: skip
+            return
+        prompt = "".join(map(chr, prompt_ids))
+        tokens = [*map(ord, REPLY + prompt.rsplit("\n", 1)[-1]), EOS]
+        prompt_logprobs = None
+        if sampling.prompt_logprobs is not None:
+            prompt_logprobs = [_logprob(token, sampling.prompt_logprobs) for token in prompt_ids[1:]]
+        for count, token in enumerate(tokens, 1):
+            await asyncio.sleep(0)
+            await self.hold.wait()
+            is_stop = token in request.stop_token_ids
+            is_long = count >= request.max_tokens
+            output = RequestOutput(request.request_id, prompt_logprobs=prompt_logprobs, num_output_tokens=count)
+            prompt_logprobs = None
+            if is_stop:
+                output.stop_token_id = token
+            else:
+                output.token_ids = [token]
+                output.logprobs = None if sampling.logprobs is None else [_logprob(token, sampling.logprobs)]
+            if is_stop or is_long:
+                output.finish_reason = FinishReason.STOP if is_stop else FinishReason.LENGTH
+                self._end(request, stream, output)
+                return
+            self.last_message_s = time.monotonic()
+            stream.push(output)
+
+    def _end(self, request: EngineRequest, stream: RequestStream, output: RequestOutput) -> None:
+        output.timings = _timings()
+        output.num_prompt_tokens = len(request.prompt_token_ids)
+        output.num_cached_tokens = 2 if output.error is None else 0
+        self._tasks.pop(request.request_id, None)
+        self.stats.num_running = len(self._tasks)
+        stream.push(output)
+
+
+def _timings() -> RequestTimings:
+    now = time.monotonic()
+    return RequestTimings(arrival_s=now, scheduled_s=now, first_token_s=now, finished_s=now, num_preemptions=1)
+
+
+def _logprob(token_id: int, num_top: int) -> TokenLogprobs:
+    return TokenLogprobs(token_id, -0.5, 1, [token_id + i for i in range(num_top)], [-0.5 - i for i in range(num_top)])
+
+
+class FakeState:
+    """Detokenizer of one sequence, with stop strings."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        self._request = request
+        self._sent = 0
+        self._text = ""
+        self._prompt_logprobs: list[TokenText | None] | None = None
+
+    def prompt_logprobs(self) -> Sequence[TokenText | None] | None:
+        return self._prompt_logprobs
+
+    def add(self, output: RequestOutput) -> TextDelta:
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs = [None, *map(_token_text, output.prompt_logprobs)]
+        sampling = self._request.sampling
+        self._text += "".join(map(chr, output.token_ids))
+        logprobs = None if output.logprobs is None else [_token_text(entry) for entry in output.logprobs]
+        for stop in sampling.stop:
+            at = self._text.find(stop)
+            if at >= 0:
+                text = self._text[self._sent : at]
+                return TextDelta(text, logprobs, "stop", stop, is_cut=output.finish_reason is None)
+        held = max((len(stop) - 1 for stop in sampling.stop), default=0) if output.finish_reason is None else 0
+        upto = max(self._sent, len(self._text) - held)
+        text, self._sent = self._text[self._sent : upto], upto
+        return TextDelta(text, logprobs, output.finish_reason.value if output.finish_reason else None)
+
+
+def _token_text(entry: TokenLogprobs) -> TokenText:
+    def one(token_id: int, logprob: float) -> TokenText:
+        return TokenText(chr(token_id), chr(token_id).encode(), logprob, token_id, 1)
+
+    chosen = one(entry.token_id, entry.logprob)
+    top = [one(token_id, logprob) for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)]
+    return TokenText(chosen.text, chosen.data, entry.logprob, entry.token_id, entry.rank, top)
+
+
+class FakeText:
+    """The text layer: code points as tokens."""
+
+    has_tool_calls = True
+
+    def __init__(self) -> None:
+        self.requests: list[GenerationRequest] = []
+
+    async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
+        await asyncio.sleep(0)
+        self.requests.append(request)
+        sequences: list[Sequenced] = []
+        for number, prompt in enumerate(request.prompts):
+            ids = _prompt_ids(prompt)
+            if not ids:
+                raise ValidationError("The prompt is empty.", param="prompt")
+            max_tokens = request.sampling.max_tokens or MAX_MODEL_LEN - len(ids)
+            if len(ids) + max_tokens > MAX_MODEL_LEN:
+                raise ContextOverflowError(
+                    f"{len(ids)} prompt tokens and {max_tokens} output tokens exceed the context of {MAX_MODEL_LEN}."
+                )
+            for copy in range(request.sampling.n):
+                engine_request = EngineRequest(
+                    request_id=f"{request.request_id}-{number}-{copy}", prompt_token_ids=ids, sampling=request.sampling,
+                    max_tokens=max_tokens, stop_token_ids=() if request.sampling.ignore_eos else (EOS,),
+                    namespace=request.namespace, priority=request.priority, arrival_s=request.arrival_s,
+                    deadline_s=request.deadline_s,
+                )  # fmt: skip
+                text = "".join(map(chr, ids)) if request.needs_prompt_text else ""
+                sequences.append(Sequenced(engine_request, FakeState(engine_request), text))
+        return sequences
+
+
+def _prompt_ids(prompt: str | list[int] | ChatPrompt) -> list[int]:
+    if isinstance(prompt, list):
+        return prompt
+    if isinstance(prompt, str):
+        return list(map(ord, prompt))
+    return list(map(ord, "\n".join(message["content"] for message in prompt.messages)))
+
+
+@dataclass
+class RunningServer:
+    """A server on a real socket, and what stands behind it."""
+
+    http: HttpServer
+    state: ServerState
+    engine: FakeEngine
+    text: FakeText
+    records: list[UsageRecord] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.http.url
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=10, **options)
+
+    async def settled(self) -> None:
+        """Waits until no request is open and every record is written."""
+        while self.state.num_open or self.engine.num_open:  # noqa: ASYNC110 - polls two objects
+            await asyncio.sleep(0.005)
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - any condition
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def start_server(settings: Settings, *, is_serving: bool = True) -> AsyncIterator[RunningServer]:
+    state = ServerState(settings, ["demo", "alias"], ServerInfo(version="0", model="demo"))
+    state.system_fingerprint = "fp_fake"
+    http = HttpServer(build_app(state), settings)
+    running = RunningServer(http, state, FakeEngine(), FakeText())
+    close = state.usage.close
+
+    def record(entry: UsageRecord) -> None:
+        running.records.append(entry)
+        close(entry)
+
+    state.usage.close = record  # type: ignore[method-assign]
+    if is_serving:
+        state.serve(running.engine, running.text)
+    http.bind()
+    task = asyncio.create_task(http.serve())
+    try:
+        await http.wait_started()
+        yield running
+    finally:
+        running.engine.hold.set()
+        http.stop(at_once=True)
+        await asyncio.wait_for(task, 10)
