@@ -33,8 +33,7 @@ for peer in "$@"; do
             if grep -qw "${set%%:*}" /proc/cpuinfo; then flags="$flags -DGGML_${set##*:}=ON"; fi
         done
         CMAKE_ARGS="$flags" $pip "llama-cpp-python[server]" --no-binary llama-cpp-python
-        $pip torch==2.13.0
-        $pip gguf transformers
+        $pip gguf
         ;;
     transformers)
         $pip torch==2.13.0
