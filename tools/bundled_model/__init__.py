@@ -1,0 +1,1 @@
+"""Makes the bundled demonstration model: generated text, tokenizer, training, export and evaluation."""

@@ -1,0 +1,61 @@
+"""The mixture: which conversation stands at which place of the training text and of the held-out set.
+
+Every conversation is a pure function of (seed, split, index), so training can stop, resume and be repeated exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from tools.bundled_model import facts, json_tasks, tool_tasks, world
+from tools.bundled_model.chat import Conversation
+from tools.bundled_model.values import Values, is_held_out
+
+Maker = Callable[[Values], Conversation]
+
+# (maker, weight at the start of training, weight at its end). Plain copying teaches the circuits that the rest needs.
+_MIXTURE: list[tuple[Maker, float, float]] = [
+    (world.repeat, 8.0, 0.7),
+    (world.chat, 0.7, 1.6),
+    (world.numbers, 0.3, 0.8),
+    (world.unknown, 0.3, 0.6),
+    (world.names, 0.6, 0.6),
+    (world.stories, 0.3, 0.3),
+    (facts.facts, 2.0, 3.6),
+    (facts.persona, 0.3, 0.5),
+    (json_tasks.json_record, 1.0, 2.0),
+    (tool_tasks.tool_call, 0.2, 1.9),
+    (tool_tasks.tool_answer, 0.2, 0.8),
+]
+_WARM_UP = 0.12
+"""The share of training over which the first mixture turns into the second."""
+
+
+def training(seed: int, start: int, progress: Callable[[int], float]) -> Iterator[Conversation]:
+    """Training conversations from index `start`; `progress(index)` in [0, 1] moves the mixture."""
+    index = start
+    while True:
+        blend = min(1.0, progress(index) / _WARM_UP)
+        weights = [first + (last - first) * blend for _, first, last in _MIXTURE]
+        rng = random.Random(f"train:{seed}:{index}")
+        yield _draw(rng.choices(_MIXTURE, weights)[0][0], rng, held_out=False)
+        index += 1
+
+
+def held_out(seed: int, per_category: int) -> list[Conversation]:
+    """`per_category` conversations of each maker, none of whose values (or dialogues) can occur in training."""
+    return [
+        _draw(maker, random.Random(f"held out:{seed}:{place}:{index}"), held_out=True)
+        for place, (maker, _, _) in enumerate(_MIXTURE)
+        for index in range(per_category)
+    ]
+
+
+def _draw(maker: Maker, rng: random.Random, held_out: bool) -> Conversation:
+    values = Values(rng, held_out)
+    while True:
+        conversation = maker(values)
+        # Some makers have closed answers or short lists of values, so whole dialogues are held out as well.
+        if is_held_out(conversation.text()) == held_out:
+            return conversation
