@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
 
+from checkpoints import write_checkpoint
 from penstock.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from penstock.kernels import ops as op_table
 from penstock.layers import AttentionMetadata

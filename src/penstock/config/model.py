@@ -29,7 +29,7 @@ _LIMITS: Final[dict[str, int]] = {
     "num_hidden_layers": 1024,
     "num_attention_heads": 4096,
     "num_key_value_heads": 4096,
-    "head_dim": 1024,
+    "head_dim": 256,  # kernels.kv_layout.MAX_HEAD_DIM
     "max_position_embeddings": 16_777_216,
     "original_max_position_embeddings": 16_777_216,
     "sliding_window": 16_777_216,

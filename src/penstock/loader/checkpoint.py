@@ -105,7 +105,9 @@ def weight_files(path: Path) -> list[Path]:
             remedy="Convert it first: load it with transformers on a machine you can lose and call "
             "save_pretrained(), which writes safetensors.",
         )
-    raise CheckpointError(f"{path} has no safetensors file.", remedy="Is it a complete checkpoint directory?")
+    raise CheckpointError(
+        f"{path} has no safetensors file.", remedy="Is it complete? Checkpoints of pickles (.bin, .pt) are not read."
+    )
 
 
 def _indexed_files(path: Path, index_path: Path) -> list[Path]:

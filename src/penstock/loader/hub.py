@@ -26,7 +26,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
     revision: a branch, tag or commit of the hub repository. Raises CheckpointError.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path.resolve()
     if path.is_file():
         raise CheckpointError(f"{model} is a file.", remedy="Name the directory that holds config.json.")

@@ -38,8 +38,7 @@ def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
     """Bytes the weights will take: the model's own constructor runs, on nothing."""
     measuring = MeasuringFormat(linear_format(config))
     weights = Weights(measuring, measuring, torch_dtype(config.dtype), ops)
-    with torch.device("meta"):
-        ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
+    ARCHITECTURES[config.model.architecture](config.model, weights, 1)
     return measuring.nbytes
 
 

@@ -30,8 +30,12 @@ _SMALLEST_CONTEXT: Final = 128
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes by purpose. limit_bytes: what they may take together. num_blocks: of the KV pool. table: for people."""
+    """Bytes by purpose. limit_bytes: what they may take together. num_blocks: of the KV pool. table: for people.
 
+    max_model_len: the configured one, or what fits when the user left it open.
+    """
+
+    max_model_len: int
     limit_bytes: int
     weights_bytes: int
     activation_bytes: int
@@ -55,6 +59,7 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
     needs = _Needs(config, weights_nbytes(config, op_table.load("reference", 1)))
     automatic = config.max_memory_bytes <= 0
     limit = max(free_memory_bytes() - RESERVED_BYTES, 0) if automatic else config.max_memory_bytes
+    config = _with_fitting_context(config, needs, limit)
     left = limit - needs.weights - needs.activations(config)
     asked = config.cache.num_blocks
     least = asked or needs.least_blocks(config.scheduler.max_model_len)
@@ -70,7 +75,13 @@ def plan_memory(config: EngineConfig) -> MemoryPlan:
         "kv_bytes": num_blocks * needs.block,
     }
     table = _table(parts, f"{num_blocks} blocks, {num_blocks * config.cache.block_size} tokens", automatic)
-    return MemoryPlan(num_blocks=num_blocks, block_size=config.cache.block_size, table=table, **parts)
+    return MemoryPlan(
+        max_model_len=config.scheduler.max_model_len,
+        num_blocks=num_blocks,
+        block_size=config.cache.block_size,
+        table=table,
+        **parts,
+    )
 
 
 def free_memory_bytes() -> int:
@@ -159,6 +170,14 @@ def _remedy(config: EngineConfig, needs: _Needs, limit: int) -> str:
     if config.dtype == "float32":
         return "Weights alone do not fit in float32: try --dtype bfloat16, which takes half."
     return f"The weights need {_gib(needs.weights)} GiB: use a smaller model or a machine with more memory."
+
+
+def _with_fitting_context(config: EngineConfig, needs: _Needs, limit: int) -> EngineConfig:
+    """A context that the user left open is lowered to what fits, if anything worth having does."""
+    fitting = _fitting_context(config, needs, limit) if config.max_model_len_is_auto else 0
+    if not 0 < fitting < config.scheduler.max_model_len:
+        return config
+    return msgspec.structs.replace(config, scheduler=msgspec.structs.replace(config.scheduler, max_model_len=fitting))
 
 
 def _with_limits(config: EngineConfig, tokens: int, num_seqs: int) -> EngineConfig:
