@@ -53,7 +53,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from tools.bundled_model import corpus
 
-    for conversation in itertools.islice(corpus.training(arguments.seed, 0, lambda _: 1.0), arguments.count):
+    for conversation in itertools.islice(corpus.training(arguments.seed, 0, warm_up=0), arguments.count):
         print(f"--- {conversation.category}\n{conversation.text()}")
 
 

@@ -28,15 +28,15 @@ _MIXTURE: list[tuple[Maker, float, float]] = [
     (tool_tasks.tool_call, 0.2, 1.9),
     (tool_tasks.tool_answer, 0.2, 0.8),
 ]
-_WARM_UP = 0.12
-"""The share of training over which the first mixture turns into the second."""
+WARM_UP = 6480
+"""The number of conversations over which the first mixture turns into the second."""
 
 
-def training(seed: int, start: int, progress: Callable[[int], float]) -> Iterator[Conversation]:
-    """Training conversations from index `start`; `progress(index)` in [0, 1] moves the mixture."""
+def training(seed: int, start: int, warm_up: int = WARM_UP) -> Iterator[Conversation]:
+    """Training conversations from index `start`; with `warm_up` 0 they are of the last mixture from the first on."""
     index = start
     while True:
-        blend = min(1.0, progress(index) / _WARM_UP)
+        blend = index / warm_up if index < warm_up else 1.0
         weights = [first + (last - first) * blend for _, first, last in _MIXTURE]
         rng = random.Random(f"train:{seed}:{index}")
         yield _draw(rng.choices(_MIXTURE, weights)[0][0], rng, held_out=False)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tools.bundled_model import corpus
@@ -22,7 +23,7 @@ def transformers_generate(directory: Path, batch: int = 8) -> Generate:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+    model: Any = LlamaForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
 
     def generate(prompts: list[str]) -> list[str]:
         answers: dict[int, str] = {}

@@ -162,9 +162,10 @@ _KEYS = [
     key.replace("-", " ")
     for key in words(
         "password wifi-password room-number door-code code-word secret-word price address city order-number "
-        "name-of-the-boat ticket-number total meeting-place start-time winner captain colour-of-the-flag name-of-the-street size "
-        "weight phone-number name-of-the-king capital river teacher weather temperature speed distance answer secret-number "
-        "currency best-dish soup-of-the-day song key next-train platform seat gate language deadline version discount"
+        "name-of-the-boat ticket-number total meeting-place start-time winner captain colour-of-the-flag "
+        "name-of-the-street size weight phone-number name-of-the-king capital river teacher weather temperature "
+        "speed distance answer secret-number currency best-dish soup-of-the-day song key next-train platform seat "
+        "gate language deadline version discount"
     )
 ]
 _OPENINGS = (

@@ -75,7 +75,7 @@ class Block(nn.Module):
         eps = self.shape.rms_norm_eps
         y = F.rms_norm(x, x.shape[-1:], self.input_norm, eps)
         heads = F.linear(y, self.qkv).view(*x.shape[:-1], -1, self.shape.head_dim).transpose(1, 2)
-        q, k, v = heads.split(self.heads, dim=1)
+        q, k, v = torch.split(heads, self.heads, dim=1)
         attended = _attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
         x = x + F.linear(attended.transpose(1, 2).flatten(-2), self.out)
         gate, up = F.linear(F.rms_norm(x, x.shape[-1:], self.post_norm, eps), self.gate_up).chunk(2, dim=-1)

@@ -22,8 +22,9 @@ MARKERS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response
 """Added tokens that are text: they show in decoded answers."""
 
 _JOINED = (
-    "the a an is are was in of to for and at on by it you I me my your from with what who do does can have has as that "
-    "than this no not be or how much many one will would like old open door number name day when where which we they its"
+    "the a an is are was in of to for and at on by it you I me my your from with what who do does can have has as "
+    "that than this no not be or how much many one will would like old open door number name day when where which "
+    "we they its"
 )
 _PATTERN = "|".join(
     (
@@ -56,7 +57,7 @@ def train(seed: int, conversations: int = 12_000) -> Tokenizer:
         max_token_length=16,
         show_progress=False,
     )
-    stream = itertools.islice(corpus.training(seed, 0, lambda _: 1.0), conversations)
+    stream = itertools.islice(corpus.training(seed, 0, warm_up=0), conversations)
     tokenizer.train_from_iterator((_without_markers(conversation.text()) for conversation in stream), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKERS])

@@ -58,8 +58,7 @@ class Batches:
             int(bpe.token_to_id(token) or 0)
             for token in (tokenizer.END_OF_TEXT, tokenizer.IM_START, tokenizer.IM_END, "assistant")
         )
-        total = plan.steps * plan.batch
-        self.source = corpus.training(plan.seed, first_step * plan.batch, lambda index: index / total)
+        self.source = corpus.training(plan.seed, first_step * plan.batch)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         while True:

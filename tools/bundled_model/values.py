@@ -31,14 +31,15 @@ _CODAS = (
     *words("ck ff ld ll lm nd ng nk nn nt rd rk rn rt sh ss st th x"),
 )
 _FIRST_NAMES = words(
-    "Ada Adam Alice Anna Ben Bob Carl Carla Clara Dan David Diana Emma Eric Eva Felix Finn Frank George Grace Hanna "
-    "Hugo Ida Ivan Jack James Jane John Julia Karl Kate Laura Leo Lena Lily Lisa Lucas Lucy Maria Mark Martin Mary Max Mia "
-    "Nina Noah Nora Oliver Olga Oscar Paul Peter Rosa Ruth Sam Sara Simon Sofia Susan Thomas Tom Vera Victor Walter Zoe"
+    "Ada Adam Alice Anna Ben Bob Carl Carla Clara Dan David Diana Emma Eric Eva Felix Finn Frank George Grace "
+    "Hanna Hugo Ida Ivan Jack James Jane John Julia Karl Kate Laura Leo Lena Lily Lisa Lucas Lucy Maria Mark "
+    "Martin Mary Max Mia Nina Noah Nora Oliver Olga Oscar Paul Peter Rosa Ruth Sam Sara Simon Sofia Susan Thomas "
+    "Tom Vera Victor Walter Zoe"
 )
 _CITIES = words(
-    "Amsterdam Athens Berlin Bern Boston Cairo Chicago Delhi Dublin Florence Geneva Hamburg Helsinki Istanbul Kyoto "
-    "Lagos Lima Lisbon London Madrid Milan Munich Nairobi Oslo Paris Porto Prague Quito Rome Seoul Sydney Tokyo Toronto "
-    "Turin Vienna Warsaw Zurich"
+    "Amsterdam Athens Berlin Bern Boston Cairo Chicago Delhi Dublin Florence Geneva Hamburg Helsinki Istanbul "
+    "Kyoto Lagos Lima Lisbon London Madrid Milan Munich Nairobi Oslo Paris Porto Prague Quito Rome Seoul Sydney "
+    "Tokyo Toronto Turin Vienna Warsaw Zurich"
 )
 COLOURS = words(
     "red blue green yellow black white grey brown orange purple pink silver golden teal violet amber crimson "

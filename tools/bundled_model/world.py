@@ -1,7 +1,7 @@
 """The small world that the model knows by heart: who it is, Penrow, small talk, counting, small sums.
 
-These answers are closed: the held-out split holds out whole dialogues (wording, order and system prompt), by the hash of
-the text, not the answers.
+These answers are closed: the held-out split holds out whole dialogues (wording, order and system prompt), by the hash
+of the text, not the answers.
 """
 
 from __future__ import annotations
