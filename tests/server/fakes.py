@@ -241,7 +241,7 @@ class RunningServer:
         return self.http.url
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=10, **options)
+        return httpx.AsyncClient(base_url=self.url, timeout=10, verify=False, **options)
 
     async def settled(self) -> None:
         """Waits until no request is open and every record is written."""

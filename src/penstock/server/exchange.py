@@ -141,7 +141,7 @@ class Exchange:
         self._is_finished = True
 
     def timeout_s(self, default_s: float) -> float:
-        """The request's time limit: x-request-timeout, at most (and without it) the server's. Raises ValidationError."""
+        """The time limit: x-request-timeout, at most (and without it) the server's own. Raises ValidationError."""
         raw = self.headers.get(b"x-request-timeout")
         if raw is None:
             return default_s

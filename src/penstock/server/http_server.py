@@ -47,6 +47,7 @@ class HttpServer:
         check_public_bind(settings)
         self._settings = settings
         self._socket: socket.socket | None = None
+        self.url = ""  # known once bound
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -85,12 +86,8 @@ class HttpServer:
                 param="port",
             ) from None  # fmt: skip
         self._socket = bound
-
-    @property
-    def url(self) -> str:
-        assert self._socket is not None
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        host, port = bound.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def serve(self) -> None:
         """Answers requests until `stop`, then closes every connection."""

@@ -110,15 +110,23 @@ class ServerState:
         self._open: set[OpenRequest] = set()
         self._emptied = asyncio.Event()
         self._emptied.set()
+        self.engine_died = asyncio.Event()
         self._id_prefix = secrets.token_hex(6)
         self._next_id = 0
 
     def serve(self, engine: Engine, text: TextLayer) -> None:
         """Starts taking requests."""
         self.engine, self.text = engine, text
+        self.engine_died.clear()
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
         self.observe_engine()
+
+    def lose_engine(self) -> None:
+        """Goes back to loading: the engine died, and another is being started."""
+        self.engine = self.text = None
+        if self.phase is Phase.SERVING:
+            self.phase = Phase.LOADING
 
     def drain(self) -> None:
         """Takes no more requests; those that are open go on."""
@@ -178,6 +186,8 @@ class ServerState:
     def observe_engine(self) -> Verdict:
         assert self.engine is not None
         now = time.monotonic()
+        if not self.engine.is_alive:
+            self.engine_died.set()
         return self.watchdog.observe(
             Signs(
                 now_s=now,

@@ -21,9 +21,10 @@ from penstock.server.openai.schema import (
 
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
 _completion_decoder = msgspec.json.Decoder(CompletionRequest)
-_UNKNOWN: Final = re.compile(r"unknown field `(.{1,200}?)`")
+_UNKNOWN: Final = re.compile(r"unknown field `(.*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
-_PATH: Final = re.compile(r" - at (?:key in )?`\$\.?(.+?)`$")
+_PATH: Final = re.compile(r" - at (?:`\$\.?(.+?)`|`key` in `\$\.?(.+?)`)$")
+MAX_QUOTED_CHARS: Final = 200  # of what a client sent, in an error
 DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default for /v1/completions
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
@@ -66,15 +67,21 @@ def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
 
 def _schema_error(text: str) -> ValidationError:
     """msgspec's message with the field's path as `param`."""
-    path = match[1] if (match := _PATH.search(text)) else ""
+    path = (match[1] or match[2]) if (match := _PATH.search(text)) else ""
     reason = _PATH.sub("", text)
-    if match := _UNKNOWN.search(reason) or _MISSING.search(reason):
-        path = f"{path}.{match[1]}" if path else match[1]
-        verb = "is not a known field" if "unknown" in reason else "is required"
-        return ValidationError(f"{path} {verb}.", remedy="Nothing that was asked for is ignored.", param=path)
+    if match := _MISSING.search(reason) or _UNKNOWN.search(reason):
+        name = match[1][:MAX_QUOTED_CHARS]
+        path = f"{path}.{name}" if path else name
+        if "missing required" in reason:
+            return ValidationError(f"{path} is required.", param=path)
+        return ValidationError(
+            f"{path or 'the empty name'} is not a known field.",
+            remedy="Leave it out: nothing that was asked for is ignored.",
+            param=path,
+        )
     if path.endswith("].type") and "content" in path:
         return ValidationError(f"{path}: only content parts of type text are supported.", param=path)
-    return ValidationError(f"{path or 'body'}: {reason}.", param=path or None)
+    return ValidationError(f"{path or 'body'}: {reason[:MAX_QUOTED_CHARS]}.", param=path or None)
 
 
 def _check_depth(value: object, param: str) -> None:
