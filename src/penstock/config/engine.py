@@ -19,8 +19,10 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits the scheduler keeps.
 
     max_num_batched_tokens: token budget of a step. watermark_blocks: blocks kept free when admitting a request, so
-    that running ones can grow. max_preemptions: after that many a request is not preempted again.
-    policy: "fcfs" or "priority".
+    that running ones can grow. max_preemptions: after that many a request is not preempted again. policy: "fcfs" or
+    "priority". target_step_s: steps with decodes in them take only so much prefill that they last about this long, or
+    twice a step of decodes alone if that is longer; learnt from measured steps. 0: only the token budget bounds a
+    step.
     """
 
     max_num_seqs: int
@@ -31,13 +33,15 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     watermark_blocks: int
     max_preemptions: int = 2
     policy: str = "fcfs"
+    target_step_s: float = 0.0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine needs to start. It travels to the engine process as JSON.
 
     model_path: a local directory. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
-    max_memory_bytes: what all of the engine's tensors may take. num_threads: of the compute pool.
+    max_memory_bytes: what all of the engine's tensors may take; 0: the
+    memory plan decides from what is free. num_threads: of the compute pool.
     kernels: "native" or "reference".
     Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it (and the watermark) before
     anything is built. max_model_len_is_auto: the user left it open, so the plan may lower it to what fits.

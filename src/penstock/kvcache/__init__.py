@@ -6,6 +6,15 @@ Never: imports torch, reads a clock.
 
 from penstock.kvcache.block_pool import BlockPool
 from penstock.kvcache.manager import BlockTable, KVCacheManager, KVCacheStats, PrefixMatch
-from penstock.kvcache.radix_tree import RadixTree, encode_tokens
+from penstock.kvcache.radix_tree import TOKEN_BYTES, RadixTree, encode_tokens
 
-__all__ = ["BlockPool", "BlockTable", "KVCacheManager", "KVCacheStats", "PrefixMatch", "RadixTree", "encode_tokens"]
+__all__ = [
+    "TOKEN_BYTES",
+    "BlockPool",
+    "BlockTable",
+    "KVCacheManager",
+    "KVCacheStats",
+    "PrefixMatch",
+    "RadixTree",
+    "encode_tokens",
+]

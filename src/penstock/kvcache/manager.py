@@ -116,6 +116,10 @@ class KVCacheManager:
         """Blocks that allocate() could hand out now, by evicting if need be."""
         return self._pool.num_available
 
+    @property
+    def num_tables(self) -> int:
+        return len(self._tables)
+
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)

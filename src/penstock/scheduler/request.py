@@ -1,0 +1,163 @@
+"""A request inside the scheduler: what it has, where it stands."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from penstock.kvcache import TOKEN_BYTES, BlockTable, encode_tokens
+from penstock.messages import EngineRequest, ErrorInfo, FinishReason, RequestOutput, RequestTimings, TokenLogprobs
+
+NOT_ADMITTED: Final = -1
+
+# Protected requests come before all others, then lower priority values, then earlier arrivals. Never equal.
+Rank = tuple[int, int, int]
+
+
+class RequestState(enum.Enum):
+    WAITING = enum.auto()  # in the queue, or parked behind a running request that computes the same prefix
+    RUNNING = enum.auto()  # has blocks and a row in the runner
+    PREEMPTED = enum.auto()  # back in the queue; its blocks are gone, its tokens are not
+    FINISHED = enum.auto()  # its final output is made
+
+
+class Request:
+    """One sequence and its progress. Positions count from the first prompt token.
+
+    token_ids: the prompt and the output so far. A running request has, in this order,
+
+        num_finished_tokens <= num_computed_tokens <= len(token_ids) + num_pending
+
+    positions that finished steps have written; positions given to any step; and tokens that exist or that steps in
+    flight are assumed to draw (num_pending of them). max_total_tokens bounds the last, so steps are never planned
+    beyond it. token_bytes: the tokens known when it entered the queue, as the prefix tree compares them.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "deadline_s",
+        "first_token_s",
+        "followers",
+        "has_output",
+        "is_parked",
+        "is_protected",
+        "leader_key",
+        "max_total_tokens",
+        "min_tokens",
+        "namespace",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_finished_tokens",
+        "num_in_flight",
+        "num_pending",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_slots",
+        "prompt_logprobs",
+        "rank",
+        "request_id",
+        "resume_blocks",
+        "sampling",
+        "scheduled_s",
+        "state",
+        "stop_set",
+        "stop_token_ids",
+        "table",
+        "token_bytes",
+        "token_ids",
+    )
+
+    def __init__(self, message: EngineRequest, rank: Rank) -> None:
+        """Raises OverflowError or TypeError if the prompt holds anything but 32-bit integers."""
+        prompt = message.prompt_token_ids
+        self.token_bytes = encode_tokens(prompt)
+        self.request_id = message.request_id
+        self.namespace = message.namespace
+        self.sampling = message.sampling
+        self.stop_token_ids = message.stop_token_ids
+        self.stop_set = frozenset(message.stop_token_ids)
+        self.min_tokens = message.sampling.min_tokens
+        self.num_prompt_tokens = len(prompt)
+        self.max_total_tokens = len(prompt) + message.max_tokens
+        self.token_ids = list(prompt)
+        self.deadline_s = message.deadline_s
+        self.rank = rank
+
+        self.state = RequestState.WAITING
+        self.is_protected = False
+        self.table: BlockTable | None = None
+        self.num_slots = 0  # positions that the table has room for
+        self.num_computed_tokens = 0
+        self.num_finished_tokens = 0
+        self.num_pending = 0
+        self.num_in_flight = 0  # steps in flight that compute something for it
+        self.num_cached_tokens = NOT_ADMITTED  # prefix hit at the first admission
+        self.num_preemptions = 0
+        self.has_output = False
+        self.prompt_logprobs: list[TokenLogprobs] | None = [] if message.sampling.prompt_logprobs is not None else None
+
+        self.arrival_s = message.arrival_s
+        self.scheduled_s = 0.0
+        self.first_token_s = 0.0
+
+        # See prefix_wait.py.
+        self.is_parked = False
+        self.resume_blocks = 0
+        self.leader_key: tuple[str, bytes] | None = None
+        self.followers: list[Request] | None = None
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def matchable_bytes(self) -> bytes:
+        """What may be looked for in the cache: nothing while every prompt position is needed for its logprobs."""
+        return self.token_bytes if self.prompt_logprobs is None else b""
+
+    def encode(self) -> None:
+        """Brings token_bytes up to date with the output that came before a preemption."""
+        if len(self.token_bytes) != len(self.token_ids) * TOKEN_BYTES:
+            self.token_bytes = encode_tokens(self.token_ids)
+
+    def collect_prompt_logprobs(self, first_position: int, logprobs: list[TokenLogprobs]) -> None:
+        """Keeps what one chunk gave, for positions from `first_position`. After a preemption they come again."""
+        if self.prompt_logprobs is not None and not self.has_output:
+            del self.prompt_logprobs[first_position:]
+            self.prompt_logprobs += logprobs
+            del self.prompt_logprobs[self.num_prompt_tokens - 1 :]
+
+    def output(self, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> RequestOutput:
+        """What a step gave; the first one brings the prompt's log-probabilities."""
+        prompt_logprobs = None
+        if not self.has_output:
+            self.has_output = True
+            prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        return RequestOutput(
+            self.request_id,
+            token_ids,
+            logprobs,
+            prompt_logprobs,
+            None,
+            None,
+            None,
+            self.num_prompt_tokens,
+            max(self.num_cached_tokens, 0),
+            len(self.token_ids) - self.num_prompt_tokens,
+        )
+
+    def final_output(self, reason: FinishReason, now: float, error: ErrorInfo | None = None) -> RequestOutput:
+        """An end that brings no token."""
+        return self.close(RequestOutput(self.request_id), reason, now, error)
+
+    def close(
+        self, output: RequestOutput, reason: FinishReason, now: float, error: ErrorInfo | None = None
+    ) -> RequestOutput:
+        """Makes `output` the final one."""
+        output.finish_reason = reason
+        output.error = error
+        output.num_prompt_tokens = self.num_prompt_tokens
+        output.num_cached_tokens = max(self.num_cached_tokens, 0)
+        output.num_output_tokens = self.num_output_tokens
+        output.timings = RequestTimings(self.arrival_s, self.scheduled_s, self.first_token_s, now, self.num_preemptions)
+        return output

@@ -1,0 +1,436 @@
+"""The scheduler: who runs in the next step, and how many tokens each."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from copy import copy
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+from typing import Final
+
+from penstock.base.errors import QueueFullError, ValidationError
+from penstock.config.engine import SchedulerConfig
+from penstock.kvcache import BlockTable, KVCacheManager
+from penstock.messages import (
+    EngineRequest,
+    EngineStats,
+    ErrorInfo,
+    FinishReason,
+    RequestOutput,
+    ScheduledRequest,
+    SchedulerOutput,
+    StepResult,
+)
+from penstock.scheduler.admission import check_acceptable, check_room
+from penstock.scheduler.drain_rate import DrainRate
+from penstock.scheduler.plan import StepPlan
+from penstock.scheduler.prefill_pace import PrefillPace
+from penstock.scheduler.prefix_wait import PrefixWait
+from penstock.scheduler.request import NOT_ADMITTED, Request, RequestState
+from penstock.scheduler.waiting_queue import WaitingQueue
+
+_by_rank = attrgetter("rank")
+_MIN_COMPACT: Final = 64
+_LOST_TOKEN: Final = ErrorInfo("internal_error", 500, "The engine drew no token for this request.")
+
+
+class Scheduler:
+    """Plans steps under one token budget, and turns their results into outputs.
+
+    There is no prefill phase and no decode phase: a request's num_computed_tokens catches up with its tokens. A step
+    gives tokens to running requests that lack one (decodes), then to running ones that lack more (chunks of prefill),
+    then admits waiting ones; so a long prompt never holds up a stream, and mixed steps are the normal case.
+
+    Pipelining: schedule() may be called while earlier steps are in flight. A request whose next token is being drawn
+    is planned as if it had it (num_pending); the runner feeds the token from its own row. What is predictable
+    (max_tokens) is never planned beyond; what is not (a stop token) makes update() discard the tokens of the steps
+    that were in flight.
+
+    Blocks: admission takes the blocks of all known tokens at once, and leaves `watermark_blocks` for running requests
+    to grow into. When one cannot grow, the running request of the worst rank is preempted: its blocks go (what it
+    computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it, to be
+    recomputed.
+
+    Nobody waits forever:
+    - add() refuses a request that the pool could not hold alone, so one request can always finish by itself.
+    - After `max_preemptions` a request is protected: never preempted again, first in rank. It is admitted with all the
+      blocks it can ever need; or, if there is no other such request, with what it needs now (the guaranteed one).
+    - An unprotected request that cannot grow preempts an unprotected one, at worst itself. So whoever lacks a block and
+      stays is the guaranteed one, with only protected requests beside it; those lack nothing, finish, and leave it
+      alone with the pool, where it fits.
+    - Hence some running request always advances. Preemptions are at most max_preemptions a request, so work lost is
+    finite;
+      with nothing running the watermark is waived, and the first in the queue fits.
+
+    max_num_seqs is kept at most max_num_batched_tokens, so every running request gets at least a token a step.
+    Prefixes that are being computed are waited for, not computed again: see PrefixWait.
+    """
+
+    def __init__(self, config: SchedulerConfig, kv_cache: KVCacheManager) -> None:
+        self._config = config
+        self._kv = kv_cache
+        self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self._has_priorities = config.policy == "priority"
+        self._requests: dict[str, Request] = {}
+        self._waiting = WaitingQueue()
+        self._running: list[Request] = []  # by rank, best first
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._in_flight: dict[int, StepPlan] = {}
+        self._prefix_wait = PrefixWait(kv_cache.block_size, is_on=kv_cache.enable_prefix_caching)
+        self._drain = DrainRate()
+        self._pace = PrefillPace(config.target_step_s)
+        self._guaranteed: Request | None = None  # protected and running without all the blocks it may need
+        self._blocked: tuple[Request, int] | None = None  # not admitted with that many blocks available
+        self._removed_ids: list[str] = []
+        self._finished: list[RequestOutput] = []
+        self._num_arrivals = 0
+        self._now = 0.0
+        self._stats = EngineStats(num_blocks=kv_cache.num_blocks)
+
+    def add(self, request: EngineRequest, now: float) -> None:
+        """Takes a request into the queue, or says why not.
+
+        Raises ContextOverflowError, ValidationError (malformed, or can never fit) and QueueFullError.
+        """
+        self._now = now
+        if request.request_id in self._requests:
+            raise ValidationError("A request with this id is in progress.", param="request_id")
+        check_acceptable(request, self._config, self._kv)
+        try:
+            check_room(len(request.prompt_token_ids), self._config, self._waiting, self._drain)
+        except QueueFullError:
+            self._stats.num_rejected += 1
+            raise
+        rank = (1, request.priority if self._has_priorities else 0, self._num_arrivals)
+        try:
+            accepted = Request(request, rank)
+        except (OverflowError, TypeError) as error:
+            raise ValidationError("prompt_token_ids must be 32-bit integers.", param="prompt_token_ids") from error
+        self._num_arrivals += 1
+        self._requests[accepted.request_id] = accepted
+        self._waiting.push(accepted)
+        if accepted.deadline_s is not None:
+            if len(self._deadlines) > _MIN_COMPACT and len(self._deadlines) > 2 * len(self._requests):
+                self._deadlines = [entry for entry in self._deadlines if entry[2].state is not RequestState.FINISHED]
+                heapify(self._deadlines)
+            heappush(self._deadlines, (accepted.deadline_s, rank[2], accepted))
+
+    def abort(self, request_ids: Iterable[str], finish_reason: FinishReason, now: float) -> list[RequestOutput]:
+        """Ends requests, wherever they are; their blocks are free at once. Unknown ids are ignored."""
+        self._now = now
+        found = [self._requests[request_id] for request_id in request_ids if request_id in self._requests]
+        return [self._finish(request, finish_reason) for request in dict.fromkeys(found)]
+
+    def fail_all(self, error: ErrorInfo) -> list[RequestOutput]:
+        """Ends every request with an error; steps in flight are forgotten."""
+        self._in_flight.clear()
+        return self.take_finished() + [
+            self._finish(request, FinishReason.ERROR, error) for request in list(self._requests.values())
+        ]
+
+    def schedule(self, now: float) -> SchedulerOutput | None:
+        """The next step's plan, or None when nothing can be computed before a step in flight is updated.
+
+        Expired requests end here; their final outputs come from the next update() or take_finished().
+        """
+        self._now = now
+        self._expire()
+        plan = StepPlan(self._config.max_num_batched_tokens)
+        prefills = self._plan_decodes(plan)
+        self._plan_prefills(plan, prefills)
+        if not plan.is_short:
+            self._admit(plan)
+        self._drain.tick(now, self._waiting.num_requests > 0)
+        if not plan.scheduled:
+            return None
+        self._stats.num_steps += 1
+        step_id = self._stats.num_steps
+        self._in_flight[step_id] = plan
+        removed_ids, self._removed_ids = self._removed_ids, []
+        return SchedulerOutput(
+            step_id=step_id,
+            scheduled=plan.scheduled,
+            new_requests=plan.new_requests,
+            removed_request_ids=removed_ids,
+            block_copies=self._kv.take_copies(),
+            num_tokens=plan.num_tokens,
+        )
+
+    def update(self, output: SchedulerOutput, result: StepResult, now: float) -> list[RequestOutput]:
+        """Applies a step's result; the outputs it gave, and those of requests that expired since the last call."""
+        self._now = now
+        outputs = self.take_finished()
+        plan = self._in_flight.pop(output.step_id, None)
+        self._stats.last_step_s = result.seconds
+        if plan is None:
+            return outputs  # fail_all() came first
+        if self._pace.is_on:
+            self._pace.observe(plan.num_tokens - plan.num_decodes, result.seconds)
+        # By object, not by id: an id may have ended and been used again while the step was in flight.
+        for request, share in zip(plan.requests, plan.scheduled, strict=True):
+            request.num_in_flight -= 1
+            if share.samples:
+                request.num_pending -= 1
+            if request.state is not RequestState.FINISHED:
+                done = self._apply(request, share, result)
+                if done is not None:
+                    outputs.append(done)
+        return outputs
+
+    def take_finished(self) -> list[RequestOutput]:
+        """Final outputs of requests that expired in schedule(), once."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def has_work(self) -> bool:
+        """Whether any request, step in flight or output is left."""
+        return bool(self._requests or self._in_flight or self._finished)
+
+    def stats(self) -> EngineStats:
+        """A snapshot, without step_started_s, which only the engine knows."""
+        stats, kv = copy(self._stats), self._kv.stats()
+        stats.num_running = len(self._running)
+        stats.num_waiting = self._waiting.num_requests
+        stats.num_free_blocks = kv.num_free_blocks
+        stats.num_cached_blocks = kv.num_cached_blocks
+        stats.drain_tokens_per_s = self._drain.tokens_per_s
+        return stats
+
+    # Planning
+
+    def _plan_decodes(self, plan: StepPlan) -> list[Request]:
+        """Gives each running request that lacks one token that token; returns those that lack more.
+
+        Those who lack blocks preempt from the end of the list, so nobody is preempted who is in the plan.
+        """
+        prefills: list[Request] = []
+        running = self._running
+        index = 0
+        while index < len(running):
+            request = running[index]
+            index += 1
+            num_computed = request.num_computed_tokens
+            num_known = len(request.token_ids) + request.num_pending
+            if num_known - num_computed > 1:
+                prefills.append(request)
+                continue
+            if num_known >= request.max_total_tokens:
+                continue  # its last token is being drawn
+            if num_computed < request.num_slots:
+                plan.add(request, 1, [])
+                continue
+            new_block_ids = self._grow(request, plan)
+            if new_block_ids is not None:
+                plan.add(request, 1, new_block_ids)
+        plan.num_decodes = len(plan.scheduled)
+        return prefills
+
+    def _grow(self, request: Request, plan: StepPlan) -> list[int] | None:
+        """A block more for a running request; None if it was preempted, or has to wait for protected ones to end."""
+        assert request.table is not None
+        while True:
+            new_block_ids = self._kv.grow(request.table, request.num_computed_tokens + 1)
+            if new_block_ids is not None:
+                request.num_slots = len(request.table.block_ids) * self._kv.block_size
+                return new_block_ids
+            plan.is_short = True
+            victim = self._running[-1]
+            if victim.is_protected:
+                assert request is self._guaranteed
+                return None
+            self._preempt(victim)
+            if victim is request:
+                return None
+
+    def _plan_prefills(self, plan: StepPlan, prefills: list[Request]) -> None:
+        if self._pace.is_on and plan.num_decodes:
+            plan.budget = min(plan.budget, self._pace.limit)
+        for request in prefills:
+            if plan.budget == 0:
+                return
+            plan.add(request, min(len(request.token_ids) - request.num_computed_tokens, plan.budget), [])
+
+    def _admit(self, plan: StepPlan) -> None:
+        """Starts waiting requests, best first, while budget, rows and blocks last."""
+        passed: list[Request] = []
+        while plan.budget > 0 and len(self._running) < self._max_running:
+            request = self._waiting.peek()
+            if request is None or request.num_in_flight:
+                break  # a preempted one whose last tokens are still to come
+            num_tokens = self._tokens_to_reserve(request)
+            if num_tokens is None:
+                passed.append(self._waiting.pop())
+                continue
+            if self._is_still_blocked(request):
+                break
+            request.encode()
+            match = self._kv.match_prefix(request.matchable_bytes, request.namespace)
+            leader = self._prefix_wait.leader_for(request, match)
+            if leader is not None:
+                self._kv.release(match)
+                if self._waiting.num_parked >= self._max_running:
+                    break
+                self._prefix_wait.follow(self._waiting.park(), leader)
+                continue
+            num_spare = self._config.watermark_blocks if self._running and not request.is_protected else 0
+            table = self._kv.allocate(match, num_tokens, num_spare)
+            if table is None:
+                self._blocked = (request, self._kv.num_available)
+                break
+            self._start(self._waiting.pop(), table, num_tokens, plan)
+        for request in passed:
+            self._waiting.push(request)
+
+    def _is_still_blocked(self, request: Request) -> bool:
+        """Whether nothing has been freed since this request did not fit; saves matching its prompt again every step."""
+        if self._blocked is None or not self._running:
+            return False
+        blocked, num_available = self._blocked
+        return blocked is request and self._kv.num_available <= num_available
+
+    def _tokens_to_reserve(self, request: Request) -> int | None:
+        """How many tokens' blocks a request is admitted with; None if it must let others pass for now."""
+        num_known = len(request.token_ids)
+        if not request.is_protected:
+            return num_known
+        num_worst = request.max_total_tokens - 1  # the last token is drawn, but never computed
+        if self._kv.blocks_for(num_worst) <= self._kv.num_available:
+            return num_worst
+        return num_known if self._guaranteed is None else None
+
+    def _start(self, request: Request, table: BlockTable, num_reserved: int, plan: StepPlan) -> None:
+        if request.is_protected and num_reserved < request.max_total_tokens - 1:
+            self._guaranteed = request
+        request.state = RequestState.RUNNING
+        request.table = table
+        request.num_slots = len(table.block_ids) * self._kv.block_size
+        request.num_computed_tokens = request.num_finished_tokens = table.num_cached_tokens
+        insort(self._running, request, key=_by_rank)
+        if request.num_cached_tokens == NOT_ADMITTED:
+            request.num_cached_tokens = table.num_cached_tokens
+            request.scheduled_s = self._now
+            self._stats.num_prompt_tokens += request.num_prompt_tokens
+            self._stats.num_cached_prompt_tokens += table.num_cached_tokens
+            self._drain.admitted(request.num_prompt_tokens)
+        self._prefix_wait.lead(request)
+        plan.add_new(request, min(len(request.token_ids) - table.num_cached_tokens, plan.budget))
+
+    def _preempt(self, request: Request) -> None:
+        """Takes a running request's blocks and puts it back into the queue."""
+        assert not request.is_protected
+        self._leave_running(request)
+        request.state = RequestState.PREEMPTED
+        request.num_computed_tokens = request.num_finished_tokens = 0
+        request.num_preemptions += 1
+        self._stats.num_preemptions += 1
+        if request.num_preemptions >= self._config.max_preemptions:
+            request.is_protected = True
+            request.rank = (0, *request.rank[1:])
+        self._waiting.push(request)
+
+    def _expire(self) -> None:
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= self._now:
+            request = heappop(deadlines)[2]
+            if request.state is not RequestState.FINISHED:
+                self._finished.append(self._finish(request, FinishReason.TIMEOUT))
+
+    # Results
+
+    def _apply(self, request: Request, share: ScheduledRequest, result: StepResult) -> RequestOutput | None:
+        """What a step did for a request that has not ended; its output, if there is one."""
+        if result.errors and request.request_id in result.errors:
+            return self._finish(request, FinishReason.ERROR, result.errors[request.request_id])
+        if request.table is not None:  # else it was preempted while the step was in flight; its tokens still count
+            request.num_finished_tokens = end = share.num_computed_tokens + share.num_tokens
+            if end >= (request.table.num_inserted_blocks + 1) * self._kv.block_size:
+                self._offer_blocks(request, request.table)
+        if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
+            request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
+        return self._take_token(request, result) if share.samples else None
+
+    def _take_token(self, request: Request, result: StepResult) -> RequestOutput:
+        sampled = result.sampled.get(request.request_id)
+        if sampled is None or not sampled.token_ids:
+            return self._finish(request, FinishReason.ERROR, _LOST_TOKEN)
+        token_id = sampled.token_ids[0]
+        if not request.has_output:
+            request.first_token_s = self._now
+        if token_id in request.stop_set and request.num_output_tokens >= request.min_tokens:
+            output = request.output([], None)
+            output.stop_token_id = token_id
+            return self._end(request, output, FinishReason.STOP)
+        request.token_ids.append(token_id)
+        self._stats.num_output_tokens += 1
+        output = request.output([token_id], sampled.logprobs)
+        if len(request.token_ids) >= request.max_total_tokens:
+            return self._end(request, output, FinishReason.LENGTH)
+        return output
+
+    def _offer_blocks(self, request: Request, table: BlockTable) -> None:
+        self._kv.insert(table, request.token_ids, request.num_finished_tokens)
+        self._prefix_wait.lead(request)
+        if request.followers is not None:
+            self._unpark(self._prefix_wait.take_ready(request))
+
+    # Ends
+
+    def _finish(self, request: Request, reason: FinishReason, error: ErrorInfo | None = None) -> RequestOutput:
+        """Ends a request wherever it is, with an output that brings no token."""
+        return self._end(request, RequestOutput(request.request_id), reason, error)
+
+    def _end(
+        self, request: Request, output: RequestOutput, reason: FinishReason, error: ErrorInfo | None = None
+    ) -> RequestOutput:
+        is_waiting = request.state is not RequestState.RUNNING
+        if not is_waiting:
+            self._leave_running(request)
+        request.state = RequestState.FINISHED
+        if is_waiting:
+            self._waiting.discard(request)
+        del self._requests[request.request_id]
+        return request.close(output, reason, self._now, error)
+
+    def _leave_running(self, request: Request) -> None:
+        assert request.table is not None
+        self._unpark(self._prefix_wait.leave(request))
+        self._running.remove(request)
+        self._removed_ids.append(request.request_id)
+        self._kv.free(request.table, request.token_ids, request.num_finished_tokens)
+        request.table = None
+        if request is self._guaranteed:
+            self._guaranteed = None
+
+    def _unpark(self, followers: list[Request]) -> None:
+        for request in followers:
+            if request.state is not RequestState.FINISHED:
+                self._waiting.unpark(request)
+
+    def check(self) -> None:
+        """Asserts the invariants of queue, requests and blocks."""
+        self._kv.check()
+        states: dict[RequestState, list[Request]] = {state: [] for state in RequestState}
+        for request_id, request in self._requests.items():
+            assert request.request_id == request_id
+            states[request.state].append(request)
+        assert not states[RequestState.FINISHED]
+        self._waiting.check(states[RequestState.WAITING] + states[RequestState.PREEMPTED])
+        running = self._running
+        assert sorted(states[RequestState.RUNNING], key=_by_rank) == running
+        assert len(running) <= self._max_running
+        self._prefix_wait.check(running)
+        assert self._kv.num_tables == len(running)
+        in_flight = [request for plan in self._in_flight.values() for request in plan.requests]
+        for request in self._requests.values():
+            assert request.num_in_flight == in_flight.count(request)
+            assert request.num_pending <= request.num_in_flight
+            assert len(request.token_ids) + request.num_pending <= request.max_total_tokens
+            assert request.num_preemptions <= self._config.max_preemptions
+            assert (request.table is not None) == (request.state is RequestState.RUNNING)
+        for request in running:
+            assert request.num_finished_tokens <= request.num_computed_tokens
+            assert request.num_computed_tokens <= len(request.token_ids) + request.num_pending
+            assert request.num_computed_tokens <= request.num_slots
+        needy = [r for r in running if r.is_protected and r.num_slots < r.max_total_tokens - 1]
+        assert needy in ([], [self._guaranteed])
