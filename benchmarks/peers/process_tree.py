@@ -130,7 +130,7 @@ def wait_for_quiet(limit: float, patience_s: float) -> float:
     """
     end = time.monotonic() + patience_s
     while True:
-        busy = psutil.cpu_percent(interval=1.0) / 100.0
+        busy: float = psutil.cpu_percent(interval=1.0) / 100.0
         if busy <= limit or time.monotonic() >= end:
             return busy
 

@@ -186,3 +186,72 @@ def _limits_table(result: dict[str, Any], cases: list[Case]) -> Table:
         for name, limit in candidates:
             table.rows.append((case.name, name, number(limit), number(achieved), f"{achieved / limit:.2f}"))
     return table
+
+
+SERVER_COLUMNS: tuple[tuple[str, str, float, int], ...] = (
+    # heading, field of server_load.py's summary, factor, digits
+    ("output tokens/s", "output_tokens_per_s", 1, 1),
+    ("requests/s", "requests_per_s", 1, 1),
+    ("TTFT p50 ms", "ttft_p50", 1e3, 1),
+    ("TTFT p99 ms", "ttft_p99", 1e3, 1),
+    ("ITL p50 ms", "itl_p50", 1e3, 2),
+    ("ITL p99 ms", "itl_p99", 1e3, 2),
+    ("TPOT p50 ms", "tpot_p50", 1e3, 2),
+    ("tokens/event", "tokens_per_event", 1, 2),
+    ("client CPU, cores", "client_cpu_share_of_a_core", 1, 2),
+)
+
+
+def server_tables(result: dict[str, Any]) -> list[Table]:
+    """One table a case with every server's medians, and one of the processes."""
+    tables = []
+    for case in result["cases"]:
+        table = Table(
+            f"{case['name']} ({case['requests']} requests, {result['model']})",
+            ("server", *(heading for heading, *_ in SERVER_COLUMNS), "failures"),
+        )
+        for record in result["servers"]:
+            rounds = record["rounds"].get(case["name"], [])
+            if rounds:
+                cells = [_middle(rounds, name, factor, digits) for _, name, factor, digits in SERVER_COLUMNS]
+                failures = sum(sum(summary["failures"].values()) for summary in rounds)
+                table.rows.append((record["name"], *cells, str(failures)))
+        if len(table.rows) > 1:
+            table.rows += _server_ratios(result, case["name"])
+        tables.append(table)
+    tables[-1].note = (
+        "ITL: gaps between events with a choice, over all requests; TTFT: to the first such event. Tokens are those "
+        "of `usage`; a stream without finish_reason, [DONE] and the right number of tokens is a failure. The client "
+        "shares the cores."
+    )
+    processes = Table("The servers", ("server", "first answer s", "peak memory GB (private)", "failure"))
+    for record in result["servers"]:
+        memory = f"{record['memory_total'] / 1e9:.2f} ({record['memory_private'] / 1e9:.2f})"
+        processes.rows.append((record["name"], f"{record['ready_s']:.1f}", memory, record["failure"]))
+    return [*tables, processes]
+
+
+def _values(rounds: list[dict[str, Any]], name: str) -> list[float]:
+    return [summary[name] for summary in rounds if summary[name] is not None]
+
+
+def _middle(rounds: list[dict[str, Any]], name: str, factor: float, digits: int) -> str:
+    values = _values(rounds, name)
+    return number(statistics.median(values) * factor, digits) if values else "-"
+
+
+def _server_ratios(result: dict[str, Any], case: str) -> list[tuple[str, ...]]:
+    """Penstock's medians over each other server's, column by column."""
+    by_name = {record["name"]: record["rounds"].get(case, []) for record in result["servers"]}
+    ours = by_name.get(OURS)
+    lines = []
+    for name, rounds in by_name.items():
+        if not ours or not rounds or name == OURS:
+            continue
+        cells = []
+        for _, column, _, _ in SERVER_COLUMNS:
+            mine, theirs = _values(ours, column), _values(rounds, column)
+            has_ratio = mine and theirs and statistics.median(theirs) > 0
+            cells.append(f"{statistics.median(mine) / statistics.median(theirs):.2f}x" if has_ratio else "-")
+        lines.append((f"penstock / {name}", *cells, ""))
+    return lines
