@@ -4,12 +4,24 @@
 #pragma once
 
 #include "isa.h"
+#include "ops/activation.h"
+#include "ops/attention.h"
+#include "ops/copy.h"
 #include "ops/linear.h"
+#include "ops/norm.h"
 #include "ops/probe.h"
+#include "ops/rope.h"
+#include "ops/sampling.h"
 
-#define PENSTOCK_FOR_EACH_FAMILY(X) \
-    X(linear, LinearKernels)        \
-    X(probe, ProbeKernels)
+#define PENSTOCK_FOR_EACH_FAMILY(X)  \
+    X(activation, ActivationKernels) \
+    X(attention, AttentionKernels)   \
+    X(copy, CopyKernels)             \
+    X(linear, LinearKernels)         \
+    X(norm, NormKernels)             \
+    X(probe, ProbeKernels)           \
+    X(rope, RopeKernels)             \
+    X(sampling, SamplingKernels)
 
 namespace penstock {
 

@@ -1,8 +1,9 @@
 // Sixteen f32 lanes, the width every kernel is written for, and one 32-bit *unit* per lane: a unit is what one step of
 // a dot product consumes, either one f32 or a pair of bf16 (the lower index in the lower half). Each instruction set
 // implements the same functions, so a kernel is written once:
-//   Vec     splat zero load load_n store store_n + - * / fma max min abs select_lanes reduce_sum reduce_max
-//   Units   load_units load_units_n splat_unit zero_units_outside; dot<Elem>(acc, a, b)
+//   Vec     splat zero load load_n store store_n round_bf16 + - * / fma max min round_nearest scale_by_power
+//           select_lanes keep_where mask_greater mask_greater_equal mask_nan reduce_sum reduce_max DoubleSum
+//   Units   load_units load_units_n splat_unit; dot(Elem, acc, a, b)
 // `_n` versions touch only the first n lanes (the others read as zero). Results of one instruction set never depend on
 // how a kernel was inlined: contraction of a*b+c is off (-ffp-contract=off), a fused one is spelled `fma`.
 #pragma once
@@ -44,11 +45,7 @@ static inline float as_f32(bf16_t value) { return to_f32(value); }
 
 // Rounds to the element type and back, as storing and loading again would.
 static inline Vec round_to(F32, Vec x) { return x; }
-static inline Vec round_to(Bf16, Vec x) {
-    alignas(64) bf16_t rounded[kLanes];
-    store(rounded, x);
-    return load(rounded);
-}
+static inline Vec round_to(Bf16, Vec x) { return round_bf16(x); }
 
 // 2^x. Relative error 3e-6 (enough for what is rounded to bf16 next). Below 2^-126 gives 0; NaN stays NaN.
 static inline Vec exp2_fast(Vec x) {

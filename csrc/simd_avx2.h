@@ -63,6 +63,11 @@ static inline void store_n(bf16_t* p, Vec x, int n) {
     memcpy(p, lanes, size_t(n) * sizeof(bf16_t));
 }
 
+static inline Vec round_bf16(Vec x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(round8(x.low), 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(round8(x.high), 16))};
+}
+
 static inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 static inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
 static inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
@@ -156,7 +161,9 @@ static inline Units load_units_n(const uint32_t* p, int n) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_maskload_epi32((const int*)p + 8, first_lanes8(n - 8))};
 }
 static inline Units splat_unit(const uint32_t* p) {
-    return {_mm256_set1_epi32(int(*p)), _mm256_set1_epi32(int(*p))};
+    int32_t unit;
+    memcpy(&unit, p, sizeof unit);
+    return {_mm256_set1_epi32(unit), _mm256_set1_epi32(unit)};
 }
 
 static inline __m256 dot8(F32, __m256 acc, __m256i a, __m256i b) {

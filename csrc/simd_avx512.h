@@ -1,7 +1,12 @@
 // Sixteen lanes with AVX-512 F/BW/DQ/VL and BF16. Included by simd.h, which documents the functions.
 #pragma once
 
+// GCC 12 takes the undefined operand of some intrinsics, which no lane reads, for an uninitialised one.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -30,6 +35,8 @@ static inline void store(bf16_t* p, Vec x) { _mm256_storeu_si256((__m256i*)p, (_
 static inline void store_n(bf16_t* p, Vec x, int n) {
     _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(x.v));
 }
+
+static inline Vec round_bf16(Vec x) { return widen((__m256i)_mm512_cvtneps_pbh(x.v)); }
 
 static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -73,7 +80,11 @@ struct DoubleSum {
 
 static inline Units load_units(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline Units load_units_n(const uint32_t* p, int n) { return {_mm512_maskz_loadu_epi32(first_lanes(n), p)}; }
-static inline Units splat_unit(const uint32_t* p) { return {_mm512_set1_epi32(int(*p))}; }
+static inline Units splat_unit(const uint32_t* p) {
+    int32_t unit;
+    memcpy(&unit, p, sizeof unit);
+    return {_mm512_set1_epi32(unit)};
+}
 
 static inline Vec dot(F32, Vec acc, Units a, Units b) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(a.v), _mm512_castsi512_ps(b.v), acc.v)};

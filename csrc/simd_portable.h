@@ -51,6 +51,12 @@ static inline void store_n(bf16_t* p, Vec x, int n) {
 }
 static inline void store(bf16_t* p, Vec x) { store_n(p, x, 16); }
 
+static inline Vec round_bf16(Vec x) {
+    bf16_t rounded[16];
+    store(rounded, x);
+    return load(rounded);
+}
+
 static inline Vec operator+(Vec a, Vec b) { PENSTOCK_PARTS(a.part[i] + b.part[i]); }
 static inline Vec operator-(Vec a, Vec b) { PENSTOCK_PARTS(a.part[i] - b.part[i]); }
 static inline Vec operator*(Vec a, Vec b) { PENSTOCK_PARTS(a.part[i] * b.part[i]); }
@@ -73,7 +79,7 @@ static inline Vec round_nearest(Vec x) { PENSTOCK_PARTS(round4(x.part[i])); }
 static inline Float4 scale4(Float4 p, Float4 n) {
     // 2^n in two factors: 2^128 alone has no f32.
     const Int4 in_range = (n >= -126.0f) & (n <= 200.0f);
-    const Float4 above = (Float4)((n > 200.0f) & (Int4)(n - n + 200.0f));
+    const Float4 above = choose(n > 200.0f, Float4{200.0f, 200.0f, 200.0f, 200.0f}, Float4{});
     const Int4 whole = __builtin_convertvector(choose(in_range, n, above), Int4);
     const Int4 half = whole >> 1;
     const Float4 first = (Float4)((half + 127) << 23);
@@ -145,7 +151,9 @@ static inline Units load_units_n(const uint32_t* p, int n) {
     return result;
 }
 static inline Units splat_unit(const uint32_t* p) {
-    const Uint4 part = {*p, *p, *p, *p};
+    uint32_t unit;
+    memcpy(&unit, p, sizeof unit);
+    const Uint4 part = {unit, unit, unit, unit};
     return {{part, part, part, part}};
 }
 

@@ -42,3 +42,106 @@ class Kernels:
     def embedding(
         self, ids: int, weight: int, out: int, tokens: int, k: int, dtype: int, num_threads: int, /
     ) -> None: ...
+    # norm, activation
+    def rms_norm(
+        self,
+        x: int,
+        residual: int,
+        weight: int,
+        out: int,
+        tokens: int,
+        size: int,
+        eps: float,
+        dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def silu_and_mul(
+        self,
+        gate_up: int,
+        out: int,
+        tokens: int,
+        size: int,
+        dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    # rope, attention, copy
+    def rope_and_cache(
+        self,
+        qkv: int,
+        cos: int,
+        sin: int,
+        key_cache: int,
+        value_cache: int,
+        slot_mapping: int,
+        q_norm: int,
+        k_norm: int,
+        tokens: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def paged_attention(
+        self,
+        q: int,
+        q_stride: int,
+        key_cache: int,
+        value_cache: int,
+        block_tables: int,
+        max_blocks: int,
+        context_lens: int,
+        query_starts: int,
+        out: int,
+        num_requests: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        sliding_window: int,
+        dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def copy_blocks(
+        self,
+        cache: int,
+        block_bytes: int,
+        sources: int,
+        destinations: int,
+        count: int,
+        /,
+    ) -> None: ...
+    # sampling
+    def sample(
+        self,
+        logits: int,
+        temperature: int,
+        top_k: int,
+        top_p: int,
+        min_p: int,
+        uniform: int,
+        ids: int,
+        rows: int,
+        vocab: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def logprobs(
+        self,
+        logits: int,
+        ids: int,
+        logprobs: int,
+        ranks: int,
+        top_ids: int,
+        top_logprobs: int,
+        rows: int,
+        vocab: int,
+        top: int,
+        num_threads: int,
+        /,
+    ) -> None: ...

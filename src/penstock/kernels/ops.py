@@ -59,6 +59,97 @@ class Ops(ABC):
     def embedding(self, ids_T: Tensor, weight: PackedLinear) -> Tensor:
         """Rows of a packed [V, K] -> [T, K]. ids: int64, each in [0, V)."""
 
+    # ---- norms and activation (norm, activation in kernels/native, kernels/reference, csrc/ops)
+
+    @abstractmethod
+    def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) in float32, rounded to x's dtype, then times the weight -> [T, K]."""
+
+    @abstractmethod
+    def add_rms_norm(self, x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        """residual += x, in place and rounded to its dtype; then the norm of that sum -> [T, K]."""
+
+    @abstractmethod
+    def silu_and_mul(self, gate_up_TJ: Tensor) -> Tensor:
+        """[T, 2 I], gate then up -> [T, I]: silu(gate) in float32, rounded to the dtype, times up."""
+
+    # ---- attention and its cache (kernels/kv_layout.py has the layouts; csrc/ops/rope.cpp, attention.cpp, copy.cpp)
+
+    @abstractmethod
+    def rope_and_cache(
+        self,
+        qkv_TS: Tensor,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping_T: Tensor,
+        qk_norm: tuple[Tensor, Tensor, float] | None = None,
+    ) -> None:
+        """Rotate q in place; write rotated keys and values to their slots. S = (H + 2 G) D, E = D / 2.
+
+        cos, sin: float32, of each token's position; dimension d turns with d + D / 2. slot_mapping: int64, block * 16 +
+        offset; a negative one is not written. qk_norm: (q weight [D], k weight [D], eps), a norm per head before the
+        rotation, or None.
+        """
+
+    @abstractmethod
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables_RW: Tensor,
+        context_lens_R: Tensor,
+        query_starts: Tensor,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        """Causal attention of each request's new tokens over its context -> [T, H * D].
+
+        q: may be a view with a longer token stride. All tables int32: query_starts [R + 1], the requests' first tokens;
+        context_lens, the step's tokens included. The row at position p sees (p - sliding_window, p], or all up to p if
+        that is 0; nothing else in the cache influences it, not even a NaN. A row's bits do not depend on the batch, on
+        how its request was cut into steps, or on the number of threads.
+        """
+
+    @abstractmethod
+    def copy_blocks(self, caches: Sequence[Tensor], sources: Tensor, destinations: Tensor) -> None:
+        """In each cache [B, ...], copy blocks sources[i] to destinations[i] (int64; no block is both)."""
+
+    # ---- sampling (kernels/native/sampling.py, kernels/reference/sampling.py, csrc/ops/sampling.cpp)
+
+    @abstractmethod
+    def sample(
+        self,
+        logits_RV: Tensor,
+        temperature_R: Tensor,
+        top_k_R: Tensor,
+        top_p_R: Tensor,
+        min_p_R: Tensor,
+        uniform_R: Tensor,
+    ) -> Tensor:
+        """Token ids [R] int64, each a function of its own row and uniform number alone.
+
+        logits: float32, penalties applied; -inf excludes a token. temperature, top_p, min_p: float32; top_k: int32;
+        uniform: float64 in [0, 1). Order: temperature (0: the largest logit, of equals the lowest id); top_k (off
+        outside [1, V); equals of the k-th stay); top_p (off from 1), the smallest set of what top_k left that holds at
+        least that share of its probability, of equals the lower ids; min_p, relative to the most probable. Then the
+        first id, in rising order, at which the cumulative probability exceeds uniform.
+        -1 for a row that has a NaN or +inf, or nothing finite.
+        """
+
+    @abstractmethod
+    def log_softmax_gather(self, logits_RV: Tensor, ids_R: Tensor) -> Tensor:
+        """Natural log-probabilities [R] float32 of `ids` (int64). NaN for a row that `sample` would refuse."""
+
+    @abstractmethod
+    def top_logprobs(self, logits_RV: Tensor, ids_R: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(log-probabilities [R] of `ids`, their ranks [R] int32, ids [R, k] int64 and log-probabilities [R, k]).
+
+        A rank is 1 + how many logits are larger. The k best fall by logit, of equals the lower id first.
+        """
+
 
 def load(kind: str, num_threads: int, isa: str | None = None) -> Ops:
     """Build the op table. isa: force an instruction set (default: PENSTOCK_ISA, else the best that works here).

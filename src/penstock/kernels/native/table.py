@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.kernels.native import linear
+from penstock.kernels.native import activation, attention, linear, norm, sampling
 from penstock.kernels.ops import Ops
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor
 
@@ -34,3 +36,60 @@ class NativeOps(Ops):
 
     def embedding(self, ids_T: Tensor, weight: PackedLinear) -> Tensor:
         return linear.embedding(self.kernels, self.num_threads, ids_T, weight)
+
+    def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(self.kernels, self.num_threads, x_TK, None, weight_K, eps)
+
+    def add_rms_norm(self, x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(self.kernels, self.num_threads, x_TK, residual_TK, weight_K, eps)
+
+    def silu_and_mul(self, gate_up_TJ: Tensor) -> Tensor:
+        return activation.silu_and_mul(self.kernels, self.num_threads, gate_up_TJ)
+
+    def rope_and_cache(
+        self,
+        qkv_TS: Tensor,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping_T: Tensor,
+        qk_norm: tuple[Tensor, Tensor, float] | None = None,
+    ) -> None:
+        rotary, caches = (cos_TE, sin_TE), (key_cache, value_cache)
+        attention.rope_and_cache(self.kernels, self.num_threads, qkv_TS, rotary, caches, slot_mapping_T, qk_norm)
+
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables_RW: Tensor,
+        context_lens_R: Tensor,
+        query_starts: Tensor,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
+        return attention.paged_attention(self.kernels, self.num_threads, q_THD, caches, tables, scale, sliding_window)
+
+    def copy_blocks(self, caches: Sequence[Tensor], sources: Tensor, destinations: Tensor) -> None:
+        attention.copy_blocks(self.kernels, caches, sources, destinations)
+
+    def sample(
+        self,
+        logits_RV: Tensor,
+        temperature_R: Tensor,
+        top_k_R: Tensor,
+        top_p_R: Tensor,
+        min_p_R: Tensor,
+        uniform_R: Tensor,
+    ) -> Tensor:
+        settings = (temperature_R, top_k_R, top_p_R, min_p_R, uniform_R)
+        return sampling.sample(self.kernels, self.num_threads, logits_RV, settings)
+
+    def log_softmax_gather(self, logits_RV: Tensor, ids_R: Tensor) -> Tensor:
+        return sampling.log_softmax_gather(self.kernels, self.num_threads, logits_RV, ids_R)
+
+    def top_logprobs(self, logits_RV: Tensor, ids_R: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return sampling.top_logprobs(self.kernels, self.num_threads, logits_RV, ids_R, k)

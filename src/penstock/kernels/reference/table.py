@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from penstock.kernels.ops import Ops
+from penstock.kernels.reference import activation as activation_family
+from penstock.kernels.reference import attention as attention_family
 from penstock.kernels.reference import linear as linear_family
+from penstock.kernels.reference import norm as norm_family
+from penstock.kernels.reference import sampling as sampling_family
 
 
 class ReferenceOps(Ops):
@@ -17,3 +21,12 @@ class ReferenceOps(Ops):
     pack_into = staticmethod(linear_family.pack_into)
     linear = staticmethod(linear_family.linear)
     embedding = staticmethod(linear_family.embedding)
+    rms_norm = staticmethod(norm_family.rms_norm)
+    add_rms_norm = staticmethod(norm_family.add_rms_norm)
+    silu_and_mul = staticmethod(activation_family.silu_and_mul)
+    rope_and_cache = staticmethod(attention_family.rope_and_cache)
+    paged_attention = staticmethod(attention_family.paged_attention)
+    copy_blocks = staticmethod(attention_family.copy_blocks)
+    sample = staticmethod(sampling_family.sample)
+    log_softmax_gather = staticmethod(sampling_family.log_softmax_gather)
+    top_logprobs = staticmethod(sampling_family.top_logprobs)

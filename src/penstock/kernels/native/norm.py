@@ -1,0 +1,33 @@
+"""RMSNorm, alone and after a residual sum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.kernels.native.dtypes import DTYPE_CODE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from penstock._native import Kernels
+
+
+def rms_norm(
+    kernels: Kernels, num_threads: int, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float
+) -> Tensor:
+    """See Ops.rms_norm and, with a residual, Ops.add_rms_norm."""
+    dtype = x_TK.dtype
+    tokens, size = x_TK.shape
+    assert x_TK.is_contiguous() and weight_K.dtype is dtype and weight_K.shape == (size,), (x_TK.shape, weight_K.shape)
+    residual = 0
+    if residual_TK is not None:
+        assert residual_TK.shape == x_TK.shape and residual_TK.dtype is dtype and residual_TK.is_contiguous()
+        residual = residual_TK.data_ptr()
+    out = torch.empty_like(x_TK)
+    kernels.rms_norm(
+        x_TK.data_ptr(), residual, weight_K.data_ptr(), out.data_ptr(), tokens, size, eps, DTYPE_CODE[dtype],
+        num_threads,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,23 @@
+"""RMSNorm, alone and after a residual sum, in torch, with the roundings of the published model code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def rms_norm(x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+    """See Ops.rms_norm."""
+    wide = x_TK.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight_K * scaled.to(x_TK.dtype)
+
+
+def add_rms_norm(x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+    """See Ops.add_rms_norm."""
+    residual_TK.add_(x_TK)
+    return rms_norm(residual_TK, weight_K, eps)
