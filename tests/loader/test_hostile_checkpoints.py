@@ -135,7 +135,7 @@ def test_a_tensor_in_two_shards_is_refused(directory):
 def test_several_files_without_an_index_are_refused(tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(GOOD)
-    with pytest.raises(CheckpointError, match="no model.safetensors.index.json"):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors\.index\.json"):
         Checkpoint(tmp_path)
 
 
