@@ -52,10 +52,11 @@ class Scheduler:
     computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it, to be
     recomputed.
 
-    Nobody waits forever:
-    - add() refuses a request that the pool could not hold alone, so one request can always finish by itself.
-    - After `max_preemptions` a request is protected: never preempted again, first in rank. It is admitted with all the
-      blocks it can ever need; or, if there is no other such request, with what it needs now (the guaranteed one).
+    Nobody waits forever: - add() refuses a request that the pool could not hold alone, so one request can always
+    finish by itself. - After `max_preemptions` a request is protected: never preempted again, first in rank. One such
+    request runs with the
+      blocks it needs now (the guaranteed one); further ones are admitted beside it only with all they can ever need,
+      and let others pass until then.
     - An unprotected request that cannot grow preempts an unprotected one, at worst itself. So whoever lacks a block and
       stays is the guaranteed one, with only protected requests beside it; those lack nothing, finish, and leave it
       alone with the pool, where it fits.
@@ -294,10 +295,10 @@ class Scheduler:
         num_known = len(request.token_ids)
         if not request.is_protected:
             return num_known
+        if self._guaranteed is None:
+            return num_known
         num_worst = request.max_total_tokens - 1  # the last token is drawn, but never computed
-        if self._kv.blocks_for(num_worst) <= self._kv.num_available:
-            return num_worst
-        return num_known if self._guaranteed is None else None
+        return num_worst if self._kv.blocks_for(num_worst) <= self._kv.num_available else None
 
     def _start(self, request: Request, table: BlockTable, num_reserved: int, plan: StepPlan) -> None:
         if request.is_protected and num_reserved < request.max_total_tokens - 1:
