@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -13,19 +14,6 @@ from penstock.kernels.kv_layout import BLOCK_SLOTS, key_cache_shape, keys_by_slo
 
 REFERENCE = op_table.load("reference", 1)
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
-def native(request: pytest.FixtureRequest) -> op_table.Ops:
-    return load_isa(request.param)
-
-
-def load_isa(isa: str) -> op_table.Ops:
-    from penstock import _native
-
-    if isa not in [name for name, works, _ in _native.isa_statuses() if works]:
-        pytest.skip(f"{isa} does not run here")
-    return op_table.load("native", 2, isa=isa)
 
 
 @dataclass
@@ -120,7 +108,7 @@ def test_equals_the_reference(native: op_table.Ops, dtype: torch.dtype, seed: in
 def random_cuts(rng: random.Random, length: int) -> list[tuple[int, int]]:
     """[0, length) in consecutive pieces: a few long ones, then some single tokens."""
     cuts = sorted({0, length, *(rng.randrange(length) for _ in range(rng.randint(0, 4)))})
-    pieces = list(zip(cuts, cuts[1:], strict=False))
+    pieces = list(itertools.pairwise(cuts))
     begin, end = pieces.pop()
     singles = min(end - begin, 3)
     return [*pieces, *([(begin, end - singles)] if end - begin > singles else []),
