@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from cases import CASES, SHORT_CASES, Case, Sample, figures
 from engines import HERE, WORK, Engine, chosen
-from process_tree import wait_for_quiet
+from process_tree import end_on_sigterm, wait_for_quiet
 from report import Table, machine_facts, offline_tables, write_results
 from worker import Worker, WorkerError
 
@@ -203,6 +203,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine each round")
     parser.add_argument("--name", default="", help="stem of the result files; offline-<model> by default")
     options = parser.parse_args()
+    end_on_sigterm()
     options.model = options.model.resolve()
     engines = chosen(options.engines, options.threads)
     available = psutil.virtual_memory().available

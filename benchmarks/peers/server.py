@@ -28,7 +28,7 @@ from typing import Any
 
 from engines import HERE, WORK, Engine, catalogue, chosen
 from offline import note, token_limit, weight_bytes
-from process_tree import PeakMemory, ProcessTree, wait_for_quiet
+from process_tree import PeakMemory, ProcessTree, end_on_sigterm, wait_for_quiet
 from report import machine_facts, server_tables, write_results
 
 LOAD_SCRIPT = HERE.parent / "server_load.py"
@@ -274,6 +274,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine each round")
     parser.add_argument("--name", default="", help="stem of the result files; server-<model> by default")
     options = parser.parse_args()
+    end_on_sigterm()
     options.model = options.model.resolve()
     engines = chosen(options.engines, options.threads)
     if strangers := [engine.name for engine in engines if engine.name not in SERVERS]:
