@@ -19,6 +19,8 @@ import httpx
 from penstock.base.errors import ContextOverflowError, DrainingError, PenstockError, ValidationError
 from penstock.config.settings import Settings
 from penstock.frontend.engine_client import RequestStream
+from penstock.frontend.output import LogprobEntry, TextOutput, TokenEntry
+from penstock.frontend.processor import Chat, Prompt
 from penstock.messages import (
     EngineReady,
     EngineRequest,
@@ -34,7 +36,7 @@ from penstock.observability.usage import UsageRecord
 from penstock.server.app import build_app
 from penstock.server.http_server import HttpServer
 from penstock.server.state import ServerState
-from penstock.server.text import ChatPrompt, GenerationRequest, Sequenced, TextDelta, TokenText
+from penstock.server.text import GenerationRequest, Sequenced
 
 REPLY = "You said: "
 EOS = 3
@@ -152,37 +154,40 @@ class FakeState:
 
     def __init__(self, request: EngineRequest) -> None:
         self._request = request
+        self._num_tokens = 0
         self._sent = 0
         self._text = ""
-        self._prompt_logprobs: list[TokenText | None] | None = None
 
-    def prompt_logprobs(self) -> Sequence[TokenText | None] | None:
-        return self._prompt_logprobs
-
-    def add(self, output: RequestOutput) -> TextDelta:
+    def process(self, output: RequestOutput) -> TextOutput:
+        result = TextOutput("", output.token_ids, finish_reason=output.finish_reason)
         if output.prompt_logprobs is not None:
-            self._prompt_logprobs = [None, *map(_token_text, output.prompt_logprobs)]
-        sampling = self._request.sampling
+            entries = [_entry(logprobs, offset) for offset, logprobs in enumerate(output.prompt_logprobs, 1)]
+            result.prompt_logprobs = [None, *entries]
+        if output.logprobs is not None:
+            result.logprobs = [_entry(logprobs, len(self._text) + i) for i, logprobs in enumerate(output.logprobs)]
+        self._num_tokens += len(output.token_ids) + (output.stop_token_id is not None)
+        result.num_output_tokens = self._num_tokens
         self._text += "".join(map(chr, output.token_ids))
-        logprobs = None if output.logprobs is None else [_token_text(entry) for entry in output.logprobs]
-        for stop in sampling.stop:
+        stops = self._request.sampling.stop
+        for stop in stops:
             at = self._text.find(stop)
             if at >= 0:
-                text = self._text[self._sent : at]
-                return TextDelta(text, logprobs, "stop", stop, is_cut=output.finish_reason is None)
-        held = max((len(stop) - 1 for stop in sampling.stop), default=0) if output.finish_reason is None else 0
+                result.text = self._text[self._sent : at]
+                result.must_abort = output.finish_reason is None
+                result.finish_reason, result.stop_reason = FinishReason.STOP, stop
+                return result
+        held = max((len(stop) - 1 for stop in stops), default=0) if output.finish_reason is None else 0
         upto = max(self._sent, len(self._text) - held)
-        text, self._sent = self._text[self._sent : upto], upto
-        return TextDelta(text, logprobs, output.finish_reason.value if output.finish_reason else None)
+        result.text, self._sent = self._text[self._sent : upto], upto
+        return result
 
 
-def _token_text(entry: TokenLogprobs) -> TokenText:
-    def one(token_id: int, logprob: float) -> TokenText:
-        return TokenText(chr(token_id), chr(token_id).encode(), logprob, token_id, 1)
+def _entry(logprobs: TokenLogprobs, offset: int) -> LogprobEntry:
+    def token(token_id: int, logprob: float) -> TokenEntry:
+        return TokenEntry(token_id, chr(token_id), chr(token_id).encode(), logprob)
 
-    chosen = one(entry.token_id, entry.logprob)
-    top = [one(token_id, logprob) for token_id, logprob in zip(entry.top_ids, entry.top_logprobs, strict=True)]
-    return TokenText(chosen.text, chosen.data, entry.logprob, entry.token_id, entry.rank, top)
+    top = [token(token_id, value) for token_id, value in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)]
+    return LogprobEntry(token(logprobs.token_id, logprobs.logprob), logprobs.rank, offset, top)
 
 
 class FakeText:
@@ -193,12 +198,15 @@ class FakeText:
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         await asyncio.sleep(0)
         self.requests.append(request)
         sequences: list[Sequenced] = []
-        for number, prompt in enumerate(request.prompts):
-            ids = _prompt_ids(prompt)
+        for number, source in enumerate(request.prompts):
+            ids = _prompt_ids(source)
             if not ids:
                 raise ValidationError("The prompt is empty.", param="prompt")
             max_tokens = request.sampling.max_tokens or MAX_MODEL_LEN - len(ids)
@@ -206,6 +214,7 @@ class FakeText:
                 raise ContextOverflowError(
                     f"{len(ids)} prompt tokens and {max_tokens} output tokens exceed the context of {MAX_MODEL_LEN}."
                 )
+            prompt = Prompt(ids, None if isinstance(source, list) else self.decode(ids))
             for copy in range(request.sampling.n):
                 engine_request = EngineRequest(
                     request_id=f"{request.request_id}-{number}-{copy}", prompt_token_ids=ids, sampling=request.sampling,
@@ -213,17 +222,17 @@ class FakeText:
                     namespace=request.namespace, priority=request.priority, arrival_s=request.arrival_s,
                     deadline_s=request.deadline_s,
                 )  # fmt: skip
-                text = "".join(map(chr, ids)) if request.needs_prompt_text else ""
-                sequences.append(Sequenced(engine_request, FakeState(engine_request), text))
+                sequences.append(Sequenced(engine_request, FakeState(engine_request), prompt))
         return sequences
 
 
-def _prompt_ids(prompt: str | list[int] | ChatPrompt) -> list[int]:
-    if isinstance(prompt, list):
-        return prompt
-    if isinstance(prompt, str):
-        return list(map(ord, prompt))
-    return list(map(ord, "\n".join(message["content"] for message in prompt.messages)))
+def _prompt_ids(source: str | list[int] | Chat) -> list[int]:
+    if isinstance(source, list):
+        return source
+    if isinstance(source, str):
+        return list(map(ord, source))
+    texts = [message["content"] if isinstance(message["content"], str) else "" for message in source.messages]
+    return list(map(ord, "\n".join(texts)))
 
 
 @dataclass

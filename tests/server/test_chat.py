@@ -210,11 +210,12 @@ async def test_messages_reach_the_template_as_it_expects_them(
     prompt = server.text.requests[0].prompts[0]
     assert not isinstance(prompt, (str, list))
     assert prompt.messages[0] == {"role": "system", "content": "rules"}
-    assert prompt.messages[1] == {"role": "user", "content": "a\nb", "name": "bo"}
-    assert prompt.messages[2]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert prompt.messages[1] == {"role": "user", "content": parts, "name": "bo"}
+    assert prompt.messages[2]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
     assert prompt.messages[3] == {"role": "tool", "content": "2", "tool_call_id": "c1"}
     assert (prompt.continue_final_message, prompt.add_generation_prompt) == (True, False)
-    assert prompt.template_kwargs == {"enable_thinking": False}
+    assert prompt.variables == {"enable_thinking": False}
 
 
 TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.server.openai.hermes import CLOSE, OPEN, HermesParser, ParsedCall
+from penstock.server.hermes import CLOSE, OPEN, HermesParser, ParsedCall
 
 CALL = OPEN + '\n{"name": "add", "arguments": {"a": 1, "b": [2, "}"]}}\n' + CLOSE
 

@@ -34,6 +34,7 @@ MAX_ENTRIES: Final[dict[str, int]] = {
     "bad_words_chars": 256,
     "messages": 4096,
     "prompts": 1024,
+    "sequences": 1024,
     "tools": 512,
     "namespace_chars": 256,
     "request_id_chars": 128,

@@ -16,11 +16,12 @@ from typing import Protocol
 from starlette.types import Receive, Scope, Send
 
 from penstock.base.errors import DrainingError, PenstockError
+from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.messages import ErrorInfo, FinishReason, RequestOutput
 from penstock.observability import ServerMetrics, UsageRecord
 from penstock.server.exchange import ClientGoneError, Exchange, choose_request_id
 from penstock.server.state import CutOffError, Engine, OpenRequest, OutputStream, ServerState
-from penstock.server.text import GenerationRequest, OutputState, Sequenced, TextDelta, TokenText
+from penstock.server.text import GenerationRequest, Sequenced
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class Choice:
     stream: OutputStream
     is_first_of_prompt: bool
     pieces: list[str] = field(default_factory=list)
-    logprobs: list[TokenText] | None = None
+    logprobs: list[LogprobEntry] | None = None
+    prompt_logprobs: list[LogprobEntry | None] | None = None
     finish_reason: str = ""
     stop_reason: str | int | None = None
     num_output_tokens: int = 0
@@ -58,10 +60,6 @@ class Choice:
     is_over: bool = False  # the engine has said its last word
 
     @property
-    def state(self) -> OutputState:
-        return self.sequenced.state
-
-    @property
     def text(self) -> str:
         return "".join(self.pieces)
 
@@ -69,7 +67,7 @@ class Choice:
 class Answer(Protocol):
     """Renders one request's answer. `outcome`: how the first choice ended, in the format's words."""
 
-    def event(self, choice: Choice, delta: TextDelta) -> bytes: ...
+    def event(self, choice: Choice, delta: TextOutput) -> bytes: ...
 
     def last_events(self, usage: Usage) -> bytes: ...
 
@@ -257,24 +255,26 @@ class _Run:
             if delta.finish_reason is not None:
                 return
 
-    def _take(self, choice: Choice, output: RequestOutput, metrics: ServerMetrics) -> TextDelta:
+    def _take(self, choice: Choice, output: RequestOutput, metrics: ServerMetrics) -> TextOutput:
         """Counts an output and turns it into text. Raises GenerationFailedError when it ended the sequence badly."""
         num_tokens = len(output.token_ids)
         if num_tokens:
             now_s = time.monotonic()
-            if choice.num_output_tokens:
+            if choice.first_token_s:
                 metrics.inter_token_latency.observe((now_s - choice.last_token_s) / num_tokens, num_tokens)
             else:
                 choice.first_token_s = now_s
                 metrics.time_to_first_token.observe(now_s - choice.sequenced.request.arrival_s)
             choice.last_token_s = now_s
-            choice.num_output_tokens += num_tokens
         if output.finish_reason is not None:
             self._take_last(choice, output)
-        delta = choice.state.add(output)
+        delta = choice.sequenced.state.process(output)
+        choice.num_output_tokens = delta.num_output_tokens
+        if delta.prompt_logprobs is not None:
+            choice.prompt_logprobs = delta.prompt_logprobs
         if delta.finish_reason is not None:
-            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
-            if delta.is_cut and not choice.is_over:
+            choice.finish_reason, choice.stop_reason = delta.finish_reason.value, delta.stop_reason
+            if delta.must_abort and not choice.is_over:
                 assert self._engine is not None
                 self._engine.abort([choice.sequenced.request.request_id], FinishReason.STOP)
         return delta
@@ -282,8 +282,6 @@ class _Run:
     def _take_last(self, choice: Choice, output: RequestOutput) -> None:
         choice.is_over = True
         choice.num_cached_tokens = output.num_cached_tokens
-        if not choice.finish_reason and output.num_output_tokens:
-            choice.num_output_tokens = output.num_output_tokens  # counts the stop token too
         if output.timings is not None:
             choice.scheduled_s = output.timings.scheduled_s
             choice.num_preemptions = output.timings.num_preemptions

@@ -8,14 +8,16 @@ from typing import Any
 import msgspec
 
 from penstock.base.errors import ValidationError
+from penstock.frontend.output import LogprobEntry, TextOutput
+from penstock.frontend.processor import Chat
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.openai import decode, render
-from penstock.server.openai.hermes import HermesParser, ParsedCall
+from penstock.server.hermes import HermesParser, ParsedCall
 from penstock.server.openai.schema import ChatRequest
 from penstock.server.state import ServerState
-from penstock.server.text import ChatPrompt, GenerationRequest, TextDelta, TokenText
+from penstock.server.text import GenerationRequest
 
 
 class _Function(msgspec.Struct):
@@ -78,12 +80,12 @@ class ChatFormat:
         generation = GenerationRequest(
             request_id=state.new_id(),
             prompts=[
-                ChatPrompt(
+                Chat(
                     messages=decode.template_messages(request.messages),
                     tools=request.tools if uses_tools else None,
                     add_generation_prompt=not is_continued if generates is None else generates,
                     continue_final_message=is_continued,
-                    template_kwargs=request.chat_template_kwargs or {},
+                    variables=request.chat_template_kwargs or {},
                 )
             ],
             sampling=decode.chat_sampling(request),
@@ -136,7 +138,7 @@ class ChatAnswer:
             self._text_head = self._head + b'{"index":0,"delta":{"content":'
             self._text_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
 
-    def event(self, choice: Choice, delta: TextDelta) -> bytes:
+    def event(self, choice: Choice, delta: TextOutput) -> bytes:
         """The server-sent events for a delta; empty when it has nothing to say yet."""
         if self._parsers is not None:
             return self._event_with_calls(choice, delta)
@@ -162,12 +164,12 @@ class ChatAnswer:
                 choices=[self._choice_body(choice) for choice in choices],
                 usage=render.usage_body(usage),
                 system_fingerprint=self._fingerprint,
-                prompt_logprobs=render.prompt_logprobs(choices[0]),
+                prompt_logprobs=render.prompt_logprobs(choices[0].prompt_logprobs),
             )
         )
 
     def _full_event(
-        self, choice: Choice, inner: bytes, logprobs: Sequence[TokenText] | None, finish_reason: str | None
+        self, choice: Choice, inner: bytes, logprobs: Sequence[LogprobEntry] | None, finish_reason: str | None
     ) -> bytes:
         """An event with every field. inner: the members of `delta` beside the role."""
         if choice.index not in self._started:
@@ -180,17 +182,17 @@ class ChatAnswer:
             event += b',"stop_reason":' + render.encode(choice.stop_reason)
         return event + b"}" + self._tail
 
-    def _logprobs_bytes(self, logprobs: Sequence[TokenText] | None) -> bytes:
+    def _logprobs_bytes(self, logprobs: Sequence[LogprobEntry] | None) -> bytes:
         return b"null" if logprobs is None else render.encode(render.chat_logprobs(logprobs, self._num_top))
 
-    def _event_with_calls(self, choice: Choice, delta: TextDelta) -> bytes:
+    def _event_with_calls(self, choice: Choice, delta: TextOutput) -> bytes:
         assert self._parsers is not None
         parser = self._parsers.setdefault(choice.index, HermesParser())
         found = parser.feed(delta.text)
-        finish_reason = delta.finish_reason
-        if finish_reason is not None:
+        finish_reason: str | None = None
+        if delta.finish_reason is not None:
             found += parser.finish()
-            choice.finish_reason = finish_reason = _finish_reason(finish_reason, parser)
+            choice.finish_reason = finish_reason = _finish_reason(delta.finish_reason.value, parser)
         events: list[bytes] = []
         logprobs = delta.logprobs
         first_call = parser.num_calls - sum(isinstance(item, ParsedCall) for item in found)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.base.errors import ValidationError
+from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.openai import decode, render
 from penstock.server.openai.schema import CompletionRequest
 from penstock.server.state import ServerState
-from penstock.server.text import GenerationRequest, TextDelta, TokenText
+from penstock.server.text import GenerationRequest, TextLayer
 
 
 class _Choice(msgspec.Struct, omit_defaults=True):
@@ -61,9 +62,9 @@ class CompletionFormat:
             arrival_s=arrival_s,
             deadline_s=arrival_s + timeout_s,
             add_special_tokens=request.add_special_tokens is not False,
-            needs_prompt_text=bool(request.echo),
         )
-        answer = CompletionAnswer(state, exchange.request_id, request)
+        assert state.text is not None
+        answer = CompletionAnswer(state, state.text, exchange.request_id, request)
         return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
 
     def error_body(self, error: ErrorInfo) -> bytes:
@@ -76,16 +77,17 @@ class CompletionFormat:
 class CompletionAnswer:
     """Renders one completion, streamed or whole. With echo, a choice's text begins with its prompt."""
 
-    def __init__(self, state: ServerState, request_id: str, request: CompletionRequest) -> None:
+    def __init__(self, state: ServerState, text: TextLayer, request_id: str, request: CompletionRequest) -> None:
+        self._text = text
         self._id = f"cmpl-{request_id}"
         self._created = int(state.now_s())
         self._model = request.model
         self._fingerprint = state.system_fingerprint
         self._echoes = bool(request.echo)
         self._scores_only = decode.scores_only(request)
-        self._shows_logprobs = request.logprobs is not None
+        self._num_top = request.logprobs
         self._shows_prompt_logprobs = request.prompt_logprobs is not None
-        self._offsets: dict[int, int] = {}  # by choice: length of the text that was sent
+        self._started: set[int] = set()
         if request.stream:
             options = request.stream_options
             self._includes_usage = bool(options is not None and options.include_usage)
@@ -95,16 +97,15 @@ class CompletionAnswer:
             self._tail = b'],"usage":null}\n\n' if self._includes_usage else b"]}\n\n"
             self._text_head = self._head + b'{"index":0,"text":'
             self._text_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
-            self._is_plain = not self._echoes and not self._shows_logprobs
+            self._is_plain = not self._echoes and self._num_top is None
 
-    def event(self, choice: Choice, delta: TextDelta) -> bytes:
+    def event(self, choice: Choice, delta: TextOutput) -> bytes:
         """The server-sent events for a delta; empty when it has nothing to say yet."""
         if self._is_plain and delta.finish_reason is None and choice.index == 0:
             return self._text_head + render.encode(delta.text) + self._text_tail if delta.text else b""
-        is_first = choice.index not in self._offsets
-        offset = self._offsets.setdefault(choice.index, 0)
-        text, logprobs = self._shown(choice, delta.text, delta.logprobs or (), offset, with_prompt=is_first)
-        self._offsets[choice.index] = offset + len(text)
+        is_first = choice.index not in self._started
+        self._started.add(choice.index)
+        text, logprobs = self._shown(choice, delta.text, delta.logprobs or (), with_prompt=is_first)
         if not text and delta.finish_reason is None and not (logprobs and logprobs.tokens):
             return b""
         event = self._head + b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s' % (
@@ -134,29 +135,38 @@ class CompletionAnswer:
         )
 
     def _choice_body(self, choice: Choice) -> _Choice:
-        text, logprobs = self._shown(choice, choice.text, choice.logprobs or (), 0, with_prompt=True)
-        prompt_logprobs = render.prompt_logprobs(choice) if self._shows_prompt_logprobs else None
+        text, logprobs = self._shown(choice, choice.text, choice.logprobs or (), with_prompt=True)
+        prompt_logprobs = render.prompt_logprobs(choice.prompt_logprobs) if self._shows_prompt_logprobs else None
         return _Choice(choice.index, text, logprobs, choice.finish_reason, choice.stop_reason, prompt_logprobs)
 
     def _shown(
-        self, choice: Choice, text: str, tokens: Sequence[TokenText], offset: int, *, with_prompt: bool
+        self, choice: Choice, text: str, entries: Sequence[LogprobEntry], *, with_prompt: bool
     ) -> tuple[str, render.CompletionLogprobs | None]:
         """Text and log-probabilities as the client sees them: with the echoed prompt, without an unasked token."""
-        shown: list[TokenText | None] = [] if self._scores_only else list(tokens)
         if self._scores_only:
-            text = ""
-        first_text = ""
-        if self._echoes and with_prompt:
-            prompt_text = choice.sequenced.prompt_text
-            text = prompt_text + text
-            if self._shows_logprobs:
-                prompt_tokens = choice.state.prompt_logprobs() or []
-                rest = sum(len(token.text) for token in prompt_tokens if token is not None)
-                first_text = prompt_text[: max(0, len(prompt_text) - rest)]
-                shown = [*prompt_tokens, *shown]
-        if not self._shows_logprobs:
-            return text, None
-        return text, render.completion_logprobs(shown, offset, first_text)
+            text, entries = "", ()
+        lists = render.CompletionLogprobs([], [], [], [])
+        prompt_text = self._prompt_text(choice) if self._echoes else ""
+        if self._num_top is not None:
+            if self._echoes and with_prompt:
+                self._add_prompt(lists, choice, len(prompt_text), self._num_top)
+            render.add_logprobs(lists, entries, len(prompt_text), self._num_top)
+        return (prompt_text if with_prompt else "") + text, lists if self._num_top is not None else None
+
+    def _prompt_text(self, choice: Choice) -> str:
+        """The prompt as it was given; as its tokens read where it was given in ids."""
+        prompt = choice.sequenced.prompt
+        return prompt.text if prompt.text is not None else self._text.decode(prompt.token_ids)
+
+    def _add_prompt(self, lists: render.CompletionLogprobs, choice: Choice, num_chars: int, num_top: int) -> None:
+        """The prompt's tokens. The first has no log-probability; one that is not in the text (BOS) shifts the rest."""
+        token_ids = choice.sequenced.prompt.token_ids
+        lists.tokens.append(self._text.decode(token_ids[:1]))
+        lists.token_logprobs.append(None)
+        lists.top_logprobs.append(None)
+        lists.text_offset.append(0)
+        entries = [entry for entry in choice.prompt_logprobs or () if entry is not None]
+        render.add_logprobs(lists, entries, num_chars - len(self._text.decode(token_ids)), num_top)
 
     def _shown_usage(self, usage: Usage) -> Usage:
         if self._scores_only:

@@ -240,11 +240,11 @@ def _check_named(bound: str, value: int, param: str) -> None:
 
 
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """The messages as chat templates read them: plain text, `developer` as `system`, tool arguments as objects."""
+    """The messages as plain values for the chat template; `developer` becomes `system`, which templates know."""
     rendered: list[dict[str, Any]] = []
     for message in messages:
         role = "system" if message.role == "developer" else message.role
-        entry: dict[str, Any] = {"role": role, "content": _plain_text(message)}
+        entry: dict[str, Any] = {"role": role, "content": _content(message)}
         if message.name is not None:
             entry["name"] = message.name
         if message.tool_call_id is not None:
@@ -256,7 +256,7 @@ def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+                    "function": {"name": call.function.name, "arguments": call.function.arguments},
                 }
                 for call in message.tool_calls
             ]
@@ -264,21 +264,13 @@ def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     return rendered
 
 
-def _plain_text(message: ChatMessage) -> str:
+def _content(message: ChatMessage) -> str | list[dict[str, str]]:
+    """Text, or parts for the template to take apart. An assistant's bare tool calls have empty text."""
     if message.content is None:
         return ""
     if isinstance(message.content, str):
         return message.content
-    return "\n".join(part.text for part in message.content)
-
-
-def _arguments(text: str) -> Any:
-    """The object that templates expect; text that is no JSON object stays text."""
-    try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
-        return text
-    return value if isinstance(value, dict) else text
+    return [{"type": "text", "text": part.text} for part in message.content]
 
 
 def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:

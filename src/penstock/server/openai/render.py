@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
+from penstock.frontend.output import LogprobEntry, TokenEntry
 from penstock.messages import ErrorInfo
-from penstock.server.generate import Choice, Usage
-from penstock.server.text import TokenText
+from penstock.server.generate import Usage
 
 encoder: Final = msgspec.json.Encoder()
 encode = encoder.encode
@@ -101,48 +101,47 @@ def usage_body(usage: Usage) -> UsageBody:
     )
 
 
-def chat_logprobs(tokens: Sequence[TokenText], num_top: int) -> ChatLogprobs:
+def chat_logprobs(entries: Sequence[LogprobEntry], num_top: int) -> ChatLogprobs:
     return ChatLogprobs(
         [
             TokenLogprob(
-                token.text, token.logprob, list(token.data),
-                [TopLogprob(top.text, top.logprob, list(top.data)) for top in token.top[:num_top]],
+                entry.token.text, _number(entry.token), list(entry.token.data),
+                [TopLogprob(top.text, _number(top), list(top.data)) for top in entry.top[:num_top]],
             )
-            for token in tokens
+            for entry in entries
         ]
     )  # fmt: skip
 
 
-def completion_logprobs(tokens: Sequence[TokenText | None], offset: int, first_text: str = "") -> CompletionLogprobs:
-    """offset: of the first token in the choice's text. None is the prompt's first token, whose text is first_text."""
-    lists = CompletionLogprobs([], [], [], [])
-    for token in tokens:
-        text = first_text if token is None else token.text
-        lists.tokens.append(text)
-        lists.token_logprobs.append(None if token is None else token.logprob)
-        lists.top_logprobs.append(None if token is None else _top_by_text(token))
-        lists.text_offset.append(offset)
-        offset += len(text)
-    return lists
+def _number(token: TokenEntry) -> float:
+    """The log-probability as JSON can hold it: minus infinity (an excluded token) becomes OpenAI's -9999."""
+    return max(token.logprob, -9999.0)
 
 
-def _top_by_text(token: TokenText) -> dict[str, float]:
+def add_logprobs(lists: CompletionLogprobs, entries: Sequence[LogprobEntry], shift: int, num_top: int) -> None:
+    """Appends entries. shift: added to their offsets, which never fall below 0."""
+    for entry in entries:
+        lists.tokens.append(entry.token.text)
+        lists.token_logprobs.append(_number(entry.token))
+        lists.top_logprobs.append(_top_by_text(entry, num_top))
+        lists.text_offset.append(max(0, entry.text_offset + shift))
+
+
+def _top_by_text(entry: LogprobEntry, num_top: int) -> dict[str, float]:
     """The likeliest tokens and the chosen one, by text; where two have one text, the likelier is kept."""
     by_text: dict[str, float] = {}
-    for top in token.top:
-        by_text.setdefault(top.text, top.logprob)
-    by_text.setdefault(token.text, token.logprob)
+    for top in entry.top[:num_top]:
+        by_text.setdefault(top.text, _number(top))
+    by_text.setdefault(entry.token.text, _number(entry.token))
     return by_text
 
 
-def prompt_logprobs(choice: Choice) -> list[dict[int, PromptLogprob] | None] | None:
+def prompt_logprobs(entries: Sequence[LogprobEntry | None] | None) -> list[dict[int, PromptLogprob] | None] | None:
     """vLLM's `prompt_logprobs`: for each prompt token, the chosen one and the likeliest by token id."""
-    tokens = choice.state.prompt_logprobs()
-    if tokens is None:
-        return None
-    return [
-        None
-        if token is None
-        else {entry.token_id: PromptLogprob(entry.logprob, entry.rank, entry.text) for entry in (token, *token.top)}
-        for token in tokens
-    ]
+    return None if entries is None else [None if entry is None else _by_token_id(entry) for entry in entries]
+
+
+def _by_token_id(entry: LogprobEntry) -> dict[int, PromptLogprob]:
+    by_id = {top.token_id: PromptLogprob(_number(top), rank, top.text) for rank, top in enumerate(entry.top, start=1)}
+    by_id[entry.token.token_id] = PromptLogprob(_number(entry.token), entry.rank, entry.token.text)
+    return by_id

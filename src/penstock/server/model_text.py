@@ -1,0 +1,73 @@
+"""The text layer of a served checkpoint.
+
+Owns: the Processor and its threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from penstock.base.errors import ValidationError
+from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.processor import Chat, Processor, Prompt
+from penstock.frontend.text_files import TextFiles
+from penstock.frontend.tokenizer import Tokenizer
+from penstock.messages.bounds import MAX_ENTRIES
+from penstock.server.hermes import OPEN
+from penstock.server.text import GenerationRequest, Sequenced
+
+
+class TextParts:
+    """What can be loaded of a checkpoint's text before its engine is ready. Raises CheckpointError."""
+
+    def __init__(self, path: Path) -> None:
+        files = TextFiles.read(path)
+        self.tokenizer = Tokenizer.from_files(files)
+        self.chat_template = ChatTemplate.from_files(files)
+        self.has_tool_calls = any(OPEN in source for source in files.templates.values())
+
+
+class ModelText:
+    """Prepares requests for one engine. max_model_len and vocab_size are the engine's."""
+
+    def __init__(self, parts: TextParts, max_model_len: int, vocab_size: int) -> None:
+        self.has_tool_calls = parts.has_tool_calls
+        self._processor = Processor(parts.tokenizer, parts.chat_template, max_model_len, vocab_size)
+
+    async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
+        """Raises ValidationError, ContextOverflowError."""
+        sampling, processor = request.sampling, self._processor
+        if len(request.prompts) * sampling.n > MAX_ENTRIES["sequences"]:
+            raise ValidationError(
+                f"{len(request.prompts)} prompts with n = {sampling.n} exceed {MAX_ENTRIES['sequences']} sequences.",
+                remedy="Send several requests.",
+                param="n",
+            )
+        sequences: list[Sequenced] = []
+        for index, source in enumerate(request.prompts):
+            prompt = await self._prompt(source, add_special_tokens=request.add_special_tokens)
+            engine_requests = processor.engine_requests(
+                f"{request.request_id}-{index}",
+                prompt,
+                sampling,
+                namespace=request.namespace,
+                priority=request.priority,
+                arrival_s=request.arrival_s,
+                deadline_s=request.deadline_s,
+            )
+            sequences += [Sequenced(one, processor.output_state(prompt, sampling), prompt) for one in engine_requests]
+        return sequences
+
+    async def _prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool) -> Prompt:
+        if isinstance(source, str):
+            return await self._processor.prepare_text(source, add_special_tokens=add_special_tokens)
+        if isinstance(source, Chat):
+            return await self._processor.prepare_chat(source)
+        return self._processor.token_prompt(source)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._processor.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def close(self) -> None:
+        self._processor.close()
