@@ -29,7 +29,18 @@ def marker_text(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_and_text_equal_the_reference(name: str, tokenizer_of: Callable, reference_of: Callable) -> None:
     ours, reference = tokenizer_of(name), reference_of(name)
-    for text in [*CORPUS[:8], "", " ", "  leading", "trailing  ", "\n", "a\n\n b", "e\u0301 composed", "1234567", "x" * 500]:
+    for text in [
+        *CORPUS[:8],
+        "",
+        " ",
+        "  leading",
+        "trailing  ",
+        "\n",
+        "a\n\n b",
+        "e\u0301 composed",
+        "1234567",
+        "x" * 500,
+    ]:
         for special in (False, True):
             ids = ours.encode_user(text, add_special_tokens=special)
             assert ids == reference.encode(text, add_special_tokens=special), (text, special)

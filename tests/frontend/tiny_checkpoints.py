@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def metaspace_bpe() -> TinyCheckpoint:
     return TinyCheckpoint(tokenizer, "llama", {**config, "unk_token": "<unk>"})
 
 
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, Callable[[], TinyCheckpoint]] = {
     "qwen": qwen,
     "qwen2-generic-class": lambda: qwen("PreTrainedTokenizerFast", "qwen2"),
     "qwen3-generic-class": lambda: qwen("PreTrainedTokenizerFast"),
@@ -211,3 +212,15 @@ CHECKPOINTS = {
     "phi3": phi3,
     "metaspace": metaspace_bpe,
 }
+
+
+def corpus_checkpoint(kind: str, special: list[str], other: list[str]) -> TinyCheckpoint:
+    """A tokenizer ("bytes" or "pieces") that knows every marker of a corpus of templates."""
+    if kind == "bytes":
+        tokenizer = _byte_level(LLAMA3_PATTERN, ["<unk>", "<s>", "</s>", *special], other)
+    else:
+        tokenizer = _sentencepiece(["<unk>", "<s>", "</s>"])
+        tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in special])
+        tokenizer.add_tokens([AddedToken(content, normalized=False) for content in other])
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return TinyCheckpoint(tokenizer, "llama", {"tokenizer_class": "PreTrainedTokenizerFast", **config})

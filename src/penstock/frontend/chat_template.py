@@ -7,7 +7,7 @@ Never: compiles a template that a request brings along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,9 @@ RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "add_ge
 MAX_VALUE_DEPTH: Final = 64
 MAX_ERROR_CHARS: Final = 500
 
+# Escaping would lose track of user text; there is nothing to include or import.
+_UNSUPPORTED_TAGS: Final = (nodes.EvalContextModifier, nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
+
 # The names a message's reasoning goes by. Templates read the first, some older ones "thinking".
 _REASONING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE_TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -45,6 +48,7 @@ class ChatTemplate:
         self._sources = dict(sources)
         self._templates: dict[str, Template] = {}
         self._wants_parts: dict[str, bool] = {}
+        self._takes_argument_text: dict[str, bool] = {}
         for name, source in sources.items():
             self._compile(name, source)
 
@@ -64,12 +68,15 @@ class ChatTemplate:
     def _compile(self, name: str, source: str) -> None:
         try:
             tree = self._environment.parse(source)
-            if tree.find((nodes.EvalContextModifier, nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+            if any(next(tree.find_all(tag), None) for tag in _UNSUPPORTED_TAGS):
                 raise CheckpointError(f"The chat template {name!r} uses a tag that is not supported in chat templates.")
             self._templates[name] = self._environment.from_string(source)
         except TemplateSyntaxError as error:
             raise CheckpointError(f"The chat template {name!r} is malformed: {error}.") from error
         self._wants_parts[name] = _iterates_content(tree)
+        self._takes_argument_text[name] = any(
+            test.name == "string" and _named(test.node) == "arguments" for test in tree.find_all(nodes.Test)
+        )
 
     def render(
         self,
@@ -109,6 +116,10 @@ class ChatTemplate:
             text = _cut_end(text, chat[-1])
         return RenderedPrompt(plain(text), spans_of(text))
 
+    def takes_argument_text(self, tools: object) -> bool:
+        """Whether the template that serves these tools looks itself if a call's arguments are JSON text."""
+        return self._takes_argument_text[self._choose(tools)]
+
     def _choose(self, tools: object) -> str:
         if not self._templates:
             raise ValidationError(
@@ -129,7 +140,9 @@ class ChatTemplate:
         try:
             return template.render(context)
         except TemplateRefusalError as error:
-            raise ValidationError(_shortened(f"The chat template refuses these messages: {error}"), param="messages") from error
+            raise ValidationError(
+                _shortened(f"The chat template refuses these messages: {error}"), param="messages"
+            ) from error
         except WorkLimitError as error:
             raise ValidationError(str(error), remedy="Send fewer or shorter messages.", param="messages") from error
         except Exception as error:
@@ -168,7 +181,7 @@ def _message(message: Mapping[str, Any], wants_parts: bool) -> dict[str, Any]:
         _check_parts(fields["content"])
         if not wants_parts:
             fields["content"] = "\n".join(part["text"] for part in fields["content"])
-    chat: dict[str, Any] = {str(_from_user(key)): _from_user(value) for key, value in fields.items()}
+    chat: dict[str, Any] = _from_user(fields)
     if fields.get("role") in KNOWN_ROLES:
         chat["role"] = fields["role"]
     return chat
@@ -219,20 +232,17 @@ def _cut_end(text: str, message: dict[str, Any]) -> str:
 
 def _iterates_content(tree: nodes.Template) -> bool:
     """Whether the template goes through the parts of a message's content itself; else it wants one string."""
-    return any(_names_content(loop.iter) for loop in tree.find_all(nodes.For))
+    names = {"content"}
+    for assignment in tree.find_all(nodes.Assign):
+        if isinstance(assignment.target, nodes.Name) and _named(assignment.node) == "content":
+            names.add(assignment.target.name)
+    return any(_named(loop.iter) in names for loop in tree.find_all(nodes.For))
 
 
-def _names_content(node: nodes.Node) -> bool:
-    return any(_names(child) == "content" for child in _with_descendants(node))
-
-
-def _with_descendants(node: nodes.Node) -> Iterator[nodes.Node]:
-    yield node
-    for child in node.iter_child_nodes():
-        yield from _with_descendants(child)
-
-
-def _names(node: nodes.Node) -> str | None:
+def _named(node: nodes.Node | None) -> str | None:
+    """The last name of an expression like x, a.x, a['x'], with slices and filters taken off."""
+    while isinstance(node, nodes.Filter) or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)):
+        node = node.node
     if isinstance(node, nodes.Name):
         return node.name
     if isinstance(node, nodes.Getattr):

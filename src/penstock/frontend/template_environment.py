@@ -25,6 +25,7 @@ from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_environment
 
+from penstock.frontend.traced_format import TracedFormatter, format_percent
 from penstock.frontend.traced_text import (
     MIXING_METHODS,
     TracedText,
@@ -32,6 +33,7 @@ from penstock.frontend.traced_text import (
     has_user_text,
     join_text,
     plain,
+    spans_of,
     traced,
     user_text,
 )
@@ -85,7 +87,7 @@ class TracingCodeGenerator(CodeGenerator):
     """Compiles `a ~ b` to a call of the environment, where it can be traced."""
 
     @optimizeconst
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         self.write("environment.concat((")
         for argument in node.nodes:
             self.visit(argument, frame)
@@ -105,9 +107,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, finalize=as_text, extensions=[GenerationTag, loopcontrols]
         )
         for name, function in list(self.filters.items()):
-            self.filters[name] = _traced_filter(function)
-        self.filters["tojson"] = _traced_filter(_tojson)
+            if name not in _EXACT_FILTERS:
+                self.filters[name] = _marking_filter(function)
+        self.filters["tojson"] = _marking_filter(_tojson)
         self.filters["join"] = self._join_filter()
+        self.filters["replace"] = _replace
+        self.filters["string"] = as_text
         self.globals.update(
             raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=TemplateNamespace, range=self._range
         )
@@ -156,14 +161,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise WorkLimitError("The chat template raises a number to too high a power.")
         elif operator == "%" and isinstance(left, str):
             self._charge(len(left))
-            return _traced_result(plain(left) % right, (left, right))
+            return format_percent(left, right)
         result = super().call_binop(context, operator, left, right)
         if isinstance(result, str):
             self._charge(len(result))
-            return _traced_result(result, (left, right))
+            # TracedText's own operators have traced it; any other str that holds user text lost the ranges.
+            if not isinstance(result, TracedText) and has_user_text((left, right)):
+                return user_text(plain(result))
         return result
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063
         # The names are Jinja's: they cannot clash with a macro's keyword arguments.
         receiver = getattr(__obj, "__self__", None)
         if isinstance(receiver, str) and not isinstance(receiver, TracedText):
@@ -174,36 +181,51 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str):
             __self._charge(len(result))
-            # What these give back was put together by template code, which is traced itself, or was an element.
-            if not isinstance(__obj, (Macro, LoopContext, BlockReference)) and not isinstance(receiver, (dict, list)):
-                return _traced_result(result, (args, kwargs))
+            # What these give back was traced as it was put together, or was an element.
+            exact = isinstance(__obj, _TRACED_CALLABLES) or isinstance(receiver, (TracedText, dict, list))
+            if not exact and has_user_text((args, kwargs)):
+                return user_text(plain(result))
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is None:
-            return None
-        safe_format = wrapped
-        receiver = value.__self__
-
-        def traced_format(*args: Any, **kwargs: Any) -> str:
-            return _traced_result(safe_format(*args, **kwargs), (receiver, args, kwargs))
-
-        return traced_format
+        return None if super().wrap_str_format(value) is None else _FormatMethod(self, value)
 
 
-def _traced_result(result: str, sources: object) -> str:
-    """A string that came out of an operation that lost its ranges is a user's if anything that went in was."""
-    if not isinstance(result, TracedText) and has_user_text(sources):
-        return user_text(plain(result))
-    return result
+class _FormatMethod:
+    """A string's format or format_map method as a template sees it."""
+
+    def __init__(self, environment: TemplateEnvironment, method: Any) -> None:
+        self._formatter = TracedFormatter(environment)
+        self._pattern: str = method.__self__
+        self._takes_mapping = method.__name__ == "format_map"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        if self._takes_mapping:
+            (kwargs,), args = args, ()
+        return self._formatter.vformat(self._pattern, args, kwargs)
 
 
-def _traced_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+_TRACED_CALLABLES: Final = (Macro, LoopContext, BlockReference, _FormatMethod)
+
+
+# Jinja's filters that give back an element, or do no more to a string than call one of its methods.
+_EXACT_FILTERS: Final = frozenset(
+    {"attr", "capitalize", "d", "default", "first", "last", "lower", "max", "min", "random", "string", "trim", "upper"}
+)
+
+
+def _marking_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose result, if it is a string, is wholly the user's when anything that went in was.
+
+    Also when that result is traced in part: the filter may have joined it from more than the part that is.
+    """
+
     @functools.wraps(function)  # carries over the mark that says which of Jinja's objects it wants first
     def run(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        return _traced_result(result, (args, kwargs)) if isinstance(result, str) else result
+        if isinstance(result, str) and has_user_text((args, kwargs)):
+            return user_text(plain(result))
+        return result
 
     return run
 
@@ -222,6 +244,11 @@ def _raise_exception(message: object) -> None:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)  # noqa: DTZ005 - the machine's own time, as transformers has it
+
+
+def _replace(value: object, old: object, new: object, count: int | None = None) -> str:
+    text = as_text(value)
+    return traced(text, spans_of(text)).replace(as_text(old), as_text(new), -1 if count is None else count)
 
 
 def _tojson(

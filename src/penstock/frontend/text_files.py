@@ -58,12 +58,11 @@ class TextFiles:
     @classmethod
     def read(cls, path: Path) -> TextFiles:
         """Reads the checkpoint's directory. Raises CheckpointError, naming what is missing or malformed."""
-        tokenizer_file = path / "tokenizer.json"
-        if not tokenizer_file.is_file():
+        if not (path / "tokenizer.json").is_file():
             _refuse(path)
         model = _read_json(path / "config.json")
         config = _read_json(path / "tokenizer_config.json")
-        pipeline = _pipeline(model.get("model_type", ""), config.get("tokenizer_class"), tokenizer_file)
+        pipeline = _pipeline(model.get("model_type", ""), config.get("tokenizer_class"))
         added = config.get("added_tokens_decoder")
         special_map = _read_json(path / "special_tokens_map.json") if added is None else {}
         named = {**_SPECIAL_DEFAULTS[pipeline], **config, **special_map}
@@ -156,7 +155,7 @@ def _eos_token_ids(generation: dict[str, Any], model: dict[str, Any]) -> list[in
     return []
 
 
-def _pipeline(model_type: str, tokenizer_class: object, tokenizer_file: Path) -> Pipeline:
+def _pipeline(model_type: str, tokenizer_class: object) -> Pipeline:
     """Whether transformers 5 takes normalizer, pre-tokenizer and decoder from the file or from a class of its own."""
     name = tokenizer_class.removesuffix("Fast") if isinstance(tokenizer_class, str) else None
     if model_type == "qwen2" or name == "Qwen2Tokenizer" or (model_type == "qwen3" and name is None):

@@ -139,7 +139,7 @@ class TracedText(str):
     def format_map(self, mapping: Any, /) -> str:
         return _marked(str.format_map(plain(self), mapping), self, mapping)
 
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+    def encode(self, *_: object, **__: object) -> bytes:
         raise SecurityError("A chat template may not turn user text into bytes: its origin would be lost.")
 
 
@@ -163,8 +163,8 @@ def _wholly_marked(method: Callable[..., str]) -> Callable[..., str]:
 
 for _method in (str.capitalize, str.casefold, str.lower, str.swapcase, str.title, str.upper):
     setattr(TracedText, _method.__name__, _same_length_or_marked(_method))
-for _method in (str.expandtabs, str.translate, str.zfill):
-    setattr(TracedText, _method.__name__, _wholly_marked(_method))
+for _name in ("expandtabs", "translate", "zfill"):
+    setattr(TracedText, _name, _wholly_marked(getattr(str, _name)))
 
 # Methods of an ordinary string whose result can hold characters of their arguments.
 MIXING_METHODS: Final = frozenset({"join", "replace", "format", "format_map", "center", "ljust", "rjust", "translate"})
@@ -184,7 +184,7 @@ def user_text(text: str) -> TracedText:
 
 def plain(text: str) -> str:
     """The same characters as an ordinary string."""
-    return text if type(text) is str else "".join((text,))
+    return text if type(text) is str else str.removeprefix(text, "")
 
 
 def spans_of(text: str) -> Spans:
@@ -241,9 +241,7 @@ def _cut(source: TracedText, text: str, start: int, stop: int) -> str:
     if not text or not source._spans:
         return plain(text)
     spans = tuple(
-        (max(low, start) - start, min(high, stop) - start)
-        for low, high in source._spans
-        if low < stop and high > start
+        (max(low, start) - start, min(high, stop) - start) for low, high in source._spans if low < stop and high > start
     )
     return traced(text, spans) if spans else plain(text)
 

@@ -1,0 +1,268 @@
+"""From a validated request to engine requests, and from engine outputs to text: the one place that knows both sides.
+
+Owns: the threads in which long prompts are tokenized, so that the event loop never waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from penstock.base.errors import ContextOverflowError, ValidationError
+from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.output import OutputState
+from penstock.frontend.tokenizer import Tokenizer
+from penstock.messages import EngineRequest, SamplingParams
+
+# Up to here a prompt takes about a millisecond (0.25 microseconds a character): less than a turn over a thread costs
+# when others run, and well below what anyone sees in a stream.
+INLINE_CHARS: Final = 4096
+_MASK_64: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation of plain JSON values, as in the OpenAI API. variables: further ones for the chat template."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What goes into the engine. text: what the tokens were made from; None when they came as ids."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+class Processor:
+    """Text in, text out, around an engine that knows token ids only."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate,
+        max_model_len: int,
+        vocab_size: int,
+        *,
+        num_threads: int = 2,
+    ) -> None:
+        """vocab_size: the model's, which may be larger than the tokenizer's. num_threads: for long prompts."""
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        """Ends the threads. Prompts in the making are given up."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # Prompts
+
+    def chat_prompt(self, chat: Chat) -> Prompt:
+        """Raises ValidationError or ContextOverflowError."""
+        messages = list(chat.messages)
+        if self.chat_template and not self.chat_template.takes_argument_text(chat.tools):
+            messages = [_with_argument_objects(message) for message in messages]
+        rendered = self.chat_template.render(
+            messages,
+            chat.tools,
+            documents=chat.documents,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            variables=chat.variables,
+        )
+        self._check_chars(rendered.text, "messages")
+        return self._checked(Prompt(self.tokenizer.encode_prompt(rendered), rendered.text), "messages")
+
+    def text_prompt(self, text: str, *, add_special_tokens: bool = True, parse_control_tokens: bool = False) -> Prompt:
+        """A prompt that is no conversation. Control tokens written out in it stay text, unless they are to be parsed.
+
+        Raises ValidationError or ContextOverflowError.
+        """
+        self._check_chars(text, "prompt")
+        encode = self.tokenizer.encode if parse_control_tokens else self.tokenizer.encode_user
+        return self._checked(Prompt(encode(text, add_special_tokens=add_special_tokens), text), "prompt")
+
+    def token_prompt(self, token_ids: Sequence[int]) -> Prompt:
+        """A prompt that comes as ids. Raises ValidationError or ContextOverflowError."""
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise ValidationError(
+                    f"The prompt holds token {token_id}, outside the vocabulary of {self.vocab_size}.", param="prompt"
+                )
+        return self._checked(Prompt(list(token_ids)), "prompt")
+
+    async def prepare_chat(self, chat: Chat) -> Prompt:
+        """`chat_prompt`, in a thread when the conversation is long."""
+        num_chars = sum(map(_num_chars, (chat.messages, chat.tools, chat.documents, chat.variables)))
+        return await self._run(lambda: self.chat_prompt(chat), num_chars)
+
+    async def prepare_text(
+        self, text: str, *, add_special_tokens: bool = True, parse_control_tokens: bool = False
+    ) -> Prompt:
+        """`text_prompt`, in a thread when the text is long."""
+        return await self._run(
+            lambda: self.text_prompt(
+                text, add_special_tokens=add_special_tokens, parse_control_tokens=parse_control_tokens
+            ),
+            len(text),
+        )
+
+    async def _run(self, prepare: Callable[[], Prompt], num_chars: int) -> Prompt:
+        if num_chars <= INLINE_CHARS:
+            return prepare()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
+
+    def _check_chars(self, text: str, param: str) -> None:
+        """Refuses what cannot fit however it is tokenized, before any time goes into tokenizing it."""
+        if len(text) > self.max_model_len:
+            num_tokens = len(text) // self.tokenizer.longest_token
+            if num_tokens >= self.max_model_len:
+                raise ContextOverflowError(
+                    f"The prompt has at least {num_tokens} tokens, the model's context {self.max_model_len}.",
+                    remedy="Shorten the prompt.",
+                    param=param,
+                )
+
+    def _checked(self, prompt: Prompt, param: str) -> Prompt:
+        num_tokens = len(prompt.token_ids)
+        if not num_tokens:
+            raise ValidationError("The prompt is empty.", remedy="Give at least one token.", param=param)
+        if num_tokens >= self.max_model_len:
+            raise ContextOverflowError(
+                f"The prompt has {num_tokens} tokens, the model's context {self.max_model_len}: no room for an answer.",
+                remedy="Shorten the prompt.",
+                param=param,
+            )
+        return prompt
+
+    # Engine requests
+
+    def engine_requests(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        namespace: str = "",
+        priority: int = 0,
+        arrival_s: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> list[EngineRequest]:
+        """One request for each of the n choices, with ids `{request_id}-{index}`, all sharing the prompt.
+
+        Raises ValidationError naming the field, or ContextOverflowError when the output asked for cannot fit.
+        """
+        sampling.validate(self.vocab_size)
+        num_prompt_tokens = len(prompt.token_ids)
+        max_tokens = self._max_tokens(sampling, num_prompt_tokens)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        bad_words = sampling.bad_words_token_ids + self._bad_words(sampling.bad_words)
+        eos = () if sampling.ignore_eos else self.tokenizer.eos_token_ids
+        stop_token_ids = tuple(dict.fromkeys((*eos, *sampling.stop_token_ids)))
+        return [
+            EngineRequest(
+                request_id=f"{request_id}-{index}",
+                prompt_token_ids=prompt.token_ids,
+                sampling=msgspec.structs.replace(
+                    sampling, n=1, seed=derived_seed(seed, index), max_tokens=max_tokens, bad_words_token_ids=bad_words
+                ),
+                max_tokens=max_tokens,
+                stop_token_ids=stop_token_ids,
+                namespace=namespace,
+                priority=priority,
+                arrival_s=arrival_s,
+                deadline_s=deadline_s,
+            )
+            for index in range(sampling.n)
+        ]
+
+    def output_state(self, prompt: Prompt, sampling: SamplingParams) -> OutputState:
+        """The text side of one choice of a request."""
+        return OutputState(self.tokenizer, sampling, prompt.token_ids)
+
+    def _max_tokens(self, sampling: SamplingParams, num_prompt_tokens: int) -> int:
+        room = self.max_model_len - num_prompt_tokens
+        if room <= 0 or (sampling.max_tokens or 0) > room:
+            raise ContextOverflowError(
+                f"The prompt has {num_prompt_tokens} tokens and max_tokens asks for {sampling.max_tokens or 1}, "
+                f"together {num_prompt_tokens + (sampling.max_tokens or 1)}: the model's context is "
+                f"{self.max_model_len}.",
+                remedy=f"Ask for at most {room} tokens, or shorten the prompt." if room > 0 else "Shorten the prompt.",
+                param="max_tokens",
+            )
+        if sampling.min_tokens > room:
+            raise ValidationError(
+                f"min_tokens ({sampling.min_tokens}) exceeds the {room} tokens left in the context.", param="min_tokens"
+            )
+        return room if sampling.max_tokens is None else sampling.max_tokens
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The token sequences of each word as it begins a text and, where that is another token, as it follows one."""
+        sequences: list[tuple[int, ...]] = []
+        for word in words:
+            bare = word.lstrip()
+            alone = tuple(self.tokenizer.encode(bare, add_special_tokens=False))
+            after_space = tuple(self.tokenizer.encode(" " + bare, add_special_tokens=False))
+            if not alone:
+                raise ValidationError("bad_words has an entry without tokens.", param="bad_words")
+            sequences.append(alone)
+            # A space that is a token of its own stays allowed: the first sequence covers the word behind it.
+            if after_space[-len(alone) :] != alone:
+                sequences.append(after_space)
+        return tuple(sequences)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """A seed for each choice: the request's own for the first, well mixed others for the rest. 64-bit, signed."""
+    if index == 0:
+        return seed
+    mixed = (seed + index * 0x9E3779B97F4A7C15) & _MASK_64  # splitmix64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    mixed ^= mixed >> 31
+    return mixed - (1 << 64) if mixed >> 63 else mixed
+
+
+def _num_chars(value: object) -> int:
+    """Characters of all strings in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _num_chars(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_num_chars, value))
+    return 4
+
+
+def _with_argument_objects(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of tool calls as objects, which is what templates write out; the API has them as JSON text."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, (list, tuple)):
+        return message
+    return {**message, "tool_calls": [_with_argument_object(call) for call in calls]}
+
+
+def _with_argument_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call  # what a model once wrote may be no JSON; it is shown to it as it was
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
