@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import cast
 
 import msgspec
 
@@ -277,8 +278,8 @@ class _Protocol(asyncio.Protocol):
         self._frames = FrameBuffer()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._client.connection_made(transport)
+        # A cast: uvloop's transports are no subclasses of asyncio's.
+        self._client.connection_made(cast(asyncio.WriteTransport, transport))
 
     def data_received(self, data: bytes) -> None:
         for body in self._frames.feed(data):
