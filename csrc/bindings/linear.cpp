@@ -14,6 +14,12 @@ void linear(const KernelTable& table, Address x, Address weight, Address bias, A
                          DType(dtype), DType(out_dtype), num_threads});
 }
 
+void linear_emulated_tiles(const KernelTable& table, Address x, Address weight, Address bias, Address out, int64_t m,
+                           int64_t n, int64_t k, int out_dtype, int num_threads) {
+    table.linear.linear_emulated_tiles({pointer<void>(x), pointer<void>(weight), pointer<void>(bias),
+                                        pointer<void>(out), m, n, k, DType::bf16, DType(out_dtype), num_threads});
+}
+
 void pack(const KernelTable& table, Address source, Address packed, int64_t first_row, int64_t rows, int64_t k,
           int source_dtype, int dtype, int num_threads) {
     GilReleaseIf guard(rows * k > kSmallCopy);
@@ -32,6 +38,7 @@ void embedding(const KernelTable& table, Address ids, Address weight, Address ou
 
 void bind_linear(KernelsClass& kernels) {
     kernels.def("linear", &linear);
+    kernels.def("linear_emulated_tiles", &linear_emulated_tiles);
     kernels.def("pack", &pack);
     kernels.def("embedding", &embedding);
 }

@@ -45,6 +45,8 @@ struct EmbeddingArgs {
 struct LinearKernels {
     // A row of the result is bit-identical for any m: each output is one f32 accumulator, fed in the order of k.
     void (*linear)(const LinearArgs&);
+    // The loop of the AMX kernel over emulated tiles, bf16 only: for tests.
+    void (*linear_emulated_tiles)(const LinearArgs&);
     // Writes rows [first_row, first_row + rows) of the packed weight, their padding of k included. The padding rows
     // beyond n must be zeroed by the caller.
     void (*pack)(const PackArgs&);

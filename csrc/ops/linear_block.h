@@ -1,5 +1,5 @@
-// The block kernel of the linear layers: up to kBlockRows rows of x by up to kBlockTiles tiles of 16 outputs, all
-// accumulators in registers, strictly in the order of k.
+// What a block kernel of the linear layers is given, and the one made of vectors: up to 6 rows of x by up to 4 tiles of
+// 16 outputs, all accumulators in registers, strictly in the order of k.
 //
 // What was measured on Zen 4 (32 registers, one 512-bit dot per cycle): 6x4, 8x3, 14x2 and 16x1 all reach the peak out
 // of L2. 6x4 needs the least of x per output, so x is read where it lies, row-major: packing it gained nothing.
@@ -10,22 +10,16 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-constexpr int kBlockRows = 6, kBlockTiles = 4;
-#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
-constexpr int kBlockRows = 6, kBlockTiles = 1;
-#else
-constexpr int kBlockRows = 2, kBlockTiles = 1;
-#endif
-
 constexpr int kTileColumns = 16;
 constexpr int64_t kTileRowBytes = 64;  // one unit of each of a tile's columns
 
-// Where a block kernel prefetches into L2 while it computes: `step` bytes further with each unit of k.
+// Where a block kernel prefetches into L2 while it computes: `lines` (0 to 2) at each unit of k, `distance` bytes apart,
+// `step` bytes further with each unit.
 struct Prefetch {
     const char* at;
     int64_t step;
-    int64_t second;  // distance of a second line, if two are fetched per step
+    int64_t distance;
+    int lines;
 };
 
 struct Block {
@@ -39,13 +33,13 @@ struct Block {
     Prefetch prefetch;
 };
 
-template <class Elem, int kRows, int kTiles, int kPrefetches>
+template <class Elem, int kRows, int kTiles, int kLines>
 void multiply_block(const Block& block) {
     const uint32_t* x = block.x;
     const char* weight = block.weight;
     const char* prefetch = block.prefetch.at;
     const int64_t x_stride = block.x_stride, tile_stride = block.tile_stride;
-    const int64_t prefetch_step = block.prefetch.step, second = block.prefetch.second;
+    const int64_t step = block.prefetch.step, distance = block.prefetch.distance;
     Vec sums[kRows][kTiles];
     for (int r = 0; r < kRows; ++r)
         for (int t = 0; t < kTiles; ++t)
@@ -54,9 +48,9 @@ void multiply_block(const Block& block) {
         Units w[kTiles];
         for (int t = 0; t < kTiles; ++t)
             w[t] = load_units(reinterpret_cast<const uint32_t*>(weight + t * tile_stride + u * kTileRowBytes));
-        if constexpr (kPrefetches >= 1) __builtin_prefetch(prefetch, 0, 2);
-        if constexpr (kPrefetches >= 2) __builtin_prefetch(prefetch + second, 0, 2);
-        prefetch += prefetch_step;
+        if constexpr (kLines >= 1) __builtin_prefetch(prefetch, 0, 2);
+        if constexpr (kLines >= 2) __builtin_prefetch(prefetch + distance, 0, 2);
+        prefetch += step;
         for (int r = 0; r < kRows; ++r) {
             const Units splat = splat_unit(x + r * x_stride + u);
             for (int t = 0; t < kTiles; ++t) sums[r][t] = dot(Elem{}, sums[r][t], splat, w[t]);
@@ -66,33 +60,48 @@ void multiply_block(const Block& block) {
         for (int t = 0; t < kTiles; ++t) store(block.sums + (r * kTiles + t) * kTileColumns, sums[r][t]);
 }
 
-using BlockKernel = void (*)(const Block&);
+template <class ElemType>
+class VectorKernel {
+public:
+    using Elem = ElemType;
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+    static constexpr int kRows = 6, kTiles = 4;
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
+    static constexpr int kRows = 6, kTiles = 1;
+#else
+    static constexpr int kRows = 2, kTiles = 1;
+#endif
 
-// [rows - 1][tiles - 1][prefetches]
-template <class Elem>
-struct BlockKernels {
-    BlockKernel at[kBlockRows][kBlockTiles][3];
+    void multiply(const Block& block, int rows, int tiles) const {
+        kInstances.at[rows - 1][tiles - 1][block.prefetch.lines](block);
+    }
+
+private:
+    struct Instances {
+        void (*at[kRows][kTiles][3])(const Block&);
+    };
+
+    template <int kR, int kT>
+    static constexpr void fill(Instances& instances) {
+        instances.at[kR - 1][kT - 1][0] = multiply_block<Elem, kR, kT, 0>;
+        instances.at[kR - 1][kT - 1][1] = multiply_block<Elem, kR, kT, 1>;
+        instances.at[kR - 1][kT - 1][2] = multiply_block<Elem, kR, kT, 2>;
+        if constexpr (kT > 1)
+            fill<kR, kT - 1>(instances);
+        else if constexpr (kR > 1)
+            fill<kR - 1, kTiles>(instances);
+    }
+
+    static constexpr Instances make() {
+        Instances instances{};
+        fill<kRows, kTiles>(instances);
+        return instances;
+    }
+
+    static const Instances kInstances;
 };
 
-template <class Elem, int kRows, int kTiles>
-constexpr void fill_block_kernels(BlockKernels<Elem>& kernels) {
-    kernels.at[kRows - 1][kTiles - 1][0] = multiply_block<Elem, kRows, kTiles, 0>;
-    kernels.at[kRows - 1][kTiles - 1][1] = multiply_block<Elem, kRows, kTiles, 1>;
-    kernels.at[kRows - 1][kTiles - 1][2] = multiply_block<Elem, kRows, kTiles, 2>;
-    if constexpr (kTiles > 1)
-        fill_block_kernels<Elem, kRows, kTiles - 1>(kernels);
-    else if constexpr (kRows > 1)
-        fill_block_kernels<Elem, kRows - 1, kBlockTiles>(kernels);
-}
-
-template <class Elem>
-constexpr BlockKernels<Elem> make_block_kernels() {
-    BlockKernels<Elem> kernels{};
-    fill_block_kernels<Elem, kBlockRows, kBlockTiles>(kernels);
-    return kernels;
-}
-
-template <class Elem>
-constexpr BlockKernels<Elem> kBlockKernels = make_block_kernels<Elem>();
+template <class ElemType>
+constexpr typename VectorKernel<ElemType>::Instances VectorKernel<ElemType>::kInstances = VectorKernel<ElemType>::make();
 
 }  // namespace penstock::PENSTOCK_ISA

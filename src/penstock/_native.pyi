@@ -1,13 +1,14 @@
-"""The compiled kernels. Arguments are data_ptr() integers and sizes; nothing is checked there, see kernels/native."""
+# The compiled kernels. Arguments are data_ptr() integers and sizes; nothing is checked there, see kernels/native.
 
-def kernels(isa: str = "") -> Kernels:
-    """The kernels of one instruction set, or of the best that works here. ValueError, RuntimeError: it cannot be."""
+# The kernels of one instruction set, or of the best that works here. ValueError: not compiled in. RuntimeError: it does
+# not work on this machine, and why.
+def kernels(isa: str = "") -> Kernels: ...
 
-def isa_statuses() -> list[tuple[str, bool, str]]:
-    """(name, works, why not) of every instruction set compiled in, lowest first."""
+# (name, works, why not) of every instruction set compiled in, lowest first.
+def isa_statuses() -> list[tuple[str, bool, str]]: ...
 
-def max_threads() -> int:
-    """How many threads OpenMP would use."""
+# How many threads OpenMP would use.
+def max_threads() -> int: ...
 
 class Kernels:
     @property
@@ -26,6 +27,9 @@ class Kernels:
         out_dtype: int,
         num_threads: int,
         /,
+    ) -> None: ...
+    def linear_emulated_tiles(
+        self, x: int, weight: int, bias: int, out: int, m: int, n: int, k: int, out_dtype: int, num_threads: int, /
     ) -> None: ...
     def pack(
         self,

@@ -7,8 +7,10 @@ import random
 import pytest
 import torch
 
+from penstock import _native
 from penstock.kernels import ops
-from penstock.kernels.packed import empty_packed
+from penstock.kernels.native.dtypes import DTYPE_CODE
+from penstock.kernels.packed import PackedLinear, empty_packed
 from penstock.kernels.reference.linear import unpack
 
 DTYPES = [torch.bfloat16, torch.float32]
@@ -117,6 +119,38 @@ class TestPacking:
         ids = torch.randint(0, shape[0], (203,))
         assert torch.equal(native.embedding(ids, packed), table[ids])
         assert torch.equal(REFERENCE.embedding(ids, packed), table[ids])
+
+
+class TestTilesEmulated:
+    """The loop of the AMX kernel, over tiles that are emulated: the machines that test this have no AMX."""
+
+    SHAPES = [(1, 16, 32), (5, 33, 20), (16, 64, 64), (17, 70, 90), (32, 130, 1000), (33, 48, 34), (50, 300, 2300)]
+
+    @staticmethod
+    def linear(
+        x: torch.Tensor, packed: PackedLinear, bias: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        out = torch.empty(x.shape[0], packed.n, dtype=out_dtype)
+        _native.kernels("portable").linear_emulated_tiles(
+            x.data_ptr(), packed.data.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+            x.shape[0], packed.n, packed.k, DTYPE_CODE[out_dtype], 2,
+        )  # fmt: skip
+        return out
+
+    @pytest.mark.parametrize("shape", [*SHAPES, (3, 17, 7), (600, 20, 33), (515, 90, 4200)], ids=str)
+    @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+    def test_parity(self, shape: tuple[int, int, int], out_dtype: torch.dtype) -> None:
+        tokens, n, k = shape
+        x, weight, bias = (torch.randn(size).bfloat16() for size in ((tokens, k), (n, k), (n,)))
+        packed = REFERENCE.pack_linear([weight], torch.bfloat16)
+        assert_linear_close(self.linear(x, packed, bias, out_dtype), x, weight, bias)
+
+    def test_a_row_is_the_same_in_any_batch(self) -> None:
+        packed = REFERENCE.pack_linear([torch.randn(100, 1111)], torch.bfloat16)
+        x = torch.randn(70, 1111).bfloat16()
+        alone = torch.cat([self.linear(x[i : i + 1], packed, None, torch.float32) for i in range(70)])
+        for tokens in (2, 15, 16, 17, 31, 32, 33, 48, 70):
+            assert torch.equal(self.linear(x[:tokens], packed, None, torch.float32), alone[:tokens])
 
 
 def test_special_values_survive_conversion(native: ops.Ops) -> None:

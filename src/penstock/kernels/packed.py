@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penstock.kernels import huge_pages
+
 TILE_COLUMNS = 16
-_HUGE_PAGE_BYTES = 2 << 20
 
 
 def k_group(dtype: torch.dtype) -> int:
@@ -53,15 +54,11 @@ def packed_nbytes(n: int, k: int, dtype: torch.dtype) -> int:
 
 
 def empty_packed(n: int, k: int, dtype: torch.dtype) -> PackedLinear:
-    """An unfilled packed weight, its padding rows zero. It starts at a huge page's boundary if it is larger than one."""
-    assert n > 0 and k > 0, (n, k)
+    """An unfilled packed weight, its padding rows zero."""
+    assert n > 0, n
+    assert k > 0, k
     assert dtype in (torch.float32, torch.bfloat16), dtype
-    count = packed_nbytes(n, k, dtype) // dtype.itemsize
-    slack = _HUGE_PAGE_BYTES if count * dtype.itemsize > _HUGE_PAGE_BYTES else 64
-    # Pages of the slack are never touched, so they cost address space only.
-    storage = torch.empty(count + slack // dtype.itemsize, dtype=dtype)
-    offset = -storage.data_ptr() % slack // dtype.itemsize
-    packed = PackedLinear(storage[offset : offset + count], n, k, dtype)
+    packed = PackedLinear(huge_pages.empty(packed_nbytes(n, k, dtype) // dtype.itemsize, dtype), n, k, dtype)
     if n % TILE_COLUMNS:
         packed.tiles()[-1, :, n % TILE_COLUMNS :].zero_()
     return packed

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def pack_into(kernels: Kernels, num_threads: int, packed: PackedLinear, first_row: int, source: Tensor) -> None:
     """See Ops.pack_into."""
     rows, k = source.shape
-    assert source.is_contiguous() and k == packed.k, (source.shape, source.stride(), packed.k)
-    assert 0 <= first_row and first_row + rows <= packed.n, (first_row, rows, packed.n)
+    assert source.is_contiguous(), source.stride()
+    assert k == packed.k, (source.shape, packed.k)
+    assert 0 <= first_row <= packed.n - rows, (first_row, rows, packed.n)
     kernels.pack(
         source.data_ptr(), packed.data.data_ptr(), first_row, rows, k,
         DTYPE_CODE[source.dtype], DTYPE_CODE[packed.dtype], num_threads,
@@ -38,13 +39,17 @@ def linear(
     dtype = x_TK.dtype
     m, k = x_TK.shape
     n = weight.n
-    assert dtype == weight.dtype and k == weight.k and x_TK.is_contiguous(), (x_TK.shape, x_TK.dtype, weight.k)
+    assert x_TK.is_contiguous(), x_TK.stride()
+    assert dtype is weight.dtype, (dtype, weight.dtype)
+    assert k == weight.k, (k, weight.k)
     if out_dtype is None:
         out_dtype = dtype
     assert out_dtype is dtype or out_dtype is torch.float32, out_dtype
     bias = 0
     if bias_N is not None:
-        assert bias_N.dtype == dtype and bias_N.shape == (n,) and bias_N.is_contiguous(), (bias_N.shape, bias_N.dtype)
+        assert bias_N.dtype is dtype, bias_N.dtype
+        assert bias_N.shape == (n,), (bias_N.shape, n)
+        assert bias_N.is_contiguous(), bias_N.stride()
         bias = bias_N.data_ptr()
     out = torch.empty((m, n), dtype=out_dtype)
     kernels.linear(
@@ -57,7 +62,8 @@ def linear(
 def embedding(kernels: Kernels, num_threads: int, ids_T: Tensor, weight: PackedLinear) -> Tensor:
     """See Ops.embedding."""
     tokens = ids_T.shape[0]
-    assert ids_T.dtype == torch.int64 and ids_T.is_contiguous(), (ids_T.dtype, ids_T.shape)
+    assert ids_T.dtype is torch.int64, ids_T.dtype
+    assert ids_T.is_contiguous(), ids_T.stride()
     out = torch.empty((tokens, weight.k), dtype=weight.dtype)
     kernels.embedding(
         ids_T.data_ptr(), weight.data.data_ptr(), out.data_ptr(), tokens, weight.k,

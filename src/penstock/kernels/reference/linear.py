@@ -23,7 +23,8 @@ def unpack(weight: PackedLinear) -> Tensor:
 def pack_into(packed: PackedLinear, first_row: int, source: Tensor) -> None:
     """See Ops.pack_into."""
     rows, k = source.shape
-    assert k == packed.k and first_row + rows <= packed.n, (source.shape, packed.n, packed.k)
+    assert k == packed.k, (source.shape, packed.k)
+    assert 0 <= first_row <= packed.n - rows, (first_row, rows, packed.n)
     padded = torch.zeros((rows, packed.k_padded), dtype=packed.dtype)
     padded[:, :k] = source
     tiles = packed.tiles()

@@ -1,0 +1,160 @@
+// The linear layer around a block kernel: columns are dealt to the threads panel by panel, a panel being kTiles tiles
+// of 16 outputs. Within a panel k is cut into blocks that stay in L2 (kBlockBytes) while all rows of x pass over them,
+// and while a block is multiplied, the next one is prefetched from DRAM: so few rows run at the speed of the memory and
+// many at that of the multipliers. Panels are drawn, not dealt in advance: on a shared machine one thread is often held
+// up, and the other then does more.
+#pragma once
+
+#include "ops/linear_block.h"
+#include "scratch.h"
+#include "threads.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+constexpr int64_t kBlockBytes = 256 << 10;
+#else
+constexpr int64_t kBlockBytes = 128 << 10;  // older processors have 256 KB of L2
+#endif
+constexpr int64_t kMaxRows = 512;     // rows that pass over a block before it is fetched again: bounds the sums
+constexpr int64_t kUnitAlignment = 16;  // blocks of k begin at multiples of it: what the tile kernel takes at a time
+
+// Multiply-adds worth waking one more thread for.
+constexpr int64_t kMinWorkPerThread = 200'000;
+
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A part of a panel's k, while all rows of a row block pass over it.
+struct PanelBlock {
+    Range rows;
+    int64_t panel;
+    Range units;
+    const char* next;  // the block after it, or null
+};
+
+template <class Kernel>
+class Linear {
+    using Elem = typename Kernel::Elem;
+    using T = typename Elem::Storage;
+
+public:
+    Linear(const LinearArgs& args, const void* x, int threads)
+        : args_(args),
+          x_(static_cast<const uint32_t*>(x)),
+          weight_(static_cast<const char*>(args.weight)),
+          units_(ceil_div(args.k, Elem::kPerUnit)),
+          tiles_(ceil_div(args.n, kTileColumns)),
+          // Narrower panels where there would be too few for all threads to be busy to the end.
+          panel_tiles_(int(min_of(Kernel::kTiles, ceil_div(tiles_, 2 * threads)))),
+          panels_(ceil_div(tiles_, panel_tiles_)),
+          row_blocks_(int(ceil_div(args.m, kMaxRows))),
+          k_blocks_(int(ceil_div(units_ * kTileRowBytes * Kernel::kTiles, kBlockBytes))) {}
+
+    // What one thread does: draw items (a panel for one row block) until none is left, always knowing the next one, so
+    // that it can be prefetched.
+    void run() {
+        static thread_local Scratch<float> scratch;
+        const int64_t rows_kept = k_blocks_ > 1 ? min_of(kMaxRows, args_.m) : Kernel::kRows;
+        float* sums = scratch.at_least(rows_kept * Kernel::kTiles * kTileColumns);
+        Kernel kernel;
+        const int64_t items = panels_ * row_blocks_;
+        for (int64_t item = draw_item(); item < items;) {
+            const int64_t next_item = draw_item();
+            const Range rows = split(args_.m, row_blocks_, int(item / panels_));
+            const int64_t panel = item % panels_;
+            for (int b = 0; b < k_blocks_; ++b) {
+                const Range units = block_units(b);
+                const char* next = b + 1 < k_blocks_   ? address(panel, units.end)
+                                   : next_item < items ? address(next_item % panels_, 0)
+                                                       : nullptr;
+                multiply(kernel, {rows, panel, units, next}, sums);
+            }
+            item = next_item;
+        }
+    }
+
+private:
+    int64_t draw_item() { return __atomic_fetch_add(&next_item_, 1, __ATOMIC_RELAXED); }
+
+    Range block_units(int k_block) const {
+        const Range groups = split(ceil_div(units_, kUnitAlignment), k_blocks_, k_block);
+        return {groups.begin * kUnitAlignment, min_of(groups.end * kUnitAlignment, units_)};
+    }
+
+    const char* address(int64_t panel, int64_t unit) const {
+        return weight_ + panel * panel_tiles_ * tile_stride() + unit * kTileRowBytes;
+    }
+    int64_t tile_stride() const { return units_ * kTileRowBytes; }
+
+    void multiply(Kernel& kernel, const PanelBlock& block, float* sums) const {
+        const int64_t rows = block.rows.end - block.rows.begin, units = block.units.end - block.units.begin;
+        const int strips = int(ceil_div(rows, Kernel::kRows));
+        const int tiles = int(min_of(panel_tiles_, tiles_ - block.panel * panel_tiles_));
+        const bool first = block.units.begin == 0, last = block.units.end == units_;
+        for (int s = 0; s < strips; ++s) {
+            const Range strip = split(rows, strips, s);
+            const int height = int(strip.end - strip.begin);
+            const int64_t row = block.rows.begin + strip.begin;
+            float* strip_sums = first && last ? sums : sums + strip.begin * tiles * kTileColumns;
+            kernel.multiply({x_ + row * units_ + block.units.begin, units_, address(block.panel, block.units.begin),
+                             tile_stride(), units, strip_sums, first, plan_prefetch(block, s, strips)},
+                            height, tiles);
+            if (!last) continue;
+            if (args_.out_dtype == DType::f32)
+                write(static_cast<float*>(args_.out), row, height, block.panel, tiles, strip_sums);
+            else
+                write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, strip_sums);
+        }
+    }
+
+    // Divides the lines of the next block among the strips of this one.
+    Prefetch plan_prefetch(const PanelBlock& block, int strip, int strips) const {
+        const int64_t tile_bytes = (block.units.end - block.units.begin) * kTileRowBytes;
+        // A single strip reads each line once, in order: the hardware's own prefetching does as well.
+        if (block.next == nullptr || strips == 1) return {};
+        if (strips < panel_tiles_) {  // whole tiles, two at a time
+            if (2 * strip >= panel_tiles_) return {};
+            return {block.next + 2 * strip * tile_stride(), kTileRowBytes, tile_stride(), 2};
+        }
+        const int tile = strip * panel_tiles_ / strips;
+        const int first_strip = int(ceil_div(int64_t(tile) * strips, panel_tiles_));
+        const int sharers = int(ceil_div(int64_t(tile + 1) * strips, panel_tiles_)) - first_strip;
+        return {block.next + tile * tile_stride() + (strip - first_strip) * tile_bytes / sharers,
+                ceil_div(kTileRowBytes, sharers), 0, 1};
+    }
+
+    template <class Out>
+    void write(Out* out, int64_t row, int height, int64_t panel, int tiles, const float* sums) const {
+        for (int t = 0; t < tiles; ++t) {
+            const int64_t column = (panel * panel_tiles_ + t) * kTileColumns;
+            const int columns = int(min_of(kTileColumns, args_.n - column));
+            const Vec bias = args_.bias ? load_n(static_cast<const T*>(args_.bias) + column, columns) : zero();
+            for (int r = 0; r < height; ++r) {
+                const Vec value = load(sums + (r * tiles + t) * kTileColumns) + bias;
+                Out* to = out + (row + r) * args_.n + column;
+                columns == kTileColumns ? store(to, value) : store_n(to, value, columns);
+            }
+        }
+    }
+
+    const LinearArgs& args_;
+    const uint32_t* x_;
+    const char* weight_;
+    const int64_t units_, tiles_;
+    const int panel_tiles_;
+    const int64_t panels_;
+    const int row_blocks_, k_blocks_;
+    int64_t next_item_ = 0;
+};
+
+template <class Kernel>
+void run_linear(const LinearArgs& args, const void* x) {
+    const int threads = threads_for(args.m * args.n * args.k, kMinWorkPerThread, args.num_threads);
+    Linear<Kernel> job(args, x, threads);
+    if (threads == 1) return job.run();
+#pragma omp parallel num_threads(threads)
+    job.run();
+}
+
+}  // namespace penstock::PENSTOCK_ISA
