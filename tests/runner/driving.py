@@ -44,6 +44,7 @@ def engine_config(path: Path, **overrides: Any) -> EngineConfig:
         "num_threads": 2,
         "kernels": "native",
         "max_memory_bytes": 2 << 30,
+        "max_model_len_is_auto": False,
     }
     for name, value in overrides.items():
         [target] = [part for part in (cache, scheduler, engine) if name in part]

@@ -19,6 +19,11 @@ IGNORE_PATTERNS: Final = ["consolidated*", "*/*.safetensors", "onnx/*", "origina
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
+def is_local(model: str) -> bool:
+    """Whether `model` names an existing directory rather than something to look for on the hub."""
+    return bool(model) and Path(model).expanduser().is_dir()
+
+
 def resolve(model: str, revision: str | None = None) -> Path:
     """The local directory of `model`: a path, or a hub id (downloaded, resuming, with a progress bar).
 
@@ -26,7 +31,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
     revision: a branch, tag or commit of the hub repository. Raises CheckpointError.
     """
     path = Path(model).expanduser()
-    if model and path.is_dir():
+    if is_local(model):
         return path.resolve()
     if path.is_file():
         raise CheckpointError(f"{model} is a file.", remedy="Name the directory that holds config.json.")

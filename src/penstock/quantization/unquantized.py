@@ -14,9 +14,9 @@ from penstock.kernels.ops import Ops
 from penstock.kernels.packed import PackedLinear, empty_packed, packed_nbytes
 from penstock.quantization.tensor_source import TensorSource
 
-# Rows are packed in pieces of about this many bytes and their source pages released after each, so that a mapped
+# Rows are packed in pieces of about this many elements and their source pages released after each, so that a mapped
 # file and its packed copy are never resident together. Whole tiles of 16 rows.
-_PIECE_BYTES = 32 << 20
+_PIECE_ELEMENTS = 2 << 20
 _TILE_ROWS = 16
 
 
@@ -72,7 +72,7 @@ class UnquantizedFormat:
         ops: Ops,
     ) -> None:
         rows, columns = shape
-        piece = max(_PIECE_BYTES // (columns * 2) // _TILE_ROWS * _TILE_ROWS, _TILE_ROWS)
+        piece = max(_PIECE_ELEMENTS // columns // _TILE_ROWS * _TILE_ROWS, _TILE_ROWS)
         for begin in range(0, rows, piece):
             end = min(begin + piece, rows)
             ops.pack_into(packed, first_row + begin, source.rows(name, shape, begin, end))

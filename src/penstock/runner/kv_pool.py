@@ -13,6 +13,7 @@ import mmap
 import torch
 
 from penstock.config.model import ModelConfig
+from penstock.kernels.kv_layout import key_cache_shape, value_cache_shape
 from penstock.layers import KVCache
 
 
@@ -22,17 +23,13 @@ def block_nbytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> int
 
 
 class KVPool:
-    """caches: for each layer its keys and values, in the blocked layouts that kernels/ops.py describes."""
+    """caches: for each layer its keys and values, in the blocked layouts of kernels/kv_layout.py."""
 
     def __init__(self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         self.num_blocks = num_blocks
         heads, size = model.num_kv_heads, model.head_dim
-        if dtype == torch.bfloat16:
-            key_shape: tuple[int, ...] = (num_blocks, heads, size // 2, block_size, 2)
-            value_shape: tuple[int, ...] = (num_blocks, heads, block_size // 2, size, 2)
-        else:
-            key_shape = (num_blocks, heads, size, block_size)
-            value_shape = (num_blocks, heads, block_size, size)
+        key_shape = key_cache_shape(num_blocks, heads, size, dtype)
+        value_shape = value_cache_shape(num_blocks, heads, size, dtype)
         count = num_blocks * heads * size * block_size
         self._memory = mmap.mmap(-1, num_blocks * block_nbytes(model, block_size, dtype))
         if hasattr(mmap, "MADV_HUGEPAGE"):
