@@ -9,6 +9,8 @@ from penstock.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from penstock.config.model import ModelConfig
 
 BLOCK_SIZE = 16
+# Steps that decode take only so much prefill beside it that streams keep about this pace (or half their own speed).
+TARGET_STEP_S = 0.1
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +66,7 @@ def resolve_engine_config(
         seed=options.seed,
         num_threads=options.num_threads or machine.num_cores,
         kernels=kernels,
-        max_memory_bytes=options.max_memory or machine.available_memory_bytes,
+        max_memory_bytes=options.max_memory,
         cache=CacheConfig(block_size=BLOCK_SIZE, num_blocks=0, enable_prefix_caching=options.enable_prefix_caching),
         scheduler=SchedulerConfig(
             max_num_seqs=options.max_num_seqs,
@@ -74,6 +76,7 @@ def resolve_engine_config(
             max_num_queued_tokens=options.max_num_queued_tokens,
             watermark_blocks=0,
             policy=options.scheduling_policy,
+            target_step_s=TARGET_STEP_S,
         ),
         max_model_len_is_auto=options.max_model_len == 0,
     )

@@ -43,9 +43,7 @@ class StartupPhases:
         self._since_s = now
 
 
-def build_engine(
-    config: EngineConfig, on_progress: Callable[[str, float], None]
-) -> tuple[EngineCore, EngineReady]:
+def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]) -> tuple[EngineCore, EngineReady]:
     """Builds an engine. on_progress(phase, fraction) is called as it goes.
 
     Raises: MemoryPlanError before any weight is read; CheckpointError for a checkpoint that cannot be served.
@@ -68,7 +66,7 @@ def build_engine(
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         dtype=config.dtype,
-        instruction_set=runner.instruction_set,
+        instruction_set=runner.ops.isa or runner.ops.kind,
         phases=phases.finished,
         memory_table=plan.table,
     )

@@ -3,3 +3,8 @@
 Owns: nothing.
 Never: adds behaviour that the server lacks.
 """
+
+from penstock.llm.llm import LLM
+from penstock.llm.results import Completion, Generation
+
+__all__ = ["LLM", "Completion", "Generation"]
