@@ -35,6 +35,7 @@ from penstock.observability.metrics import ServerInfo
 from penstock.observability.usage import UsageRecord
 from penstock.server.app import build_app
 from penstock.server.http_server import HttpServer
+from penstock.server.listen import bind
 from penstock.server.state import ServerState
 from penstock.server.text import GenerationRequest, Sequenced
 
@@ -267,7 +268,7 @@ class RunningServer:
 async def start_server(settings: Settings, *, is_serving: bool = True) -> AsyncIterator[RunningServer]:
     state = ServerState(settings, ["demo", "alias"], ServerInfo(version="0", model="demo"))
     state.system_fingerprint = "fp_fake"
-    http = HttpServer(build_app(state), settings)
+    http = HttpServer(build_app(state), bind(settings))
     running = RunningServer(http, state, FakeEngine(), FakeText())
     close = state.usage.close
 
@@ -278,7 +279,6 @@ async def start_server(settings: Settings, *, is_serving: bool = True) -> AsyncI
     state.usage.close = record  # type: ignore[method-assign]
     if is_serving:
         state.serve(running.engine, running.text)
-    http.bind()
     task = asyncio.create_task(http.serve())
     try:
         await http.wait_started()

@@ -11,7 +11,7 @@ from penstock.base.errors import ConfigError
 from penstock.config.settings import Settings
 from penstock.server.app import build_app, routes
 from penstock.server.auth import PUBLIC_PATHS
-from penstock.server.http_server import HttpServer
+from penstock.server.listen import bind
 
 from .fakes import RunningServer
 
@@ -116,14 +116,14 @@ async def test_websockets_are_closed(server: RunningServer) -> None:
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-async def test_a_public_bind_without_a_key_is_refused(server: RunningServer) -> None:
+def test_a_public_bind_without_a_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="API key"):
-        HttpServer(build_app(server.state), Settings(host="0.0.0.0"))
-    HttpServer(build_app(server.state), Settings(host="0.0.0.0", api_key=KEYS))
+        bind(Settings(host="0.0.0.0", port=0))
+    bind(Settings(host="0.0.0.0", port=0, api_key=KEYS)).close()
 
 
 async def test_a_taken_port_is_named(server: RunningServer) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match=str(port)) as error:
-        HttpServer(build_app(server.state), Settings(port=port)).bind()
+        bind(Settings(port=port))
     assert "--port" in error.value.remedy

@@ -17,6 +17,7 @@ from penstock.server import lifecycle as lifecycle_module
 from penstock.server.app import build_app
 from penstock.server.http_server import HttpServer
 from penstock.server.lifecycle import MAX_RESTARTS, Lifecycle
+from penstock.server.listen import bind
 from penstock.server.state import Engine, ServerState
 from penstock.server.text import TextLayer
 
@@ -63,8 +64,7 @@ def loaded(request: pytest.FixtureRequest) -> asyncio.Event:
 async def life(loaded: asyncio.Event) -> AsyncIterator[Life]:
     settings = Settings(port=0, drain_timeout=5.0)
     state = ServerState(settings, ["demo"], ServerInfo(version="0", model="demo"))
-    http = HttpServer(build_app(state), settings)
-    http.bind()
+    http = HttpServer(build_app(state), bind(settings))
     engines: list[FakeEngine] = []
     ready: list[str] = []
 
@@ -177,8 +177,7 @@ async def test_a_failing_start_is_raised(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(lifecycle_module, "LAST_ANSWERS_S", 0.1)
     settings = Settings(port=0)
     state = ServerState(settings, ["demo"], ServerInfo(version="0", model="demo"))
-    http = HttpServer(build_app(state), settings)
-    http.bind()
+    http = HttpServer(build_app(state), bind(settings))
 
     async def start_engine() -> Engine:
         raise CheckpointError("The checkpoint is corrupt.")

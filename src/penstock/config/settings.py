@@ -132,7 +132,7 @@ class Settings:
         _ENGINE,
         "Memory for weights, KV cache and activations, such as 8GiB. What does not fit is refused.",
         bounds=(2**20, 2**50),
-        auto="what is free now (within a container's limit), less 10 %",
+        auto="what is free now (within a container's limit); the KV cache then takes at most half of it",
     )
     max_num_seqs: int = _setting(
         "integer", 64, _ENGINE, "Most sequences that run at the same time; more wait.", bounds=(1, 4096)
@@ -396,6 +396,10 @@ _KIND_NAMES: Final = {
 }  # fmt: skip
 
 
+def _show_number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def _quote(spec: SettingSpec, raw: object) -> str:
     return "a value that is not shown" if spec.secret else repr(raw)[:80]
 
@@ -405,6 +409,6 @@ def _expectation(spec: SettingSpec) -> str:
         return ("auto, " if spec.auto else "") + " or ".join(spec.choices)
     text = _KIND_NAMES[spec.kind]
     if spec.bounds is not None:
-        low, high = (format_size(int(edge)) if spec.kind == "size" else f"{edge:g}" for edge in spec.bounds)
+        low, high = (format_size(int(edge)) if spec.kind == "size" else _show_number(edge) for edge in spec.bounds)
         text += f" from {low} to {high}"
     return text

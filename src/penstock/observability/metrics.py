@@ -6,6 +6,7 @@ Owns: the counts.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -119,10 +120,11 @@ class ServerMetrics:
 
     def render(self, snapshot: Snapshot) -> bytes:
         registry = CollectorRegistry()
-        registry.register(_Families([*self._families(), *_snapshot_families(snapshot), *self._process.collect()]))
+        registry.register(_Families([*all_families(self, snapshot), *self._process.collect()]))
         return generate_latest(registry)
 
-    def _families(self) -> Iterable[Metric]:
+    def families(self) -> Iterable[Metric]:
+        """What was counted here."""
         requests = CounterMetricFamily(
             "penstock_requests", "Requests that ended, by how.", labels=["endpoint", "outcome"]
         )
@@ -138,6 +140,11 @@ class ServerMetrics:
             self.request_prompt_tokens, self.request_output_tokens,
         ):  # fmt: skip
             yield histogram.family()
+
+
+def all_families(metrics: ServerMetrics, snapshot: Snapshot) -> list[Metric]:
+    """Every metric family but the process's own."""
+    return [*metrics.families(), *_snapshot_families(snapshot)]
 
 
 class _Families(Collector):
@@ -180,10 +187,8 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
         ("penstock_log_lines_dropped", "Log lines lost to a full queue.", snapshot.num_log_lines_dropped),
     ):
         yield CounterMetricFamily(name, text, value=value)
-    yield InfoMetricFamily(
-        "penstock_build", "What runs here.",
-        value={"version": info.version, "model": info.model, "dtype": info.dtype, "instruction_set": info.instruction_set},
-    )  # fmt: skip
+    facts = dataclasses.asdict(info)
+    yield InfoMetricFamily("penstock_build", "What runs here.", value=facts)
     # The names that the inference gateway's endpoint picker and KEDA examples read.
     for name, text, value in (
         ("vllm:num_requests_running", "Alias of penstock_requests_running.", stats.num_running),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -23,20 +25,33 @@ from penstock.server.openai.models import ModelRoutes
 from penstock.server.openai.render import error_body
 from penstock.server.state import ServerState
 
+# (method, path, what it does): every route there is. docs/api.md and the authentication test enumerate this list.
+ROUTES: Final = (
+    ("POST", "/v1/chat/completions", "Answers a conversation (OpenAI)."),
+    ("POST", "/v1/completions", "Continues texts or token ids (OpenAI)."),
+    ("GET", "/v1/models", "The names that are served."),
+    ("GET", "/v1/models/{name:path}", "One of them."),
+    ("GET", "/health/live", "200 while this process runs, whatever it is busy with."),
+    ("GET", "/health/ready", "200 when a request sent now would be served; 503 with the reason otherwise."),
+    ("GET", "/health/progress", "200 while work, where it exists, moves; 503 names the step that is stuck."),
+    ("GET", "/metrics", "Prometheus' text format."),
+)
+
 
 def routes(state: ServerState) -> list[Route]:
-    """Every route there is. docs/api.md and the authentication test enumerate this list."""
+    """The routes with what answers them."""
     health, models = HealthRoutes(state), ModelRoutes(state)
-    return [
-        Route("/v1/chat/completions", GenerationEndpoint(state, ChatFormat(state)), methods=["POST"]),
-        Route("/v1/completions", GenerationEndpoint(state, CompletionFormat(state)), methods=["POST"]),
-        Route("/v1/models", models.list_models, methods=["GET"]),
-        Route("/v1/models/{name:path}", models.get_model, methods=["GET"]),
-        Route("/health/live", health.live, methods=["GET"]),
-        Route("/health/ready", health.ready, methods=["GET"]),
-        Route("/health/progress", health.progress, methods=["GET"]),
-        Route("/metrics", health.metrics, methods=["GET"]),
-    ]
+    endpoints: dict[str, Callable[..., Any]] = {
+        "/v1/chat/completions": GenerationEndpoint(state, ChatFormat(state)),
+        "/v1/completions": GenerationEndpoint(state, CompletionFormat(state)),
+        "/v1/models": models.list_models,
+        "/v1/models/{name:path}": models.get_model,
+        "/health/live": health.live,
+        "/health/ready": health.ready,
+        "/health/progress": health.progress,
+        "/metrics": health.metrics,
+    }
+    return [Route(path, endpoints[path], methods=[method]) for method, path, _ in ROUTES]
 
 
 def build_app(state: ServerState) -> ASGIApp:

@@ -13,8 +13,8 @@ from penstock.frontend.processor import Chat
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
-from penstock.server.openai import decode, render
 from penstock.server.hermes import HermesParser, ParsedCall
+from penstock.server.openai import decode, render
 from penstock.server.openai.schema import ChatRequest
 from penstock.server.state import ServerState
 from penstock.server.text import GenerationRequest

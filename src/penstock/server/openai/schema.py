@@ -120,7 +120,6 @@ class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    echo: Any = None
     audio: Any = None
     modalities: Any = None
     prediction: Any = None

@@ -1,0 +1,143 @@
+"""`penstock chat`: a conversation in the terminal, streamed, with its speed after each answer."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import msgspec
+
+from penstock.cli.api_client import ApiClient, ApiError
+from penstock.cli.private_server import private_server
+from penstock.config.settings import ResolvedSettings
+
+HELP = "/reset begins anew, /system TEXT sets a system prompt, /exit (or Ctrl-D) ends; Ctrl-C stops an answer."
+
+
+def chat(resolved: ResolvedSettings, options: argparse.Namespace) -> int:
+    with open_server(resolved, options.url) as (client, model):
+        conversation = Conversation(
+            client, model, system=options.system or "", temperature=options.temperature, max_tokens=options.max_tokens
+        )
+        if sys.stdin.isatty():
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401 - gives input() line editing and history
+            print(f"{model}. {HELP}")
+        return converse(conversation, sys.stdin, sys.stdout)
+
+
+@contextlib.contextmanager
+def open_server(resolved: ResolvedSettings, url: str | None) -> Iterator[tuple[ApiClient, str]]:
+    """A client and a model name: of the server at `url`, or of one that is started for this process."""
+    if url is None:
+        with private_server(resolved) as opened:
+            yield opened
+        return
+    client = ApiClient(url, resolved.values.api_key[0] if resolved.values.api_key else "")
+    names = resolved.values.served_model_name or ((resolved.values.model,) if resolved.values.model else ())
+    yield client, names[0] if names else client.first_model()
+
+
+@dataclass
+class Conversation:
+    """The messages so far, and how to ask for the next."""
+
+    client: ApiClient
+    model: str
+    system: str = ""
+    temperature: float = 0.7
+    max_tokens: int | None = None
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, text: str, output: TextIO) -> str:
+        """Says `text`, prints the answer as it comes, and returns a line on its speed. Raises ApiError."""
+        self.turns.append({"role": "user", "content": text})
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": system + self.turns,
+            "temperature": self.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self.max_tokens is not None:
+            body["max_tokens"] = self.max_tokens
+        pieces: list[str] = []
+        usage: dict[str, Any] = {}
+        start_s = first_s = time.perf_counter()
+        events = self.client.stream("/v1/chat/completions", msgspec.json.encode(body))
+        try:
+            with contextlib.closing(events):  # type: ignore[type-var]
+                for event in events:
+                    usage = event.get("usage") or usage
+                    piece = _content(event)
+                    if piece:
+                        first_s = first_s if pieces else time.perf_counter()
+                        pieces.append(piece)
+                        output.write(piece)
+                        output.flush()
+        except KeyboardInterrupt:
+            output.write(" [stopped]")
+        except ApiError:
+            self.turns.pop()
+            raise
+        output.write("\n")
+        self.turns.append({"role": "assistant", "content": "".join(pieces)})
+        return _speed(usage.get("completion_tokens", len(pieces)), first_s - start_s, time.perf_counter() - first_s)
+
+
+def _content(event: dict[str, Any]) -> str:
+    choices = event.get("choices") or []
+    return (choices[0]["delta"].get("content") or "") if choices else ""
+
+
+def _speed(num_tokens: int, first_s: float, rest_s: float) -> str:
+    rate = f", {(num_tokens - 1) / rest_s:.1f} tokens/s" if num_tokens > 1 and rest_s > 0 else ""
+    return f"[{num_tokens} tokens, first after {first_s:.2f} s{rate}]"
+
+
+def converse(conversation: Conversation, source: TextIO, output: TextIO) -> int:
+    """Reads turns until the input ends; the exit status."""
+    status = 0
+    while (line := _read_line(source, output)) is not None:
+        text = line.strip()
+        if text in ("/exit", "/quit"):
+            break
+        if text == "/reset":
+            conversation.turns.clear()
+        elif text.startswith("/system"):
+            conversation.system = text.removeprefix("/system").strip()
+            conversation.turns.clear()
+        elif text.startswith("/"):
+            output.write(HELP + "\n")
+        elif text:
+            status = _say(conversation, text, output)
+    return status
+
+
+def _say(conversation: Conversation, text: str, output: TextIO) -> int:
+    try:
+        speed = conversation.answer(text, output)
+    except ApiError as error:
+        print(f"penstock: error: {error}", file=sys.stderr)
+        return 1
+    print(speed, file=sys.stderr if not output.isatty() else output)
+    return 0
+
+
+def _read_line(source: TextIO, output: TextIO) -> str | None:
+    if source.isatty():
+        try:
+            return input("> ")
+        except EOFError:
+            output.write("\n")
+            return None
+        except KeyboardInterrupt:
+            output.write("\n")
+            return ""
+    return source.readline() or None

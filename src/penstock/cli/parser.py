@@ -1,0 +1,161 @@
+"""The command line, made from the table of settings. Values are parsed there: one error text for all sources."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from penstock.config.settings import SPECS, ResolvedSettings, SettingSpec, nearest, resolve
+
+_ENGINE_GROUPS = ("Model", "Engine")
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest flag when one is unknown; never guesses abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            known = parsed.command_parser if parsed.command else self
+            flags = [flag for action in known._actions for flag in action.option_strings]
+            flag = rest[0].split("=")[0]
+            remedy = nearest(flag, flags) if flag.startswith("-") else f"`{known.prog} --help` shows what it takes."
+            _fail(f"unknown argument {rest[0]}", remedy)
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        _fail(message, f"`{self.prog} --help` shows what it takes.")
+
+
+def _fail(cause: str, remedy: str) -> NoReturn:
+    print(f"penstock: error: {cause}\npenstock: remedy: {remedy}", file=sys.stderr)
+    sys.exit(2)
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="penstock", description="Serve open-weights language models: one engine, one command.")
+    parser.add_argument("-V", "--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    _add_serve(commands)
+    _add_chat(commands)
+    _add_run(commands)
+    _add_doctor(commands)
+    _add_config(commands)
+    return parser
+
+
+def settings_from(options: argparse.Namespace) -> ResolvedSettings:
+    """The settings that a parsed command line, the environment and a file give. Raises ConfigError."""
+    flags = {name: getattr(options, name, None) for name in SPECS}
+    return resolve(flags, file=options.config)
+
+
+def _add_serve(commands: Any) -> None:
+    command = _command(commands, "serve", "serve a model over HTTP (OpenAI's API)", _run_serve)
+    _add_settings(command, SPECS.values())
+
+
+def _add_chat(commands: Any) -> None:
+    command = _command(commands, "chat", "talk to a model in the terminal", _run_chat)
+    command.add_argument("--url", help="talk to this server instead of loading a model, such as http://127.0.0.1:8000")
+    command.add_argument("--system", help="system prompt")
+    command.add_argument("--temperature", type=float, default=0.7, help="0 always takes the likeliest token")
+    command.add_argument("--max-tokens", type=int, help="most tokens of an answer")
+    _add_settings(command, _local_specs())
+
+
+def _add_run(commands: Any) -> None:
+    command = _command(commands, "run", "answer a file of requests: JSON lines in, JSON lines out", _run_batch)
+    command.add_argument("input", metavar="INPUT", help="JSON lines: OpenAI batch lines, or request bodies")
+    command.add_argument("output", metavar="OUTPUT", help="JSON lines; what is answered in it is not asked again")
+    command.add_argument("--model", metavar="MODEL", help=SPECS["model"].help)
+    command.add_argument("--url", help="send the requests to this server instead of loading a model")
+    command.add_argument("--concurrency", type=int, default=64, help="most requests at the same time")
+    _add_settings(command, [spec for spec in _local_specs() if spec.name != "model"])
+
+
+def _add_doctor(commands: Any) -> None:
+    command = _command(commands, "doctor", "check this machine and say what is wrong with it", _run_doctor)
+    command.add_argument("--config", help=argparse.SUPPRESS)
+
+
+def _add_config(commands: Any) -> None:
+    config = commands.add_parser("config", help="look at the settings")
+    inner = config.add_subparsers(dest="config_command", metavar="explain", parser_class=Parser, required=True)
+    text = "print every setting: its value, where it comes from, what it does"
+    command = _command(inner, "explain", text, _run_explain)
+    config.set_defaults(command_parser=command)
+    _add_settings(command, SPECS.values())
+
+
+def _command(commands: Any, name: str, text: str, run: Any) -> Parser:
+    command: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run, command_parser=command)
+    return command
+
+
+def _local_specs() -> list[SettingSpec]:
+    """The settings of commands that may load a model themselves, or ask a server that wants a key."""
+    names = ("api_key", "log_level")
+    return [spec for spec in SPECS.values() if spec.group in _ENGINE_GROUPS or spec.name in names]
+
+
+def _add_settings(parser: Parser, specs: Any) -> None:
+    groups: dict[str, Any] = {}
+    for spec in specs:
+        if spec.name == "model":
+            parser.add_argument("model", nargs="?", metavar="MODEL", help=spec.help)
+            continue
+        if spec.group not in groups:
+            groups[spec.group] = parser.add_argument_group(spec.group)
+        _add_setting(groups[spec.group], spec)
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings, keyed by their names")
+
+
+def _add_setting(group: Any, spec: SettingSpec) -> None:
+    text = f"{spec.help} [{spec.show(spec.default)}{': ' + spec.auto if spec.auto else ''}]".replace("%", "%%")
+    if spec.kind == "flag":
+        group.add_argument(spec.flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif spec.kind == "list":
+        group.add_argument(spec.flag, action="append", metavar="KEY" if spec.secret else "NAME", help=text)
+    else:
+        metavar = "{" + ",".join(spec.choices) + "}" if spec.choices else _METAVARS[spec.kind]
+        group.add_argument(spec.flag, metavar=metavar, help=text)
+
+
+_METAVARS = {"text": "TEXT", "integer": "N", "number": "SECONDS", "size": "SIZE"}
+
+
+def _run_serve(options: argparse.Namespace) -> int:
+    from penstock.cli.serve import serve
+
+    return serve(settings_from(options))
+
+
+def _run_chat(options: argparse.Namespace) -> int:
+    from penstock.cli.chat import chat
+
+    return chat(settings_from(options), options)
+
+
+def _run_batch(options: argparse.Namespace) -> int:
+    from penstock.cli.batch import run_batch
+
+    return run_batch(settings_from(options), options)
+
+
+def _run_doctor(options: argparse.Namespace) -> int:  # noqa: ARG001 - the commands' one signature
+    from penstock.cli.doctor import doctor
+
+    return doctor()
+
+
+def _run_explain(options: argparse.Namespace) -> int:
+    from penstock.cli.explain import explain
+
+    return explain(settings_from(options))

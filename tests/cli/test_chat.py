@@ -1,0 +1,79 @@
+"""`penstock chat` against a scripted server: streamed text, history, commands, errors."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from penstock.cli.api_client import ApiClient, ApiError
+from penstock.cli.chat import Conversation, converse
+
+
+class ScriptedClient(ApiClient):
+    """Streams `pieces`; remembers what was asked."""
+
+    def __init__(self, pieces: list[str], error: str = "") -> None:
+        super().__init__("http://127.0.0.1:1")
+        self.pieces = pieces
+        self.error = error
+        self.bodies: list[dict[str, Any]] = []
+
+    def stream(self, path: str, body: bytes) -> Iterator[dict[str, Any]]:
+        assert path == "/v1/chat/completions"
+        self.bodies.append(json.loads(body))
+        if self.error:
+            raise ApiError(self.error)
+        for piece in self.pieces:
+            yield {"choices": [{"delta": {"content": piece}}]}
+        yield {"choices": [{"delta": {}}]}
+        yield {"choices": [], "usage": {"completion_tokens": 7}}
+
+
+def talk(client: ScriptedClient, text: str, **options: Any) -> tuple[int, str]:
+    output = io.StringIO()
+    status = converse(Conversation(client, "m", **options), io.StringIO(text), output)
+    return status, output.getvalue()
+
+
+def test_answers_are_printed_and_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+    client = ScriptedClient(["Hel", "lo"])
+    status, output = talk(client, "Hi\n\nAgain\n", temperature=0.0, max_tokens=9, system="Be kind.")
+    assert (status, output) == (0, "Hello\nHello\n")
+    first, second = client.bodies
+    system = {"role": "system", "content": "Be kind."}
+    assert first["messages"] == [system, {"role": "user", "content": "Hi"}]
+    assert second["messages"] == [
+        *first["messages"], {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Again"},
+    ]  # fmt: skip
+    assert (first["model"], first["temperature"], first["max_tokens"], first["stream"]) == ("m", 0.0, 9, True)
+    assert capsys.readouterr().err.count("[7 tokens, first after ") == 2
+
+
+def test_commands() -> None:
+    client = ScriptedClient(["ok"])
+    status, output = talk(client, "one\n/reset\ntwo\n/system New.\nthree\n/what\n/exit\nfour\n")
+    assert status == 0
+    assert "/reset begins anew" in output
+    assert [body["messages"] for body in client.bodies] == [
+        [{"role": "user", "content": "one"}],
+        [{"role": "user", "content": "two"}],
+        [{"role": "system", "content": "New."}, {"role": "user", "content": "three"}],
+    ]
+
+
+def test_an_error_leaves_the_conversation_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    client = ScriptedClient([], error="The prompt is too long.")
+    conversation = Conversation(client, "m")
+    assert converse(conversation, io.StringIO("long\n"), io.StringIO()) == 1
+    assert conversation.turns == []
+    assert "The prompt is too long." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://x:1", "http://x:1/", "http://x:1/v1", "http://x:1/v1/", "x:1"])
+def test_addresses_with_and_without_v1_are_the_same(url: str) -> None:
+    client = ApiClient(url)
+    assert (client._host, client._port, client._prefix) == ("x", 1, "")
