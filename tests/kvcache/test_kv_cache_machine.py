@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -25,7 +27,7 @@ class ModelRequest:
     tokens: list[int]
     num_blocks: int
     num_inserted: int
-    num_duplicates: int = 0
+    duplicates: set[Prefix] = field(default_factory=set)
     source: Prefix | None = None
     num_computed: int = 0
     snapshot: list[int] = field(default_factory=list)
@@ -35,7 +37,7 @@ class ModelRequest:
         return path | ({self.source} if self.source else set())
 
     def num_private(self) -> int:
-        return self.num_blocks - self.num_inserted + self.num_duplicates
+        return self.num_blocks - self.num_inserted + len(self.duplicates)
 
 
 class Model:
@@ -91,10 +93,14 @@ class Model:
         for index in range(request.num_inserted, num_computed // BLOCK_SIZE):
             prefix = (request.namespace, tuple(request.tokens[: (index + 1) * BLOCK_SIZE]))
             if prefix in self.released_at:
-                request.num_duplicates += 1
+                request.duplicates.add(prefix)
             else:
                 self.released_at[prefix] = 0
             request.num_inserted = index + 1
+
+    def reclaim(self, request: ModelRequest) -> None:
+        others = {prefix for other in self.live if other is not request for prefix in other.held()}
+        request.duplicates &= others
 
     def free(self, request: ModelRequest) -> None:
         if request.source is not None:
@@ -105,7 +111,13 @@ class Model:
         self.release(request.held())
 
 
-tokens_of = st.lists(st.integers(0, 1), min_size=1, max_size=9)
+# Beginnings of two sequences with a tail, so that prefixes are shared, computed twice and left half-way.
+tokens_of = st.builds(
+    lambda base, length, tail: base[:length] + tail,
+    st.sampled_from([[0] * 8, [0, 0, 0, 1, 1, 1, 0, 1]]),
+    st.integers(1, 8),
+    st.lists(st.integers(0, 1), max_size=2),
+)
 namespaces = st.sampled_from(["", "tenant"])
 
 
@@ -158,7 +170,10 @@ class KVCacheMachine(RuleBasedStateMachine):
             return
         num_tokens = len(request.tokens) + len(tokens)
         num_fresh = max(0, -(-num_tokens // BLOCK_SIZE) - request.num_blocks)
+        if self.model.num_available() < num_fresh:
+            self.model.reclaim(request)
         expected = self.model.num_available() >= num_fresh
+        assert expected or len(self.model.live) > 1 or num_tokens > NUM_BLOCKS * BLOCK_SIZE
         fresh = self.kv.grow(request.table, num_tokens)
         assert (fresh is not None) == expected
         if fresh is not None:
@@ -168,7 +183,7 @@ class KVCacheMachine(RuleBasedStateMachine):
             request.tokens += tokens
             request.snapshot += fresh
 
-    @rule(request=requests, count=st.integers(1, 9))
+    @rule(request=requests, count=st.sampled_from([1, 2, 4, 10]))
     def compute(self, request: ModelRequest, count: int) -> None:
         """A step finishes some positions, and they are offered. Copies precede every step."""
         if request not in self.model.live:
@@ -238,3 +253,39 @@ class KVCacheMachine(RuleBasedStateMachine):
 
 KVCacheMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestKVCache = KVCacheMachine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_walk(seed: int) -> None:
+    """The same rules in thousands of steps: hypothesis finds small cases, this one deep states."""
+    rng = random.Random(seed)
+    machine = KVCacheMachine()
+    replaced = 0
+    replace = machine.kv._tree.replace
+
+    def counting_replace(node: int, block_id: int) -> None:
+        nonlocal replaced
+        replaced += 1
+        replace(node, block_id)
+
+    machine.kv._tree.replace = counting_replace  # type: ignore[method-assign]
+    for _ in range(3000):
+        live = machine.model.live
+        action = rng.random()
+        if action < 0.3 or not live:
+            base = rng.choice([[0] * 8, [0, 0, 0, 1, 1, 1, 0, 1]])
+            tokens = base[: rng.randint(1, 8)] + [rng.randrange(2) for _ in range(rng.randrange(3))]
+            machine.start(tokens, rng.choice(["", "", "tenant"]), rng.randrange(2))
+        elif action < 0.6:
+            machine.compute(rng.choice(live), rng.choice([1, 2, 10]))
+        elif action < 0.75:
+            machine.grow(rng.choice(live), [rng.randrange(2) for _ in range(rng.randint(1, 3))])
+        elif action < 0.95:
+            machine.free(rng.choice(live))
+        elif action < 0.99:
+            machine.look_up([0, 0, 0, 1, 1, 1, 0, 1][: rng.randint(1, 8)], "")
+        else:
+            machine.evict(rng.randint(1, 3))
+        machine.agrees_with_the_model()
+    machine.teardown()
+    assert replaced > 0, "the walk never gave up a duplicate"

@@ -189,3 +189,21 @@ def test_evict_frees_what_nobody_holds() -> None:
     assert kv.num_free == 8
     assert kv.stats().num_evicted_blocks == 2
     kv.check()
+
+
+def test_a_table_that_lacks_blocks_gives_up_what_it_holds_twice() -> None:
+    kv = manager_of(6)
+    first, second = start(kv, PROMPT), start(kv, PROMPT)
+    kv.insert(first, PROMPT, 9)
+    kv.insert(second, PROMPT, 9)
+    assert kv.grow(second, 13) is None, "the first holds its blocks too"
+    kv.free(first, PROMPT, 9)
+    assert kv.grow(second, 24) == [1, 0, 2]
+    assert second.block_ids == [3, 4, 5, 1, 0, 2]
+    kv.check()
+    match = kv.match_prefix(encode_tokens(PROMPT))
+    assert match.path == [3, 4], "its own blocks are the cached ones now"
+    kv.release(match)
+    kv.free(second, PROMPT, 9)
+    kv.check()
+    assert kv.num_available == 6

@@ -90,8 +90,9 @@ class KVCacheManager:
     whoever gets the block next writes it in a later step. And what is in flight is beyond what insert() was offered,
     so such a late write never lands in a cached block.
 
-    Two requests that computed the same block: the first to offer it owns the node. The other keeps its duplicate in
-    its table, which is append-only, holds the tree's block too, and free() returns the duplicate.
+    Two requests that computed the same block: the first to offer it owns the node. The other keeps its duplicate in its
+    table, which is append-only, holds the tree's block too, and free() returns the duplicate. Should such a table lack
+    blocks, its duplicates take the place of nodes that nobody else holds (any more).
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -179,13 +180,15 @@ class KVCacheManager:
     def grow(self, table: BlockTable, num_tokens: int) -> list[int] | None:
         """Appends blocks until the table holds `num_tokens` tokens; returns the new ids.
 
-        None, and nothing changed, if there are too few.
+        None if there are too few. That cannot happen to a table alone in the pool, if its blocks fit there.
         """
         num_fresh = self.blocks_for(num_tokens) - len(table.block_ids)
         if num_fresh <= 0:
             return []
         if self._pool.num_available < num_fresh:
-            return None
+            self._reclaim_duplicates(table)
+            if self._pool.num_available < num_fresh:
+                return None
         fresh = self._take(num_fresh)
         table.block_ids += fresh
         return fresh
@@ -287,6 +290,15 @@ class KVCacheManager:
             num_evicted = self.evict(missing)
             assert num_evicted == missing, "a block that nobody holds could not be evicted"
         return self._pool.take(num_blocks)
+
+    def _reclaim_duplicates(self, table: BlockTable) -> None:
+        """Frees the tree's blocks that the table holds beside its own with the same content, where nobody else does."""
+        for index, node in enumerate(self._tree.path(table.node)[1]):
+            block_id = table.block_ids[index]
+            if block_id != node and self._pool.ref_count(node) == 1:
+                self._tree.replace(node, block_id)
+                if table.node == node:
+                    table.node = block_id
 
     def _drop_source(self, match: PrefixMatch) -> None:
         if match.source != _NO_NODE:

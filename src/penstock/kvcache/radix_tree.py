@@ -34,10 +34,10 @@ class RadixTree:
     Holding: whoever holds a node holds all of its path, so a parent has at least its child's holders, and the blocks
     that nobody holds are closed downwards: each can be evicted, leaves first.
 
-    Eviction: the least recently released leaf first. `_evictable` is a heap over leaves that nobody holds, with at
-    most one entry a node. An entry's stamp may be older than its node's; it is then put back with the right one when
-    it surfaces, and dropped when its node is held or has children (whoever ends that state pushes it again). Since no
-    entry is younger than its node, the first accurate one is the exact minimum.
+    Eviction: the least recently released leaf first. `_evictable` is a heap over leaves that nobody holds, with at most
+    one entry a node. An entry's stamp may be older than its node's; it is then put back with the right one when it
+    surfaces, and dropped when its node is held, has children (whoever ends that state pushes it again) or is in the
+    tree no more. Since no entry is younger than its node, the first accurate one is the exact minimum.
 
     Every operation costs O(blocks touched), times the logarithm of the tree for eviction and partial matches.
     """
@@ -165,6 +165,27 @@ class RadixTree:
             node = block_id
         return node
 
+    def replace(self, node: int, block_id: int) -> None:
+        """Puts `block_id` in the place of a node that only the caller holds, and which is free then.
+
+        block_id: the caller's duplicate of the node. Its one reference becomes the hold on the new node.
+        """
+        assert self._pool.ref_count(node) == 1
+        parent, key, below = self._parent[node], self._key[node], self._children[node]
+        siblings = self._children[parent]
+        assert siblings is not None
+        siblings[key] = block_id
+        self._parent[block_id], self._key[block_id], self._children[block_id] = parent, key, below
+        self.depth[block_id] = self.depth[node]
+        for child in (below or {}).values():
+            self._parent[child] = block_id
+        if node in self._order:
+            self._order[block_id] = self._order.pop(node)
+        self._parent[node], self._key[node], self._children[node] = -1, b"", None
+        self._pool.mark_cached(block_id)
+        self._pool.drop(node)
+        self._pool.evict(node)
+
     def evict(self, num_blocks: int) -> int:
         """Frees up to `num_blocks` blocks that nobody holds, least recently released leaves first; returns how many."""
         heap = self._evictable
@@ -173,6 +194,8 @@ class RadixTree:
             entry = heappop(heap)
             node = entry & ((1 << _STAMP_SHIFT) - 1)
             self._is_listed[node] = 0
+            if not self._pool.is_cached(node):
+                continue
             if entry >> _STAMP_SHIFT != self._released_at[node]:
                 self._list_if_evictable(node)
             elif self._children[node] is None and self._pool.ref_count(node) == 0:
@@ -216,7 +239,6 @@ class RadixTree:
         self._parent[child] = node
         self._key[child] = key
         self._children[child] = None
-        self._released_at[child] = 0
         self.depth[child] = self.depth[node] + 1
 
     def _remove_child(self, node: int, child: int) -> None:
@@ -277,7 +299,7 @@ class RadixTree:
     def _check_heap(self, nodes: set[int]) -> None:
         listed = [entry & ((1 << _STAMP_SHIFT) - 1) for entry in self._evictable]
         assert len(set(listed)) == len(listed)
-        assert set(listed) == {node for node in range(self._num_blocks) if self._is_listed[node]} <= nodes
+        assert set(listed) == {node for node in range(self._num_blocks) if self._is_listed[node]}
         for entry, node in zip(self._evictable, listed, strict=True):
             assert entry >> _STAMP_SHIFT <= self._released_at[node]
         for node in nodes:
