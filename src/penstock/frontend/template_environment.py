@@ -19,7 +19,7 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame, optimizeconst
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import make_attrgetter
+from jinja2.filters import do_urlencode, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,11 +30,10 @@ from penstock.frontend.traced_text import (
     MIXING_METHODS,
     TracedText,
     as_text,
+    as_traced,
     has_user_text,
     join_text,
     plain,
-    spans_of,
-    traced,
     user_text,
 )
 from penstock.messages.bounds import MAX_BODY_BYTES
@@ -110,6 +109,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if name not in _EXACT_FILTERS:
                 self.filters[name] = _marking_filter(function)
         self.filters["tojson"] = _marking_filter(_tojson)
+        self.filters["urlencode"] = _marking_filter(_urlencode)
         self.filters["join"] = self._join_filter()
         self.filters["replace"] = _replace
         self.filters["string"] = as_text
@@ -177,7 +177,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if __obj.__name__ not in MIXING_METHODS:
                 return super().call(__context, __obj, *args, **kwargs)
             if has_user_text((args, kwargs)):
-                __obj = getattr(traced(receiver), __obj.__name__)
+                __obj = getattr(as_traced(receiver), __obj.__name__)
         result = super().call(__context, __obj, *args, **kwargs)
         if isinstance(result, str):
             __self._charge(len(result))
@@ -247,8 +247,11 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _replace(value: object, old: object, new: object, count: int | None = None) -> str:
-    text = as_text(value)
-    return traced(text, spans_of(text)).replace(as_text(old), as_text(new), -1 if count is None else count)
+    return as_traced(as_text(value)).replace(as_text(old), as_text(new), -1 if count is None else count)
+
+
+def _urlencode(value: Any) -> str:
+    return do_urlencode(plain(value) if isinstance(value, str) else value)
 
 
 def _tojson(

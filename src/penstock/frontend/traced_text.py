@@ -122,7 +122,7 @@ class TracedText(str):
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         if not old:
             return _marked(str.replace(self, old, new, count), self, new)
-        return traced(new).join(self.split(old, count)) if str.__contains__(self, old) else self
+        return as_traced(new).join(self.split(old, count)) if str.__contains__(self, old) else self
 
     def center(self, width: SupportsIndex, fill: str = " ", /) -> str:
         return _marked(str.center(self, width, fill), self, fill)
@@ -175,6 +175,11 @@ def traced(text: str, spans: Spans = ()) -> TracedText:
     result = TracedText(text)
     result._spans = spans
     return result
+
+
+def as_traced(text: str) -> TracedText:
+    """`text` with the ranges it has."""
+    return text if isinstance(text, TracedText) else traced(text)
 
 
 def user_text(text: str) -> TracedText:
