@@ -50,11 +50,11 @@ def main() -> int:
 def configuration() -> str:
     lines = [
         "# Configuration", "", NOTE, "",
-        f"{len(SPECS)} settings. Each can be given as a flag, as an environment variable (`PENSTOCK_` and its name in",
-        "capitals), or as a key of a TOML file (`--config FILE` or `PENSTOCK_CONFIG`). The flag wins over the variable,",
-        "the variable over the file, the file over the default. An unknown flag, `PENSTOCK_*` variable or key is an error",
-        "that names the nearest known one. `penstock config explain` prints every value with its source. Sizes are",
-        "written `8GiB` or `8GB`, lists with commas.",
+        f"{len(SPECS)} settings. Each can be given as a flag, as an environment variable (`PENSTOCK_` and its name",
+        "in capitals), or as a key of a TOML file (`--config FILE` or `PENSTOCK_CONFIG`). The flag wins over the",
+        "variable, the variable over the file, the file over the default. An unknown flag, `PENSTOCK_*` variable or key",
+        "is an error that names the nearest known one. `penstock config explain` prints every value with its source.",
+        "Sizes are written `8GiB` or `8GB`, lists with commas.",
     ]  # fmt: skip
     group = ""
     for spec in SPECS.values():
