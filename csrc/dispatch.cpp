@@ -94,23 +94,6 @@ sigjmp_buf trap_exit;
 
 void leave_on_trap(int) { siglongjmp(trap_exit, 1); }
 
-// Runs the self-test under a SIGILL handler. Empty if it passed. The test must not start threads: the handler covers
-// the calling one only.
-std::string run_self_test(const KernelTable& table) {
-    struct sigaction guard = {}, previous_ill = {};
-    guard.sa_handler = leave_on_trap;
-    sigemptyset(&guard.sa_mask);
-    sigaction(SIGILL, &guard, &previous_ill);
-    std::string reason;
-    if (sigsetjmp(trap_exit, 1) != 0) {
-        reason = "its instructions trap (SIGILL) although the processor's flags show them";
-    } else if (!table.probe.self_test()) {
-        reason = "its self-test gave wrong results";
-    }
-    sigaction(SIGILL, &previous_ill, nullptr);
-    return reason;
-}
-
 IsaStatus probe_isa(int level, const KernelTable& table) {
     std::string reason;
 #if defined(__x86_64__)
@@ -121,11 +104,22 @@ IsaStatus probe_isa(int level, const KernelTable& table) {
 #else
     (void)level;
 #endif
-    if (reason.empty()) reason = run_self_test(table);
+    if (reason.empty()) reason = run_guarded(table.probe.self_test);
     return {table.isa, &table, reason.empty(), reason};
 }
 
 }  // namespace
+
+std::string run_guarded(bool (*self_test)()) {
+    struct sigaction guard = {}, previous = {};
+    guard.sa_handler = leave_on_trap;
+    sigemptyset(&guard.sa_mask);
+    sigaction(SIGILL, &guard, &previous);
+    const char* reason = "its instructions trap (SIGILL) although the processor's flags show them";
+    if (sigsetjmp(trap_exit, 1) == 0) reason = self_test() ? "" : "its self-test gave wrong results";
+    sigaction(SIGILL, &previous, nullptr);
+    return reason;
+}
 
 const std::vector<IsaStatus>& isa_statuses() {
     static const std::vector<IsaStatus> statuses = [] {

@@ -22,4 +22,8 @@ const std::vector<IsaStatus>& isa_statuses();
 // not compiled in and std::runtime_error, saying why, for one that does not work here.
 const KernelTable& select_table(const std::string& name);
 
+// Runs a self-test under a SIGILL handler: empty if it passed, else why not. It must not start threads: the handler
+// covers the calling one only.
+std::string run_guarded(bool (*self_test)());
+
 }  // namespace penstock

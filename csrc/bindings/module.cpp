@@ -24,6 +24,10 @@ NB_MODULE(_native, m) {
             statuses.append(nb::make_tuple(status.name, status.works, status.reason));
         return statuses;
     });
+    // For tests: what the probe's guard makes of an illegal instruction.
+    m.def("guarded_trap", [] {
+        return run_guarded([]() -> bool { __builtin_trap(); });
+    });
     m.def("max_threads", [] { return omp_get_max_threads(); });
 }
 

@@ -42,19 +42,20 @@ def linear(
     assert x_TK.is_contiguous(), x_TK.stride()
     assert dtype is weight.dtype, (dtype, weight.dtype)
     assert k == weight.k, (k, weight.k)
-    if out_dtype is None:
-        out_dtype = dtype
-    assert out_dtype is dtype or out_dtype is torch.float32, out_dtype
     bias = 0
     if bias_N is not None:
         assert bias_N.dtype is dtype, bias_N.dtype
         assert bias_N.shape == (n,), (bias_N.shape, n)
         assert bias_N.is_contiguous(), bias_N.stride()
         bias = bias_N.data_ptr()
-    out = torch.empty((m, n), dtype=out_dtype)
+    if out_dtype is None or out_dtype is dtype:
+        out = x_TK.new_empty((m, n))
+    else:
+        assert out_dtype is torch.float32, out_dtype
+        out = torch.empty((m, n), dtype=out_dtype)
     kernels.linear(
         x_TK.data_ptr(), weight.data.data_ptr(), bias, out.data_ptr(), m, n, k,
-        DTYPE_CODE[dtype], DTYPE_CODE[out_dtype], num_threads,
+        DTYPE_CODE[dtype], DTYPE_CODE[out.dtype], num_threads,
     )  # fmt: skip
     return out
 
