@@ -119,6 +119,7 @@ OPERATIONS = [
     "{% for i in l recursive %}{{ i }}{{ loop.cycle(u, t) }}{{ loop([]) }}{{ loop.previtem }}{% endfor %}",
     "{{ dict(a=u, b=t) }}{{ d.get('k') }}{{ d.get('none', u) }}{{ d['k'] }}{{ d.k }}{{ l[0] }}{{ l.index(t) }}",
     "{{ m if u in m else t }}{{ u == u }}{{ m.startswith(t) }}{{ m.find(u) }}{{ m is string }}{{ d is mapping }}",
+    "{{ strftime_now(m) }}",
     "{% block b %}x{{ m }}{% endblock %}{{ self.b() }}",
     "{{ ('<x>'|e) + m }}{{ ('x'|safe) * 2 }}{{ ('x%s'|safe) % m }}{{ ('x'|safe).join(l) }}",
 ]  # fmt: skip
@@ -133,6 +134,7 @@ def environments() -> tuple[TemplateEnvironment, ImmutableSandboxedEnvironment]:
     reference = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     # These are set, not traced, by transformers too.
     reference.filters["tojson"] = inspect.unwrap(ours.filters["tojson"])
+    reference.globals["strftime_now"] = ours.globals["strftime_now"]
     return ours, reference
 
 
