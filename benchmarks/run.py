@@ -5,8 +5,8 @@
     run.py [--model DIR]              everything: ops, offline, server, server overhead, start-up; an hour and more
 
 Peers take part when their environments exist (benchmarks/peers/setup.sh). The model is --model, else
-$PENSTOCK_BENCH_MODEL, else benchmarks/work/llama3.2-1b where it exists, else a tiny checkpoint that is made here.
-Results go to benchmarks/results/ (or $PENSTOCK_BENCH_RESULTS).
+$BENCH_MODEL, else benchmarks/work/llama3.2-1b where it exists, else a tiny checkpoint that is made here.
+Results go to benchmarks/results/ (or $BENCH_RESULTS).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-WORK = Path(os.environ.get("PENSTOCK_BENCH_WORK", HERE / "work"))
+WORK = Path(os.environ.get("BENCH_WORK", HERE / "work"))
 SHORT_BUDGET_S = 14 * 60.0
 
 
@@ -43,7 +43,7 @@ def tiny_model() -> Path:
 
 
 def default_model() -> Path:
-    if from_environment := os.environ.get("PENSTOCK_BENCH_MODEL"):
+    if from_environment := os.environ.get("BENCH_MODEL"):
         return Path(from_environment)
     full = WORK / "llama3.2-1b"
     return full if (full / "config.json").exists() else tiny_model()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 PENSTOCK = Path(sys.executable).with_name("penstock")
-RESULTS = Path(os.environ.get("PENSTOCK_BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
 TIMEOUT_S = 120.0
 
 

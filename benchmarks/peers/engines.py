@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENTS = Path(os.environ.get("PENSTOCK_PEER_ENVS", HERE / "envs"))
-WORK = Path(os.environ.get("PENSTOCK_BENCH_WORK", HERE.parent / "work"))
+ENVIRONMENTS = Path(os.environ.get("BENCH_PEER_ENVS", HERE / "envs"))
+WORK = Path(os.environ.get("BENCH_WORK", HERE.parent / "work"))
 TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from cases import Case, Figures, Sample, figures
 
-RESULTS = Path(os.environ.get("PENSTOCK_BENCH_RESULTS", Path(__file__).resolve().parent.parent / "results"))
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent.parent / "results"))
 OURS = "penstock"
 # Instruction sets that decide these figures.
 NOTED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")

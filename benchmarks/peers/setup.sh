@@ -4,7 +4,7 @@
 # torch is pinned first everywhere, so that no CUDA build is pulled in. vLLM's advised allocator: apt-get install libtcmalloc-minimal4.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-envs=${PENSTOCK_PEER_ENVS:-$here/envs}
+envs=${BENCH_PEER_ENVS:-$here/envs}
 python=${PYTHON:-python3.11}
 
 environment() {
