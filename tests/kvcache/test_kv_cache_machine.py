@@ -251,7 +251,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         self.kv.check()
 
 
-KVCacheMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+KVCacheMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestKVCache = KVCacheMachine.TestCase
 
 

@@ -67,7 +67,7 @@ class Request:
         "token_ids",
     )
 
-    def __init__(self, message: EngineRequest, rank: Rank) -> None:
+    def __init__(self, message: EngineRequest, rank: Rank, is_protected: bool = False) -> None:
         """Raises OverflowError or TypeError if the prompt holds anything but 32-bit integers."""
         prompt = message.prompt_token_ids
         self.token_bytes = encode_tokens(prompt)
@@ -84,7 +84,7 @@ class Request:
         self.rank = rank
 
         self.state = RequestState.WAITING
-        self.is_protected = False
+        self.is_protected = is_protected
         self.table: BlockTable | None = None
         self.num_slots = 0  # positions that the table has room for
         self.num_computed_tokens = 0

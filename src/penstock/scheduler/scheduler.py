@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 from copy import copy
-from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Final
 
@@ -23,6 +22,7 @@ from penstock.messages import (
     StepResult,
 )
 from penstock.scheduler.admission import check_acceptable, check_room
+from penstock.scheduler.deadlines import Deadlines
 from penstock.scheduler.drain_rate import DrainRate
 from penstock.scheduler.plan import StepPlan
 from penstock.scheduler.prefill_pace import PrefillPace
@@ -31,7 +31,6 @@ from penstock.scheduler.request import NOT_ADMITTED, Request, RequestState
 from penstock.scheduler.waiting_queue import WaitingQueue
 
 _by_rank = attrgetter("rank")
-_MIN_COMPACT: Final = 64
 _LOST_TOKEN: Final = ErrorInfo("internal_error", 500, "The engine drew no token for this request.")
 
 
@@ -76,7 +75,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue()
         self._running: list[Request] = []  # by rank, best first
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines = Deadlines()
         self._in_flight: dict[int, StepPlan] = {}
         self._prefix_wait = PrefixWait(kv_cache.block_size, is_on=kv_cache.enable_prefix_caching)
         self._drain = DrainRate()
@@ -103,19 +102,16 @@ class Scheduler:
         except QueueFullError:
             self._stats.num_rejected += 1
             raise
-        rank = (1, request.priority if self._has_priorities else 0, self._num_arrivals)
+        is_protected = self._config.max_preemptions == 0
+        rank = (not is_protected, request.priority if self._has_priorities else 0, self._num_arrivals)
         try:
-            accepted = Request(request, rank)
+            accepted = Request(request, rank, is_protected)
         except (OverflowError, TypeError) as error:
             raise ValidationError("prompt_token_ids must be 32-bit integers.", param="prompt_token_ids") from error
         self._num_arrivals += 1
         self._requests[accepted.request_id] = accepted
         self._waiting.push(accepted)
-        if accepted.deadline_s is not None:
-            if len(self._deadlines) > _MIN_COMPACT and len(self._deadlines) > 2 * len(self._requests):
-                self._deadlines = [entry for entry in self._deadlines if entry[2].state is not RequestState.FINISHED]
-                heapify(self._deadlines)
-            heappush(self._deadlines, (accepted.deadline_s, rank[2], accepted))
+        self._deadlines.add(accepted, len(self._requests))
 
     def abort(self, request_ids: Iterable[str], finish_reason: FinishReason, now: float) -> list[RequestOutput]:
         """Ends requests, wherever they are; their blocks are free at once. Unknown ids are ignored."""
@@ -136,7 +132,7 @@ class Scheduler:
         Expired requests end here; their final outputs come from the next update() or take_finished().
         """
         self._now = now
-        self._expire()
+        self._finished += [self._finish(request, FinishReason.TIMEOUT) for request in self._deadlines.take_expired(now)]
         plan = StepPlan(self._config.max_num_batched_tokens)
         prefills = self._plan_decodes(plan)
         self._plan_prefills(plan, prefills)
@@ -261,6 +257,8 @@ class Scheduler:
                 break  # a preempted one whose last tokens are still to come
             num_tokens = self._tokens_to_reserve(request)
             if num_tokens is None:
+                if len(passed) == self._max_running:
+                    break
                 passed.append(self._waiting.pop())
                 continue
             if self._is_still_blocked(request):
@@ -329,13 +327,6 @@ class Scheduler:
             request.is_protected = True
             request.rank = (0, *request.rank[1:])
         self._waiting.push(request)
-
-    def _expire(self) -> None:
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= self._now:
-            request = heappop(deadlines)[2]
-            if request.state is not RequestState.FINISHED:
-                self._finished.append(self._finish(request, FinishReason.TIMEOUT))
 
     # Results
 
