@@ -48,9 +48,8 @@ class Exchange:
 class Load:
     """The requests still to send and the exchanges done; one for all connections of a run."""
 
-    def __init__(self, requests: list[bytes], is_stream: bool) -> None:
+    def __init__(self, requests: list[bytes]) -> None:
         self.left = collections.deque(requests)
-        self.is_stream = is_stream
         self.exchanges: list[Exchange] = []
         self.in_flight = 0
         self.finished = asyncio.get_running_loop().create_future()
@@ -172,10 +171,10 @@ class Connection(asyncio.Protocol):
             self._reconnect()
 
 
-async def run_load(host: str, port: int, requests: list[bytes], concurrency: int, is_stream: bool) -> list[Exchange]:
+async def run_load(host: str, port: int, requests: list[bytes], concurrency: int) -> list[Exchange]:
     """Sends all requests over `concurrency` connections, opened before the first one is sent."""
     loop = asyncio.get_running_loop()
-    load = Load(requests, is_stream)
+    load = Load(requests)
     pending: set[asyncio.Task[Connection]] = set()
 
     async def connect() -> Connection:
@@ -358,7 +357,7 @@ def main() -> int:
         runner = asyncio.Runner()
     before = cpu_seconds()
     with runner:
-        exchanges = runner.run(run_load(url.hostname, url.port or 80, requests, options.concurrency, options.stream))
+        exchanges = runner.run(run_load(url.hostname, url.port or 80, requests, options.concurrency))
     spent = cpu_seconds() - before
     summary = summarise(exchanges, options)
     summary["client_cpu"] = spent
