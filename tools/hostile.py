@@ -2,10 +2,10 @@
 
     python tools/hostile.py [--requests 5000] [--model DIR]
 
-Starts `penstock serve`, records a set of healthy streams undisturbed, then mixes them with bad JSON, absurd numbers, huge
-strings, deep nesting, wrong types, aborts in every phase and disconnects in mid-stream. Fails unless: the engine's process id
-is unchanged, every healthy stream equals its undisturbed twin, every bad request got its 4xx, nothing was a 5xx, the block pool
-is whole again with all invariants holding, and memory is back at its level.
+Starts `penstock serve`, records a set of healthy streams undisturbed, then mixes them with bad JSON, absurd numbers,
+huge strings, deep nesting, wrong types, aborts in every phase and disconnects in mid-stream. Fails unless: the engine's
+process id is unchanged, every healthy stream equals its undisturbed twin, every bad request got its 4xx, nothing was a
+5xx, the block pool is whole again with all invariants holding, and memory is back at its level.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def bad_bodies(rng: random.Random) -> tuple[str, bytes]:
         {"stop_token_ids": [-1]}, {"stop_token_ids": [10**9]}, {"bad_words": [""]}, {"priority": 10**9},
     ]  # fmt: skip
     raw = [
-        b"", b"{", b"null", b"[]", b'"text"', b"{'a': 1}", b"\xff\xfe\x00", b'{"messages": [{"role": "user", "content": "\xff"}]}',
+        b"", b"{", b"null", b"[]", b'"text"', b"{'a': 1}", b"\xff\xfe\x00",
+        b'{"messages": [{"role": "user", "content": "\xff"}]}',
         b'{"temperature": NaN, "messages": [{"role": "user", "content": "x"}]}',
         b'{"temperature": Infinity, "messages": [{"role": "user", "content": "x"}]}',
         b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}',
@@ -120,7 +121,8 @@ def bad_bodies(rng: random.Random) -> tuple[str, bytes]:
     ]  # fmt: skip
     completions: list[object] = [
         {"prompt": ""}, {"prompt": []}, {"prompt": [[]]}, {"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": {"a": 1}},
-        {"prompt": ["x"] * 100_000}, {"prompt": "x", "best_of": 10**9}, {"prompt": "x", "n": 10**9}, {"prompt": "x", "echo": 3},
+        {"prompt": ["x"] * 100_000}, {"prompt": "x", "best_of": 10**9}, {"prompt": "x", "n": 10**9},
+        {"prompt": "x", "echo": 3},
     ]  # fmt: skip
     kind = rng.random()
     if kind < 0.55:
@@ -201,7 +203,8 @@ async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
     async with session.get(url + "/metrics") as response:
         text = await response.text()
     return {
-        match[1]: float(match[2]) for match in re.finditer(r"^(penstock_\w+)(?:\{[^}]*\})? ([0-9.e+-]+)$", text, re.M)
+        match[1]: float(match[2])
+        for match in re.finditer(r"^(penstock_\w+)(?:\{[^}]*\})? ([0-9.e+-]+)$", text, re.MULTILINE)
     }
 
 
@@ -247,8 +250,8 @@ async def attack(url: str, root: psutil.Process, num_requests: int, concurrency:
             text = await read_stream(session, url, healthy_body(index))
             report.expect(text == twin, f"after the storm, healthy stream {index} differs")
     print(
-        f"{num_requests} requests in {elapsed_s:.0f} s at concurrency {concurrency}: {report.num_healthy} healthy streams, "
-        f"{dict(sorted(report.statuses.items()))}; engine pids {engines} unchanged; memory {growth_bytes / 2**20:+.1f} MiB"
+        f"{num_requests} requests in {elapsed_s:.0f} s at concurrency {concurrency}: {report.num_healthy} healthy "
+        f"streams, {dict(sorted(report.statuses.items()))}; processes {engines}; memory {growth_bytes / 2**20:+.1f} MiB"
     )
     return report
 

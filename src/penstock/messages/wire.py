@@ -15,8 +15,8 @@ from penstock.messages.engine import EngineInput, EngineMessage
 MAX_FRAME_BYTES: Final = 256 * 1024 * 1024
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
-_input_decoder = msgspec.msgpack.Decoder(EngineInput)
-_message_decoder = msgspec.msgpack.Decoder(EngineMessage)
+_input_decoder: msgspec.msgpack.Decoder[EngineInput] = msgspec.msgpack.Decoder(EngineInput)
+_message_decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
 
 
 def encode_frame(message: EngineInput | EngineMessage) -> bytes:
