@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,11 @@ def test_user_text_survives_encoding(name: str, data: st.DataObject, tokenizer_o
     ours = tokenizer_of(name)
     text = data.draw(marker_text(ours))
     decoded = ours.decode(ours.encode_user(text, add_special_tokens=False), skip_special_tokens=False)
-    unicode_form = text if ours._backend.normalizer is None else ours._backend.normalizer.normalize_str(text)
-    expected = unicode_form.replace("\u2581", " ") if ours._kind.name != "byte_level" else unicode_form
-    assert decoded.removeprefix(" ") == expected.removeprefix(" ")
+    byte_level = ours._kind.name == "byte_level"
+    expected = unicodedata.normalize("NFC", text) if name.startswith("qwen") else text
+    expected = expected if byte_level else expected.replace("\u2581", " ")
+    # A tokenizer that puts a space before every text takes one that is there already for its own.
+    assert decoded in {expected, expected.removeprefix(" ")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,14 +120,17 @@ def test_template_markers_that_are_not_special_are_control_tokens(tmp_path: Path
 def test_a_control_token_that_merges_can_reach_is_spelled_out(tmp_path: Path) -> None:
     checkpoint = llama3()
     # A tokenizer that declares a token special that its merges produce from plain text.
-    merged = max((t for t in checkpoint.tokenizer.get_vocab(with_added_tokens=False) if t.isascii()), key=len)
+    words = (t for t in checkpoint.tokenizer.get_vocab(with_added_tokens=False) if t.isalpha() and t.isascii())
+    merged = max(words, key=len)
+    text = f"{merged} b"
+    assert merged in checkpoint.tokenizer.encode(text).tokens
     checkpoint.config["additional_special_tokens"] = [merged]
     checkpoint.tokenizer.add_special_tokens([merged])
     ours = Tokenizer.load(checkpoint.write(tmp_path))
-    ids = ours.encode_user(f"a {merged} b", add_special_tokens=False)
+    ids = ours.encode_user(text, add_special_tokens=False)
     assert ours.token_to_id(merged) in ours.control_token_ids
     assert ours.token_to_id(merged) not in ids
-    assert ours.decode(ids) == f"a {merged} b"
+    assert ours.decode(ids) == text
 
 
 def test_end_of_sequence_ids(tokenizer_of: Callable) -> None:
