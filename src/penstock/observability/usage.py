@@ -60,4 +60,8 @@ class UsageLog:
             metrics.request_output_tokens.observe(record.num_output_tokens)
             if record.queue_s is not None:
                 metrics.request_queue.observe(record.queue_s)
-        logger.info("request", extra={"fields": record})
+        if logger.isEnabledFor(logging.INFO):
+            # Made by hand: Logger.info would search the stack for its caller, for every request.
+            line = logging.LogRecord(logger.name, logging.INFO, "", 0, "request", None, None)
+            line.fields = record
+            logger.handle(line)

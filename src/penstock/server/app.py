@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
+from starlette._utils import get_route_path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.messages import ErrorInfo
 from penstock.observability.metrics import CONTENT_TYPE
@@ -56,10 +57,33 @@ def routes(state: ServerState) -> list[Route]:
 
 def build_app(state: ServerState) -> ASGIApp:
     """The application, behind the key check when keys are set."""
-    app = Starlette(routes=routes(state), exception_handlers={HTTPException: _http_error, Exception: _unexpected_error})
+    table = routes(state)
+    inner = Starlette(routes=table, exception_handlers={HTTPException: _http_error, Exception: _unexpected_error})
     # A redirect from /path/ to /path would be a second spelling of every route.
-    app.router.redirect_slashes = False
+    inner.router.redirect_slashes = False
+    app = DirectRoutes(inner, table)
     return ApiKeyMiddleware(app, state.settings.api_key) if state.settings.api_key else app
+
+
+class DirectRoutes:
+    """Hands a generating request straight to its endpoint, which answers every error itself; Starlette does the rest.
+
+    Its layers would take a tenth of the time that such a request may cost this process.
+    """
+
+    def __init__(self, app: ASGIApp, table: list[Route]) -> None:
+        self._app = app
+        self._endpoints = {
+            route.path: route.endpoint for route in table if isinstance(route.endpoint, GenerationEndpoint)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self._endpoints.get(get_route_path(scope))
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class HealthRoutes:

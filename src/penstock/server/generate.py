@@ -226,7 +226,8 @@ class _Run:
     async def _stream_choice(self, choice: Choice, answer: Answer, lock: asyncio.Lock | None) -> None:
         write, metrics = self._exchange.write, self._state.metrics
         async for output in choice.stream:
-            delta = self._take(choice, output, metrics)
+            self._note(choice, output, metrics)
+            delta = self._to_text(choice, output)
             events = answer.event(choice, delta)
             if events:
                 if lock is None:
@@ -246,17 +247,24 @@ class _Run:
         await self._exchange.respond(200, answer.body(choices, self._usage()))
 
     async def _collect_choice(self, choice: Choice) -> None:
-        metrics = self._state.metrics
+        """Reads a choice to its end. Its text is made at once, unless a stop string may end it before."""
+        metrics, is_watched = self._state.metrics, bool(choice.sequenced.request.sampling.stop)
+        held: RequestOutput | None = None
         async for output in choice.stream:
-            delta = self._take(choice, output, metrics)
+            self._note(choice, output, metrics)
+            held = output if held is None else _appended(held, output)
+            if not is_watched and output.finish_reason is None:
+                continue
+            delta = self._to_text(choice, held)
+            held = None
             choice.pieces.append(delta.text)
             if delta.logprobs is not None:
                 choice.logprobs = [*(choice.logprobs or ()), *delta.logprobs]
             if delta.finish_reason is not None:
                 return
 
-    def _take(self, choice: Choice, output: RequestOutput, metrics: ServerMetrics) -> TextOutput:
-        """Counts an output and turns it into text. Raises GenerationFailedError when it ended the sequence badly."""
+    def _note(self, choice: Choice, output: RequestOutput, metrics: ServerMetrics) -> None:
+        """Takes the times and the count of an output. Raises GenerationFailedError when it ended the sequence badly."""
         num_tokens = len(output.token_ids)
         if num_tokens:
             now_s = time.monotonic()
@@ -266,8 +274,12 @@ class _Run:
                 choice.first_token_s = now_s
                 metrics.time_to_first_token.observe(now_s - choice.sequenced.request.arrival_s)
             choice.last_token_s = now_s
+            choice.num_output_tokens += num_tokens
         if output.finish_reason is not None:
             self._take_last(choice, output)
+
+    def _to_text(self, choice: Choice, output: RequestOutput) -> TextOutput:
+        """The text of an output; tells the engine when a stop string in it ended the sequence."""
         delta = choice.sequenced.state.process(output)
         choice.num_output_tokens = delta.num_output_tokens
         if delta.prompt_logprobs is not None:
@@ -333,6 +345,18 @@ class _Run:
             record.time_to_first_token_s = min(first_token_s) - arrival_s
         if scheduled_s:
             record.queue_s = min(scheduled_s) - arrival_s
+
+
+def _appended(first: RequestOutput, second: RequestOutput) -> RequestOutput:
+    """`second` with what `first` holds before it. The lists of `first` are reused: appending stays linear."""
+    first.token_ids.extend(second.token_ids)
+    second.token_ids = first.token_ids
+    if first.logprobs is not None:
+        first.logprobs.extend(second.logprobs or ())
+        second.logprobs = first.logprobs
+    if first.prompt_logprobs is not None:
+        second.prompt_logprobs = first.prompt_logprobs
+    return second
 
 
 async def _all(coroutines: Sequence[object]) -> None:
