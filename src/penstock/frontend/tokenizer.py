@@ -121,7 +121,7 @@ class Tokenizer:
         add_special_tokens: with what the tokenizer puts around a text (usually a token that begins a sequence).
         Raises ValidationError when the text is no valid Unicode.
         """
-        return self._surround(self._encode(self._with_stand_ins(text)), add_special_tokens)
+        return self._surround(self._real_ids(self._encode(self._with_stand_ins(text))), add_special_tokens)
 
     def encode_user(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Text from a user: whatever it holds, no control token comes of it."""
@@ -137,7 +137,7 @@ class Tokenizer:
             pieces += (self._with_stand_ins(prompt.text[position:start]), prompt.text[start:end])
             position = end
         pieces.append(self._with_stand_ins(prompt.text[position:]))
-        return self._encode("".join(pieces))
+        return self._real_ids(self._encode("".join(pieces)))
 
     def _with_stand_ins(self, trusted: str) -> str:
         return self._control.pattern.sub(lambda match: self._control.stand_ins[match[0]], trusted)
@@ -155,8 +155,11 @@ class Tokenizer:
         control = self._control
         if control.spelled and not control.spelled.keys().isdisjoint(ids):
             ids = [part for token_id in ids for part in control.spelled.get(token_id, (token_id,))]
-        first = control.first_stand_in_id
-        return [token_id if token_id < first else control.real_ids[token_id - first] for token_id in ids]
+        return ids
+
+    def _real_ids(self, ids: list[int]) -> list[int]:
+        first, real_ids = self._control.first_stand_in_id, self._control.real_ids
+        return [token_id if token_id < first else real_ids[token_id - first] for token_id in ids]
 
     def _surround(self, ids: list[int], add_special_tokens: bool) -> list[int]:
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
