@@ -83,11 +83,13 @@ class LLM:
         prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        parse_control_tokens: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Generation]:
         """Continues prompts: text, or token ids. One prompt or many; the results are in their order.
 
-        sampling_params: one for all, or one each. on_progress(prompts done, prompts in all).
+        sampling_params: one for all, or one each. parse_control_tokens: control tokens written out in a text become
+        control tokens; only for text that no user had a hand in. on_progress(prompts done, prompts in all).
         Raises ValidationError or ContextOverflowError before anything runs, naming the field.
         """
         return self._generate([self._prompt(prompt) for prompt in _as_prompts(prompts)], sampling_params, on_progress)
@@ -111,9 +113,9 @@ class LLM:
         ]
         return self._generate([self._processor.chat_prompt(chat) for chat in chats], sampling_params, on_progress)
 
-    def _prompt(self, prompt: str | Sequence[int]) -> Prompt:
+    def _prompt(self, prompt: str | Sequence[int], parse_control_tokens: bool) -> Prompt:
         if isinstance(prompt, str):
-            return self._processor.text_prompt(prompt, parse_control_tokens=True)
+            return self._processor.text_prompt(prompt, parse_control_tokens=parse_control_tokens)
         return self._processor.token_prompt(prompt)
 
     def _generate(
