@@ -24,12 +24,15 @@ class RotaryTable:
     def __init__(self, rope: RopeConfig, head_dim: int, max_position_embeddings: int, max_model_len: int) -> None:
         inverse_E, attention_factor = inverse_frequencies(rope, head_dim, max_position_embeddings, max_model_len)
         angles_PE = torch.arange(max_model_len, dtype=torch.float32)[:, None] * inverse_E
-        self.cos_PE = angles_PE.cos().mul_(attention_factor)
-        self.sin_PE = angles_PE.sin_().mul_(attention_factor)
+        self.cos_PE = angles_PE.cos().mul_(attention_factor).numpy()
+        self.sin_PE = angles_PE.sin_().mul_(attention_factor).numpy()
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """[T] int64 -> cosines and sines, each [T, E / 2] float32."""
-        return self.cos_PE.index_select(0, positions_T), self.sin_PE.index_select(0, positions_T)
+        positions = positions_T.numpy()  # numpy's take costs a fifth of torch's index_select on a decode step
+        return torch.from_numpy(self.cos_PE.take(positions, axis=0)), torch.from_numpy(
+            self.sin_PE.take(positions, axis=0)
+        )
 
 
 def inverse_frequencies(

@@ -185,14 +185,15 @@ class InputBatch:
             return None
         return self._prompt_logprobs[row], self._token_ids[row, begin:end].copy()
 
-    def record(self, row: int, token_id: int) -> None:
-        """Appends a sampled token to a row."""
-        count = self._num_tokens[row]
-        self._token_ids[row, count] = token_id
-        self._num_tokens[row] = count + 1
-        edits = self._edits.get(row)
-        if edits is not None:
-            edits.add(token_id)
+    def record(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Appends a sampled token to each of the rows."""
+        counts = self._num_tokens[rows]
+        self._token_ids[rows, counts] = token_ids
+        self._num_tokens[rows] = counts + 1
+        if self._edits:
+            for row, token_id in zip(rows, token_ids, strict=True):
+                if row in self._edits:
+                    self._edits[row].add(token_id)
 
     def _output_ids(self, row: int) -> Int64:
         return self._token_ids[row, self._num_prompt_tokens[row] : self._num_tokens[row]]

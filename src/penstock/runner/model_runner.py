@@ -140,13 +140,19 @@ class ModelRunner:
             x_TD, residual_TD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
         logits_RV = self._model.logits(x_TD, residual_TD, self.ops)
         token_ids, logprobs = sample(logits_RV, self._batch.sampling_batch(rows_R), self.ops)
-        for index, (position, row, token_id) in enumerate(zip(drawing, rows_R.tolist(), token_ids, strict=True)):
+        rows = rows_R.tolist()
+        if NO_TOKEN in token_ids:
+            usable = [index for index, token_id in enumerate(token_ids) if token_id != NO_TOKEN]
+            self._batch.record([rows[index] for index in usable], [token_ids[index] for index in usable])
+        else:
+            self._batch.record(rows, token_ids)
+        for index, (position, token_id) in enumerate(zip(drawing, token_ids, strict=True)):
             request_id = scheduled[position].request_id
             if token_id == NO_TOKEN:
                 self._fail(request_id, "The model gave no usable probabilities for this request.", result)
-                continue
-            self._batch.record(row, token_id)
-            result.sampled[request_id] = SampledTokens([token_id], [logprobs[index]] if index in logprobs else None)
+            else:
+                found = [logprobs[index]] if index in logprobs else None
+                result.sampled[request_id] = SampledTokens([token_id], found)
 
     def _prompt_logprobs(
         self, scheduled: Sequence[ScheduledRequest], inputs: StepInputs, x_TD: Tensor, residual_TD: Tensor
