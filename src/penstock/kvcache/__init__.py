@@ -6,7 +6,7 @@ Never: imports torch, reads a clock.
 
 from penstock.kvcache.block_pool import BlockPool
 from penstock.kvcache.manager import BlockTable, KVCacheManager, KVCacheStats, PrefixMatch
-from penstock.kvcache.radix_tree import TOKEN_BYTES, RadixTree, encode_tokens
+from penstock.kvcache.radix_tree import TOKEN_BYTES, RadixTree, decode_tokens, encode_tokens
 
 __all__ = [
     "TOKEN_BYTES",
@@ -16,5 +16,6 @@ __all__ = [
     "KVCacheStats",
     "PrefixMatch",
     "RadixTree",
+    "decode_tokens",
     "encode_tokens",
 ]

@@ -22,6 +22,13 @@ def encode_tokens(token_ids: Sequence[int]) -> bytes:
     return array("i", token_ids).tobytes()
 
 
+def decode_tokens(tokens: bytes) -> list[int]:
+    """The inverse of encode_tokens."""
+    decoded = array("i")
+    decoded.frombytes(tokens)
+    return decoded.tolist()
+
+
 class RadixTree:
     """Whole blocks of tokens, keyed by content, one root a namespace.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from penstock.kvcache import TOKEN_BYTES, BlockTable, encode_tokens
+from penstock.kvcache import TOKEN_BYTES, BlockTable, decode_tokens, encode_tokens
 from penstock.messages import EngineRequest, ErrorInfo, FinishReason, RequestOutput, RequestTimings, TokenLogprobs
 
 NOT_ADMITTED: Final = -1
@@ -24,13 +24,15 @@ class RequestState(enum.Enum):
 class Request:
     """One sequence and its progress. Positions count from the first prompt token.
 
-    token_ids: the prompt and the output so far. A running request has, in this order,
+    token_bytes: the tokens known when it entered the queue, as the prefix tree compares them. token_ids: the prompt and
+    the output so far, as a list; made by unpack() when its turn comes, because lists of waiting prompts would be most
+    of what the garbage collector has to walk. A running request has, in this order,
 
         num_finished_tokens <= num_computed_tokens <= len(token_ids) + num_pending
 
     positions that finished steps have written; positions given to any step; and tokens that exist or that steps in
     flight are assumed to draw (num_pending of them). max_total_tokens bounds the last, so steps are never planned
-    beyond it. token_bytes: the tokens known when it entered the queue, as the prefix tree compares them.
+    beyond it.
     """
 
     __slots__ = (
@@ -60,7 +62,6 @@ class Request:
         "sampling",
         "scheduled_s",
         "state",
-        "stop_set",
         "stop_token_ids",
         "table",
         "token_bytes",
@@ -75,11 +76,10 @@ class Request:
         self.namespace = message.namespace
         self.sampling = message.sampling
         self.stop_token_ids = message.stop_token_ids
-        self.stop_set = frozenset(message.stop_token_ids)
         self.min_tokens = message.sampling.min_tokens
         self.num_prompt_tokens = len(prompt)
         self.max_total_tokens = len(prompt) + message.max_tokens
-        self.token_ids = list(prompt)
+        self.token_ids: list[int] = []
         self.deadline_s = message.deadline_s
         self.rank = rank
 
@@ -108,16 +108,18 @@ class Request:
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
+        return len(self.token_ids) - self.num_prompt_tokens if self.token_ids else 0
 
     @property
     def matchable_bytes(self) -> bytes:
         """What may be looked for in the cache: nothing while every prompt position is needed for its logprobs."""
         return self.token_bytes if self.prompt_logprobs is None else b""
 
-    def encode(self) -> None:
-        """Brings token_bytes up to date with the output that came before a preemption."""
-        if len(self.token_bytes) != len(self.token_ids) * TOKEN_BYTES:
+    def unpack(self) -> None:
+        """Makes token_ids, or brings token_bytes up to date with the output that came before a preemption."""
+        if not self.token_ids:
+            self.token_ids = decode_tokens(self.token_bytes)
+        elif len(self.token_bytes) != len(self.token_ids) * TOKEN_BYTES:
             self.token_bytes = encode_tokens(self.token_ids)
 
     def collect_prompt_logprobs(self, first_position: int, logprobs: list[TokenLogprobs]) -> None:

@@ -255,6 +255,7 @@ class Scheduler:
             request = self._waiting.peek()
             if request is None or request.num_in_flight:
                 break  # a preempted one whose last tokens are still to come
+            request.unpack()
             num_tokens = self._tokens_to_reserve(request)
             if num_tokens is None:
                 if len(passed) == self._max_running:
@@ -263,7 +264,6 @@ class Scheduler:
                 continue
             if self._is_still_blocked(request):
                 break
-            request.encode()
             match = self._kv.match_prefix(request.matchable_bytes, request.namespace)
             leader = self._prefix_wait.leader_for(request, match)
             if leader is not None:
@@ -349,7 +349,7 @@ class Scheduler:
         token_id = sampled.token_ids[0]
         if not request.has_output:
             request.first_token_s = self._now
-        if token_id in request.stop_set and request.num_output_tokens >= request.min_tokens:
+        if token_id in request.stop_token_ids and request.num_output_tokens >= request.min_tokens:
             output = request.output([], None)
             output.stop_token_id = token_id
             return self._end(request, output, FinishReason.STOP)
