@@ -14,8 +14,7 @@ import msgspec
 from penstock.config.settings import ENVIRONMENT_ONLY, SPECS, SettingSpec, format_size
 from penstock.messages import EngineStats
 from penstock.messages.bounds import BOUNDS, MAX_BODY_BYTES, MAX_ENTRIES, MAX_JSON_DEPTH
-from penstock.observability import ServerMetrics
-from penstock.observability.metrics import ServerInfo, Snapshot, all_families
+from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot, all_families
 from penstock.server.app import ROUTES
 from penstock.server.auth import PUBLIC_PATHS
 from penstock.server.openai.schema import NO_OP_VALUES, ChatRequest, CompletionRequest
@@ -52,8 +51,8 @@ def configuration() -> str:
         "# Configuration", "", NOTE, "",
         f"{len(SPECS)} settings. Each can be given as a flag, as an environment variable (`PENSTOCK_` and its name",
         "in capitals), or as a key of a TOML file (`--config FILE` or `PENSTOCK_CONFIG`). The flag wins over the",
-        "variable, the variable over the file, the file over the default. An unknown flag, `PENSTOCK_*` variable or key",
-        "is an error that names the nearest known one. `penstock config explain` prints every value with its source.",
+        "variable, the variable over the file, the file over the default. An unknown flag, variable or key is an error",
+        "that names the nearest known one. `penstock config explain` prints every value with its source.",
         "Sizes are written `8GiB` or `8GB`, lists with commas.",
     ]  # fmt: skip
     group = ""

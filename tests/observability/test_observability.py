@@ -11,8 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.messages import EngineStats
-from penstock.observability import Histogram, LogSink, PhaseTimer, ServerMetrics, UsageLog, UsageRecord
-from penstock.observability.metrics import ServerInfo, Snapshot, kv_cache_usage
+from penstock.observability.logs import LogSink
+from penstock.observability.metrics import Histogram, ServerInfo, ServerMetrics, Snapshot, kv_cache_usage
+from penstock.observability.phases import PhaseTimer
+from penstock.observability.usage import UsageLog, UsageRecord
 
 
 def test_a_histogram_counts_cumulatively() -> None:

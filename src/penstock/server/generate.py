@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 from penstock.base.errors import DrainingError, PenstockError
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.messages import ErrorInfo, FinishReason, RequestOutput
-from penstock.observability import ServerMetrics, UsageRecord
+from penstock.observability.metrics import ServerMetrics
+from penstock.observability.usage import UsageRecord
 from penstock.server.exchange import ClientGoneError, Exchange, choose_request_id
 from penstock.server.state import CutOffError, Engine, OpenRequest, OutputStream, ServerState
 from penstock.server.text import GenerationRequest, Sequenced

@@ -21,8 +21,9 @@ import psutil
 from penstock.base.errors import DeadlineExceededError, DrainingError, EngineDeadError, PenstockError, UnknownModelError
 from penstock.config.settings import Settings
 from penstock.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestOutput
-from penstock.observability import LogSink, ServerMetrics, UsageLog
-from penstock.observability.metrics import ServerInfo, Snapshot
+from penstock.observability.logs import LogSink
+from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot
+from penstock.observability.usage import UsageLog
 from penstock.server.exchange import Exchange
 from penstock.server.health import Signs, Verdict, Watchdog
 from penstock.server.text import TextLayer
