@@ -92,7 +92,11 @@ class LLM:
         control tokens; only for text that no user had a hand in. on_progress(prompts done, prompts in all).
         Raises ValidationError or ContextOverflowError before anything runs, naming the field.
         """
-        return self._generate([self._prompt(prompt) for prompt in _as_prompts(prompts)], sampling_params, on_progress)
+        return self._generate(
+            [self._prompt(prompt, parse_control_tokens) for prompt in _as_prompts(prompts)],
+            sampling_params,
+            on_progress,
+        )
 
     def chat(
         self,
