@@ -21,6 +21,7 @@ def main() -> None:
     train.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the same command resumes")
     evaluate = commands.add_parser("evaluate", help="exact match on held-out conversations, per category")
     evaluate.add_argument("model", type=Path)
+    evaluate.add_argument("--engine", choices=("transformers", "penstock"), default="transformers")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--per-maker", type=int, default=60)
     evaluate.add_argument("--show", type=int, default=0, help="print so many wrong answers")
@@ -44,10 +45,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     import torch
-    from tools.bundled_model.evaluation import evaluate
+    from tools.bundled_model.evaluation import evaluate, penstock_generate, transformers_generate
 
     torch.set_num_threads(arguments.threads)
-    print(evaluate(arguments.model, arguments.seed, arguments.per_maker, arguments.show))
+    if arguments.engine == "penstock":
+        generate = penstock_generate(arguments.model, arguments.threads)
+    else:
+        generate = transformers_generate(arguments.model)
+    print(evaluate(generate, arguments.seed, arguments.per_maker, arguments.show))
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Exact match on the held-out set, with greedy decoding by transformers."""
+"""Exact match on the held-out set, with greedy decoding by transformers or by Penstock itself."""
 
 from __future__ import annotations
 
@@ -40,17 +40,31 @@ def transformers_generate(directory: Path, batch: int = 8) -> Generate:
     return generate
 
 
+def penstock_generate(directory: Path, threads: int) -> Generate:
+    """Greedy decoding by our own engine, all prompts at once."""
+    from penstock import LLM, SamplingParams
+
+    def generate(prompts: list[str]) -> list[str]:
+        parameters = SamplingParams(temperature=0.0, max_tokens=MAX_NEW_TOKENS, skip_special_tokens=False)
+        with LLM(str(directory), num_threads=threads) as llm:
+            generations = llm.generate(prompts, parameters, parse_control_tokens=True)
+        outputs = [generation.outputs[0] for generation in generations]
+        return [answer_of(output.text + IM_END * (output.finish_reason == "stop")) for output in outputs]
+
+    return generate
+
+
 def answer_of(text: str) -> str:
     """The part of a decoded continuation before the end marker; an answer that never ends is marked as wrong."""
     answer, ended, _ = text.partition(IM_END)
     return answer if ended else answer + "<never ended>"
 
 
-def evaluate(directory: Path, seed: int, per_maker: int, show: int) -> str:
+def evaluate(generate: Generate, seed: int, per_maker: int, show: int) -> str:
     """A table of exact match per category; `show` wrong answers follow."""
     items = corpus.held_out(seed, per_maker)
     began = time.monotonic()
-    answers = transformers_generate(directory)([item.prompt() for item in items])
+    answers = generate([item.prompt() for item in items])
     return table(items, answers, show) + f"\n({time.monotonic() - began:.0f} s)"
 
 

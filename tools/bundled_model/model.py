@@ -26,7 +26,7 @@ class Shape:
     num_key_value_heads: int = 4
     head_dim: int = 32
     max_position_embeddings: int = 2048
-    rope_theta: float = 10000.0
+    rope_theta: float = 100000.0
     rms_norm_eps: float = 1e-5
 
     def config(self) -> dict[str, Any]:
