@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.config.settings import ENVIRONMENT_ONLY, SPECS, SettingSpec, format_size
 from penstock.messages import EngineStats
-from penstock.messages.bounds import BOUNDS, MAX_BODY_BYTES, MAX_ENTRIES, MAX_JSON_DEPTH
+from penstock.messages.bounds import BOUNDS, MAX_BODY_BYTES, MAX_ENTRIES, MAX_HEAD_BYTES, MAX_JSON_DEPTH
 from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot, all_families
 from penstock.server.app import ROUTES
 from penstock.server.auth import PUBLIC_PATHS
@@ -156,6 +156,7 @@ def bounds() -> str:
     lines = ["| What | Bound |", "|---|---|"]
     lines += [f"| `{name}` | {_number(low)} to {_number(high)} |" for name, (low, high) in BOUNDS.items()]
     lines += [f"| `{name}` | at most {limit} |" for name, limit in MAX_ENTRIES.items()]
+    lines += [f"| request line and headers | at most {MAX_HEAD_BYTES} bytes |"]
     lines += [f"| body | at most {MAX_BODY_BYTES} bytes |", f"| nesting | at most {MAX_JSON_DEPTH} levels |"]
     return "\n".join(lines)
 

@@ -268,7 +268,7 @@ class RunningServer:
 async def start_server(settings: Settings, *, is_serving: bool = True) -> AsyncIterator[RunningServer]:
     state = ServerState(settings, ["demo", "alias"], ServerInfo(version="0", model="demo"))
     state.system_fingerprint = "fp_fake"
-    http = HttpServer(build_app(state), bind(settings))
+    http = HttpServer(build_app(state), bind(settings), settings.client_timeout)
     running = RunningServer(http, state, FakeEngine(), FakeText())
     close = state.usage.close
 

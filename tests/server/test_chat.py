@@ -169,7 +169,14 @@ async def test_prompt_logprobs(client: openai.AsyncOpenAI) -> None:
     assert entries == [None, {str(ord("b")): {"logprob": -0.5, "rank": 1, "decoded_token": "b"}}]
 
 
+async def test_a_priority_that_would_be_ignored_is_refused(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="priority"):
+        await client.chat.completions.create(model="demo", messages=MESSAGES, extra_body={"priority": 4})
+    await client.chat.completions.create(model="demo", messages=MESSAGES, extra_body={"priority": 0})
+
+
 async def test_settings_reach_the_engine(client: openai.AsyncOpenAI, server: RunningServer) -> None:
+    object.__setattr__(server.state.settings, "scheduling_policy", "priority")
     await client.chat.completions.create(
         model="demo", messages=MESSAGES, temperature=0.25, top_p=0.5, presence_penalty=1, frequency_penalty=-1, seed=7,
         logit_bias={"65": 2}, max_completion_tokens=3, stop=["x", "y"], user="someone",

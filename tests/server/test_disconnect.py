@@ -20,7 +20,9 @@ async def connect(server: RunningServer, body: dict[str, Any]) -> tuple[asyncio.
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     raw = json.dumps(body).encode()
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw
+    )
     return reader, writer
 
 
@@ -72,7 +74,7 @@ async def test_while_the_prompt_is_prepared(server: RunningServer, monkeypatch: 
 async def test_before_the_body_is_complete(server: RunningServer) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{")
     await server.until(lambda: server.state.num_open == 1)
     writer.close()
     await server.until(lambda: server.records)

@@ -72,7 +72,7 @@ async def test_loading_is_alive_and_not_ready() -> None:
         assert await statuses(server) == (200, 503, 503)
         async with server.client() as http:
             answer = await http.post("/v1/completions", json=BODY)
-            assert answer.status_code == 503
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
             assert "retry-after" in answer.headers
             assert (await http.get("/metrics")).status_code == 200
             assert (await http.get("/v1/models")).status_code == 200

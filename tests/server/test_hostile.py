@@ -202,7 +202,7 @@ async def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(server: 
 async def test_a_body_that_is_too_long_is_refused_before_it_is_sent(server: RunningServer) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {MAX_BODY_BYTES + 1}\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {MAX_BODY_BYTES + 1}\r\n\r\n"
         connection.sendall(head.encode())
         connection.setblocking(False)
         answer = b""

@@ -12,6 +12,14 @@ from penstock import __version__
 from penstock.base.errors import PenstockError
 from penstock.cli.parser import build_parser
 
+# For errors that come without one, such as those that an engine process reports in one line.
+_ANY_REMEDY = "`penstock doctor` checks this machine; --log-level debug shows where it happened."
+_REMEDIES = {
+    "invalid_checkpoint": "Name a directory with config.json, tokenizer.json and *.safetensors, or a hub id.",
+    "insufficient_memory": "Lower --max-model-len or --max-num-seqs, or raise --max-memory.",
+    "invalid_configuration": "`penstock config explain` prints every setting with its bounds.",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status. Errors are one line of cause and one of remedy."""
@@ -30,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _wants_traces(given):
             raise
         print(f"penstock: error: {error.message}", file=sys.stderr)
-        if error.remedy:
-            print(f"penstock: remedy: {error.remedy}", file=sys.stderr)
+        print(f"penstock: remedy: {error.remedy or _REMEDIES.get(error.code, _ANY_REMEDY)}", file=sys.stderr)
         return 2 if error.code == "invalid_configuration" else 1
     except KeyboardInterrupt:
         return 130

@@ -108,7 +108,7 @@ class ServerStart:
 
         lifecycle = Lifecycle(
             state,
-            HttpServer(build_app(state), bound),
+            HttpServer(build_app(state), bound, self._settings.client_timeout),
             start_engine=lambda: engines.pop() if engines else self._start_engine(asyncio.Event()),
             load_text=lambda engine: self._load_text(engine, state),
             on_ready=ready,

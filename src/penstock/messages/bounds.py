@@ -44,3 +44,4 @@ MAX_ENTRIES: Final[dict[str, int]] = {
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 MAX_JSON_DEPTH: Final = 64
+MAX_HEAD_BYTES: Final = 64 * 1024  # request line and headers

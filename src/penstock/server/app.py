@@ -20,6 +20,7 @@ from penstock.observability.metrics import CONTENT_TYPE
 from penstock.server.auth import ApiKeyMiddleware
 from penstock.server.generate import GenerationEndpoint
 from penstock.server.health import progress_report
+from penstock.server.local_only import LocalOnlyMiddleware
 from penstock.server.openai.chat import ChatFormat
 from penstock.server.openai.completions import CompletionFormat
 from penstock.server.openai.models import ModelRoutes
@@ -56,13 +57,14 @@ def routes(state: ServerState) -> list[Route]:
 
 
 def build_app(state: ServerState) -> ASGIApp:
-    """The application, behind the key check when keys are set."""
+    """The application, behind the key check, or without keys for this machine alone."""
     table = routes(state)
     inner = Starlette(routes=table, exception_handlers={HTTPException: _http_error, Exception: _unexpected_error})
     # A redirect from /path/ to /path would be a second spelling of every route.
     inner.router.redirect_slashes = False
     app = DirectRoutes(inner, table)
-    return ApiKeyMiddleware(app, state.settings.api_key) if state.settings.api_key else app
+    keys = state.settings.api_key
+    return ApiKeyMiddleware(app, keys) if keys else LocalOnlyMiddleware(app)
 
 
 class DirectRoutes:

@@ -14,6 +14,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from penstock.server.http_protocol import BoundedHttpProtocol
 from penstock.server.listen import url_of
 
 BACKLOG: Final = 2048
@@ -41,13 +42,13 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves one ASGI application on `bound` until `stop`."""
 
-    def __init__(self, app: ASGIApp, bound: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, bound: socket.socket, client_timeout_s: float = 60.0) -> None:
         self._socket = bound
         self.url = url_of(bound)
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedHttpProtocol.with_timeout(client_timeout_s),
                 loop="none",
                 ws="none",
                 lifespan="off",

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import psutil
 
-from penstock.base.errors import DeadlineExceededError, DrainingError, EngineDeadError, PenstockError, UnknownModelError
+from penstock.base.errors import DeadlineExceededError, DrainingError, PenstockError, UnknownModelError, ValidationError
 from penstock.config.settings import Settings
 from penstock.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestOutput
 from penstock.observability.logs import LogSink
@@ -71,6 +71,13 @@ class Phase(enum.Enum):
     LOADING = "loading"
     SERVING = "serving"
     DRAINING = "draining"
+
+
+class LoadingError(PenstockError):
+    """The server listens, but its engine is not ready yet."""
+
+    code = "loading"
+    status = 503
 
 
 class CutOffError(PenstockError):
@@ -164,12 +171,21 @@ class ServerState:
             self._emptied.set()
 
     def parts(self) -> tuple[Engine, TextLayer]:
-        """The engine and the text layer, for a new request. Raises DrainingError, EngineDeadError."""
+        """The engine and the text layer, for a new request. Raises DrainingError, LoadingError."""
         if self.phase is Phase.DRAINING:
             raise DrainingError("The server is shutting down.", remedy="Send the request to another replica.")
         if self.engine is None or self.text is None:
-            raise EngineDeadError("The model is still loading.", remedy="Retry when /health/ready answers 200.")
+            raise LoadingError("The model is still loading.", remedy="Retry when /health/ready answers 200.")
         return self.engine, self.text
+
+    def check_priority(self, priority: int | None) -> None:
+        """Refuses a priority that this server would ignore."""
+        if priority and self.settings.scheduling_policy != "priority":
+            raise ValidationError(
+                "priority has no effect on this server.",
+                remedy="Leave it out, or serve with --scheduling-policy priority.",
+                param="priority",
+            )
 
     def check_model(self, name: str) -> None:
         if name not in self.model_names:

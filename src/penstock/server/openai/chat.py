@@ -70,6 +70,7 @@ class ChatFormat:
         state = self._state
         request = decode.decode_chat(body)
         state.check_model(request.model)
+        state.check_priority(request.priority)
         timeout_s = exchange.timeout_s(state.settings.request_timeout)
         uses_tools = _uses_tools(request)
         is_continued = bool(request.continue_final_message)

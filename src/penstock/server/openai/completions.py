@@ -49,6 +49,7 @@ class CompletionFormat:
         state = self._state
         request = decode.decode_completion(body)
         state.check_model(request.model)
+        state.check_priority(request.priority)
         timeout_s = exchange.timeout_s(state.settings.request_timeout)
         is_stream = bool(request.stream)
         if is_stream and request.prompt_logprobs is not None:
