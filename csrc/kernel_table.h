@@ -7,6 +7,7 @@
 #include "ops/activation.h"
 #include "ops/attention.h"
 #include "ops/copy.h"
+#include "ops/limits.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/probe.h"
@@ -17,6 +18,7 @@
     X(activation, ActivationKernels) \
     X(attention, AttentionKernels)   \
     X(copy, CopyKernels)             \
+    X(limits, LimitsKernels)         \
     X(linear, LinearKernels)         \
     X(norm, NormKernels)             \
     X(probe, ProbeKernels)           \

@@ -108,20 +108,16 @@ private:
         }
     }
 
-    // Divides the lines of the next block among the strips of this one.
+    // The next block is fetched tile by tile by the last strips of this one: earlier, many rows of x would push it out of
+    // L2 again. Few strips fetch two tiles each; a single one leaves it to the hardware, which does as well where each
+    // line is read once, in order.
     Prefetch plan_prefetch(const PanelBlock& block, int strip, int strips) const {
-        const int64_t tile_bytes = (block.units.end - block.units.begin) * kTileRowBytes;
-        // A single strip reads each line once, in order: the hardware's own prefetching does as well.
         if (block.next == nullptr || strips == 1) return {};
-        if (strips < panel_tiles_) {  // whole tiles, two at a time
-            if (2 * strip >= panel_tiles_) return {};
-            return {block.next + 2 * strip * tile_stride(), kTileRowBytes, tile_stride(), 2};
-        }
-        const int tile = strip * panel_tiles_ / strips;
-        const int first_strip = int(ceil_div(int64_t(tile) * strips, panel_tiles_));
-        const int sharers = int(ceil_div(int64_t(tile + 1) * strips, panel_tiles_)) - first_strip;
-        return {block.next + tile * tile_stride() + (strip - first_strip) * tile_bytes / sharers,
-                ceil_div(kTileRowBytes, sharers), 0, 1};
+        const int per_strip = strips < panel_tiles_ ? 2 : 1;
+        const int first_strip = strips < panel_tiles_ ? 0 : strips - panel_tiles_;
+        const int tile = (strip - first_strip) * per_strip;
+        if (tile < 0 || tile >= panel_tiles_) return {};
+        return {block.next + tile * tile_stride(), kTileRowBytes, tile_stride(), per_strip};
     }
 
     template <class Out>

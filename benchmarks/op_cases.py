@@ -1,0 +1,261 @@
+"""The cases of ops.py: each op at the shapes of two models, what it must at least read, write and multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.kernels.kv_layout import BLOCK_SLOTS, key_cache_shape, value_cache_shape
+from penstock.kernels.ops import Ops
+
+BF16, F32 = torch.bfloat16, torch.float32
+# Weights are used in turn from copies of this many bytes, so that none is in the cache when used again.
+ROTATION_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes of a decoder's layer and head."""
+
+    name: str
+    hidden: int
+    inner: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+    @property
+    def qkv(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+
+LLAMA_1B = Model("llama3.2-1b", 2048, 8192, 32, 8, 64, 128256)
+TINY = Model("tiny", 128, 352, 4, 2, 32, 2048)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    native, torch: run it once. nbytes: what must be read and written at least; is_from_memory: it cannot be in a cache.
+    flops: multiplications and additions of a matrix product, of `dtype`; 0 where moving is all there is to it.
+    """
+
+    op: str
+    shape: str
+    native: Callable[[], object]
+    torch: Callable[[], object]
+    nbytes: int
+    dtype: torch.dtype = BF16
+    flops: int = 0
+    is_from_memory: bool = False
+
+
+def rotating(count: int) -> Callable[[], int]:
+    """0, 1, ... count - 1, 0, ... at each call."""
+    state = [0]
+
+    def turn() -> int:
+        state[0] = (state[0] + 1) % count
+        return state[0]
+
+    return turn
+
+
+def linear_cases(ops: Ops, name: str, n: int, k: int, rows: tuple[int, ...], dtype: torch.dtype) -> Iterator[Case]:
+    """One weight at several numbers of rows; torch's linear over the same, plain."""
+    nbytes = n * k * dtype.itemsize
+    copies = max(1, min(64, ROTATION_BYTES // nbytes)) if nbytes > 1 << 20 else 1
+    plain = [torch.randn(n, k).to(dtype) for _ in range(copies)]
+    packed = [ops.pack_linear([weight], dtype) for weight in plain]
+    for m in rows:
+        x, turn, torch_turn = torch.randn(m, k).to(dtype), rotating(copies), rotating(copies)
+        yield Case(
+            "linear",
+            f"{name} {m} x {k} -> {n} {'bf16' if dtype is BF16 else 'f32'}",
+            lambda x=x, turn=turn: ops.linear(x, packed[turn()]),  # type: ignore[misc]
+            lambda x=x, turn=torch_turn: F.linear(x, plain[turn()]),  # type: ignore[misc]
+            nbytes + (m * k + m * n) * dtype.itemsize,
+            dtype,
+            2 * m * n * k,
+            is_from_memory=copies > 1,
+        )
+
+
+def linears(ops: Ops) -> Iterator[Case]:
+    for name, n, k, rows in (
+        ("qkv", LLAMA_1B.qkv, LLAMA_1B.hidden, (1, 8, 32, 64, 512)),
+        ("o", LLAMA_1B.hidden, LLAMA_1B.hidden, (1, 64, 512)),
+        ("gate_up", 2 * LLAMA_1B.inner, LLAMA_1B.hidden, (1, 8, 16, 32, 64, 512)),
+        ("down", LLAMA_1B.hidden, LLAMA_1B.inner, (1, 8, 16, 32, 64, 512)),
+        ("head", LLAMA_1B.vocabulary, LLAMA_1B.hidden, (1, 8, 64)),
+    ):
+        yield from linear_cases(ops, name, n, k, rows, BF16)
+    yield from linear_cases(ops, "gate_up", 2 * LLAMA_1B.inner, LLAMA_1B.hidden, (1, 8, 64, 512), F32)
+    yield from linear_cases(ops, "tiny gate_up", 2 * TINY.inner, TINY.hidden, (1, 32), BF16)
+    yield from linear_cases(ops, "tiny head", TINY.vocabulary, TINY.hidden, (1, 32), BF16)
+
+
+def embeddings(ops: Ops, reference: Ops) -> Iterator[Case]:
+    table = torch.randn(LLAMA_1B.vocabulary, LLAMA_1B.hidden).to(BF16)
+    packed = ops.pack_linear([table], BF16)
+    for tokens in (1, 64, 512):
+        ids = torch.randint(0, LLAMA_1B.vocabulary, (tokens,))
+        yield Case(
+            "embedding",
+            f"{tokens} of {LLAMA_1B.vocabulary} x {LLAMA_1B.hidden}",
+            lambda ids=ids: ops.embedding(ids, packed),  # type: ignore[misc]
+            lambda ids=ids: F.embedding(ids, table),  # type: ignore[misc]
+            2 * tokens * LLAMA_1B.hidden * 2,
+        )
+    yield Case(
+        "pack_into",
+        f"{LLAMA_1B.vocabulary} x {LLAMA_1B.hidden}",
+        lambda: ops.pack_into(packed, 0, table),
+        lambda: reference.pack_into(packed, 0, table[:8192]),
+        2 * table.nbytes,
+        is_from_memory=True,
+    )
+
+
+def elementwise(ops: Ops, reference: Ops) -> Iterator[Case]:
+    for model, rows in ((TINY, 1), (TINY, 32), (LLAMA_1B, 1), (LLAMA_1B, 64), (LLAMA_1B, 512)):
+        x, residual = torch.randn(2, rows, model.hidden).to(BF16).unbind()
+        weight = torch.randn(model.hidden).to(BF16)
+        gate_up = torch.randn(rows, 2 * model.inner).to(BF16)
+        shape = f"{rows} x {model.hidden}"
+        yield Case(
+            "add_rms_norm",
+            shape,
+            lambda x=x, r=residual, w=weight: ops.add_rms_norm(x, r, w, 1e-5),  # type: ignore[misc]
+            lambda x=x, r=residual, w=weight: reference.add_rms_norm(x, r, w, 1e-5),  # type: ignore[misc]
+            4 * x.nbytes,
+        )
+        yield Case(
+            "silu_and_mul",
+            f"{rows} x {2 * model.inner}",
+            lambda g=gate_up: ops.silu_and_mul(g),  # type: ignore[misc]
+            lambda g=gate_up: reference.silu_and_mul(g),  # type: ignore[misc]
+            gate_up.nbytes * 3 // 2,
+        )
+
+
+def ropes(ops: Ops, reference: Ops) -> Iterator[Case]:
+    model = LLAMA_1B
+    for tokens in (1, 64, 512):
+        qkv = torch.randn(tokens, model.qkv).to(BF16)
+        cos, sin = torch.rand(2, tokens, model.head_dim // 2).unbind()
+        num_blocks = tokens // BLOCK_SLOTS + 1
+        arguments = (num_blocks, model.num_kv_heads, model.head_dim, BF16)
+        keys = torch.zeros(key_cache_shape(*arguments), dtype=BF16)
+        values = torch.zeros(value_cache_shape(*arguments), dtype=BF16)
+        call = (qkv, cos, sin, keys, values, torch.arange(tokens))
+        yield Case(
+            "rope_and_cache",
+            f"{tokens} x {model.qkv}",
+            lambda c=call: ops.rope_and_cache(*c),  # type: ignore[misc]
+            lambda c=call: reference.rope_and_cache(*c),  # type: ignore[misc]
+            2 * qkv.nbytes + cos.nbytes + sin.nbytes,
+        )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A paged call over equally long requests, and the dense tensors that torch takes for the same."""
+
+    paged: tuple[object, ...]
+    dense: tuple[Tensor, Tensor, Tensor]
+
+    @staticmethod
+    def build(model: Model, requests: int, new_tokens: int, context: int) -> Attention:
+        num_blocks = requests * context // BLOCK_SLOTS
+        arguments = (num_blocks, model.num_kv_heads, model.head_dim, BF16)
+        keys = torch.randn(key_cache_shape(*arguments)).to(BF16)
+        values = torch.randn(value_cache_shape(*arguments)).to(BF16)
+        q = torch.randn(requests * new_tokens, model.num_heads, model.head_dim).to(BF16)
+        tables = torch.randperm(num_blocks, dtype=torch.int32).view(requests, -1)
+        lens = torch.full((requests,), context, dtype=torch.int32)
+        starts = torch.arange(requests + 1, dtype=torch.int32) * new_tokens
+        dense_kv = torch.randn(2, requests, model.num_kv_heads, context, model.head_dim).to(BF16)
+        dense_q = torch.randn(requests, model.num_heads, new_tokens, model.head_dim).to(BF16)
+        paged = (q, keys, values, tables, lens, starts, model.head_dim**-0.5, 0)
+        return Attention(paged, (dense_q, dense_kv[0], dense_kv[1]))
+
+
+def attentions(ops: Ops) -> Iterator[Case]:
+    model = LLAMA_1B
+    for requests, new_tokens, context in ((1, 1, 512), (1, 1, 16384), (8, 1, 1024), (64, 1, 512), (1, 512, 512)):
+        call = Attention.build(model, requests, new_tokens, context)
+        seen = context * new_tokens - new_tokens * (new_tokens - 1) // 2
+        kv_bytes = 2 * requests * context * model.num_kv_heads * model.head_dim * 2
+        yield Case(
+            "paged_attention",
+            f"{requests} x {new_tokens} of {context}",
+            lambda c=call: ops.paged_attention(*c.paged),  # type: ignore[misc]
+            lambda c=call, causal=new_tokens > 1: F.scaled_dot_product_attention(  # type: ignore[misc]
+                *c.dense, is_causal=causal, enable_gqa=True
+            ),
+            kv_bytes + 2 * call.dense[0].nbytes,
+            flops=4 * requests * seen * model.num_heads * model.head_dim,
+        )
+
+
+def samplings(ops: Ops, reference: Ops) -> Iterator[Case]:
+    for model, rows in ((TINY, 32), (LLAMA_1B, 1), (LLAMA_1B, 64)):
+        logits = torch.randn(rows, model.vocabulary) * 3
+        ids = torch.randint(0, model.vocabulary, (rows,))
+        for name, temperature, top_k, top_p in (
+            ("greedy", 0.0, 0, 1.0),
+            ("temperature", 0.8, 0, 1.0),
+            ("top-k 50, top-p 0.9", 0.8, 50, 0.9),
+            ("top-p 0.9", 0.8, 0, 0.9),
+        ):
+            settings = (
+                torch.full((rows,), temperature),
+                torch.full((rows,), top_k, dtype=torch.int32),
+                torch.full((rows,), top_p),
+                torch.zeros(rows),
+                torch.rand(rows, dtype=torch.float64),
+            )
+            yield Case(
+                "sample",
+                f"{rows} x {model.vocabulary} {name}",
+                lambda x=logits, s=settings: ops.sample(x, *s),  # type: ignore[misc]
+                lambda x=logits, s=settings: reference.sample(x, *s),  # type: ignore[misc]
+                logits.nbytes,
+            )
+        yield Case(
+            "top_logprobs",
+            f"{rows} x {model.vocabulary} of 5",
+            lambda x=logits, i=ids: ops.top_logprobs(x, i, 5),  # type: ignore[misc]
+            lambda x=logits, i=ids: reference.top_logprobs(x, i, 5),  # type: ignore[misc]
+            logits.nbytes,
+        )
+
+
+def copies(ops: Ops, reference: Ops) -> Iterator[Case]:
+    caches = [torch.zeros(256, 64 << 10, dtype=BF16)]
+    sources, destinations = torch.arange(0, 64), torch.arange(64, 128)
+    yield Case(
+        "copy_blocks",
+        "64 of 128 KB",
+        lambda: ops.copy_blocks(caches, sources, destinations),
+        lambda: reference.copy_blocks(caches, sources, destinations),
+        2 * 64 * (128 << 10),
+    )
+
+
+def all_cases(ops: Ops, reference: Ops) -> Iterator[Case]:
+    """Made one after another, so that only one op's weights are in memory."""
+    yield from linears(ops)
+    yield from embeddings(ops, reference)
+    yield from elementwise(ops, reference)
+    yield from ropes(ops, reference)
+    yield from attentions(ops)
+    yield from samplings(ops, reference)
+    yield from copies(ops, reference)
