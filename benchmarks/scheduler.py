@@ -123,7 +123,7 @@ def workloads(short: bool) -> list[Workload]:
 
 
 def plot(rows: list[tuple[Workload, Times]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(9, 4))
     for running in sorted({workload.num_running for workload, _ in rows if workload.name == "decode"}):
         line = [(w.num_queued, t) for w, t in rows if w.name == "decode" and w.num_running == running]
         queued = [number for number, _ in line]
@@ -135,7 +135,8 @@ def plot(rows: list[tuple[Workload, Times]], path: Path) -> None:
             axes.plot([workload.num_queued], [Times.at(times.schedule, 0.99)], "x", label=f"{label} (p99)")
     axes.axhline(LIMIT_MS, color="black", linewidth=1)
     axes.set(xlabel="queued requests", ylabel="schedule(), ms (dotted: p99)", yscale="log", xscale="symlog")
-    axes.legend(fontsize=7)
+    axes.set_xlim(left=-0.2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 

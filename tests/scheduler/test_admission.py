@@ -86,7 +86,11 @@ def test_the_drain_rate_does_not_count_time_in_which_nobody_waits() -> None:
     drain.tick(2.0, is_busy=False)
     assert (drain.requests_per_s, drain.tokens_per_s) == (5.0, 25.0)
     drain.admitted(5)  # came and went with an empty queue
-    drain.tick(1000.0, is_busy=False)
+    drain.tick(1000.0, is_busy=True)
+    assert drain.requests_per_s == 5.0
+    for _ in range(5):
+        drain.admitted(5)
+    drain.tick(1001.0, is_busy=True)
     assert drain.requests_per_s == 5.0
     assert drain.retry_after_s(20, 0) == 4.0
     assert drain.retry_after_s(0, 250) == 10.0

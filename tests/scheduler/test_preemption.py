@@ -63,12 +63,16 @@ def test_a_request_alone_with_unevictable_neighbours_preempts_itself() -> None:
 
 
 def test_nobody_is_admitted_in_a_step_that_ran_out_of_blocks() -> None:
-    scheduler, _ = scheduler_of(num_blocks=4)
+    scheduler, kv = scheduler_of(num_blocks=4, policy="priority")
     scheduler.add(request_of("a", [1, 2, 3, 4, 5, 6, 7], max_tokens=4), 0.0)
-    scheduler.add(request_of("b", [11, 12, 13, 14, 15, 16, 17, 18], max_tokens=4), 0.0)
+    scheduler.add(request_of("b", [11, 12, 13, 14, 15, 16, 17, 18], max_tokens=4, priority=1), 0.0)
     step(scheduler)
     scheduler.add(request_of("c", [21]), 0.0)
-    assert planned(scheduler).new_requests == []
+    plan = planned(scheduler)  # "b" lacks a third block and preempts itself
+    assert plan.removed_request_ids == ["b"]
+    assert kv.num_available > 0, "there would be room"
+    assert plan.new_requests == []
+    assert [data.request_id for data in planned(scheduler).new_requests] == ["c"]
 
 
 def test_the_watermark_stays_free_for_running_requests_but_not_for_an_empty_engine() -> None:
@@ -90,6 +94,29 @@ def test_a_request_that_does_not_fit_holds_its_place_until_blocks_are_freed() ->
     assert [share[0] for share in shares(planned(scheduler))] == ["a"]
     scheduler.abort(["a"], FinishReason.ABORT, 0.0)
     assert [share[0] for share in shares(planned(scheduler))] == ["b", "c"]
+
+
+def test_a_request_that_did_not_fit_is_admitted_as_soon_as_another_ends() -> None:
+    scheduler, _ = scheduler_of(num_blocks=4, max_num_batched_tokens=32)
+    scheduler.add(request_of("a", [1], max_tokens=2), 0.0)
+    scheduler.add(request_of("b", list(range(10, 18)), max_tokens=1), 0.0)
+    scheduler.add(request_of("c", list(range(20, 28)), max_tokens=1), 0.0)
+    plan = planned(scheduler)
+    assert [share[0] for share in shares(plan)] == ["a", "b"]
+    following = planned(scheduler)
+    assert [share[0] for share in shares(following)] == ["a"], "it was tried and did not fit"
+    scheduler.update(plan, result_of(plan), 0.0)
+    assert [share[0] for share in shares(planned(scheduler))] == ["c"]
+
+
+def test_what_a_preempted_request_computed_of_its_output_is_hit_when_it_returns() -> None:
+    scheduler, _ = scheduler_of()
+    scheduler.add(request_of("a", [1, 2, 3, 4, 5], max_tokens=20), 0.0)
+    for _ in range(9):
+        step(scheduler)
+    scheduler._preempt(scheduler._requests["a"])
+    # Of 14 tokens, 13 were computed, in three whole blocks of four.
+    assert shares(planned(scheduler)) == [("a", 12, 2, True)]
 
 
 def test_after_max_preemptions_a_request_gets_all_its_blocks_and_is_never_preempted_again() -> None:

@@ -424,5 +424,6 @@ class Scheduler:
             assert request.num_finished_tokens <= request.num_computed_tokens
             assert request.num_computed_tokens <= len(request.token_ids) + request.num_pending
             assert request.num_computed_tokens <= request.num_slots
+        assert self._guaranteed is None or self._guaranteed in running
         needy = [r for r in running if r.is_protected and r.num_slots < r.max_total_tokens - 1]
         assert needy in ([], [self._guaranteed])
