@@ -138,7 +138,7 @@ def plot(rows: list[tuple[Workload, Times]], path: Path) -> None:
     axes.set_xlim(left=-0.2)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
 
 
 def main() -> None:
