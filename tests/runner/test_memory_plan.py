@@ -78,7 +78,7 @@ def test_a_context_that_was_asked_for_is_refused_with_one_that_fits(config):
 
 
 def test_a_smaller_step_is_proposed_when_activations_are_too_much(config):
-    limit = 2 * 1_235_814_400 + 120 * 2**20
+    limit = 2 * 1_235_814_400 + 60 * 2**20
     with pytest.raises(MemoryPlanError) as caught:
         plan_memory(config(max_memory_bytes=limit))
     flags = dict(re.findall(r"--([a-z-]+) (\d+)", str(caught.value)))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import torch
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
 from penstock.layers.linear import Linear
+
+# The inner activations are the widest of a step. More tokens than this go through in pieces: the memory stays bounded
+# and stays with the allocator (it returns larger buffers to the system, and each new one costs its page faults again).
+MAX_TOKENS_AT_ONCE: Final = 512
 
 
 class GatedMLP:
@@ -18,5 +25,9 @@ class GatedMLP:
         self.down = down
 
     def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        gate_up_TJ = self.gate_up(x_TD, ops)
-        return self.down(ops.silu_and_mul(gate_up_TJ), ops)
+        if x_TD.shape[0] > MAX_TOKENS_AT_ONCE:
+            return torch.cat([self._piece(piece_TD, ops) for piece_TD in x_TD.split(MAX_TOKENS_AT_ONCE)])
+        return self._piece(x_TD, ops)
+
+    def _piece(self, x_TD: Tensor, ops: Ops) -> Tensor:
+        return self.down(ops.silu_and_mul(self.gate_up(x_TD, ops)), ops)

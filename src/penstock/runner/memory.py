@@ -19,6 +19,7 @@ from penstock.base.errors import MemoryPlanError
 from penstock.config.defaults import available_memory_bytes
 from penstock.config.engine import EngineConfig, SchedulerConfig
 from penstock.kernels import ops as op_table
+from penstock.layers.mlp import MAX_TOKENS_AT_ONCE
 from penstock.runner.kv_pool import block_nbytes
 from penstock.runner.loading import torch_dtype, weights_nbytes
 
@@ -96,8 +97,10 @@ class _Needs:
         item = torch_dtype(config.dtype).itemsize
         queries = model.num_heads * model.head_dim
         keys = model.num_kv_heads * model.head_dim
-        widest = max(2 * queries + 2 * keys, 3 * model.intermediate_size) + 3 * model.hidden_size
-        step = limits.max_num_batched_tokens * (widest * item + model.head_dim * 4)
+        tokens = limits.max_num_batched_tokens
+        attention = tokens * (2 * queries + 2 * keys)
+        mlp = min(tokens, MAX_TOKENS_AT_ONCE) * 3 * model.intermediate_size
+        step = (max(attention, mlp) + tokens * 4 * model.hidden_size) * item + tokens * model.head_dim * 4
         logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
         rotary = limits.max_model_len * model.head_dim * 4
         return step + logits + rotary
