@@ -111,6 +111,26 @@ def test_results_are_bit_equal_in_any_batch_and_chunking(family, dtype, tmp_path
     assert [sequence.output for sequence in preempted] == [tokens for tokens, _ in expected]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_long_prompt_is_bit_equal_however_it_is_chunked(dtype, tmp_path):
+    """Longer than the pieces of the feed-forward block and the splits of the attention, with and without a window."""
+    write_checkpoint(
+        tmp_path, "qwen2", max_position_embeddings=2048, use_sliding_window=True, sliding_window=300,
+        max_window_layers=1,
+    )  # fmt: skip
+    source = random.Random(8)
+    prompt = [source.randrange(211) for _ in range(1100)]
+    found = []
+    for first, chunk in ((1100, None), (300, 300), (513, 513), (1060, 1)):
+        runner = make_runner(tmp_path, dtype=dtype, max_model_len=1200, max_num_batched_tokens=1200)
+        driver = Driver(runner)
+        sequence = driver.start("long", prompt, prompt_logprobs=1, logprobs=1)
+        driver.step([sequence], first)
+        driver.generate([sequence], 20, chunk)
+        found.append(outcome(sequence))
+    assert found.count(found[0]) == len(found)
+
+
 def test_a_block_copied_from_another_request_continues_it_exactly(tmp_path):
     """A prefix hit that ends inside a block: its blocks are shared, the last one copied."""
     from penstock.messages import BlockCopy, NewRequestData, SamplingParams, ScheduledRequest, SchedulerOutput

@@ -25,9 +25,11 @@ class GatedMLP:
         self.down = down
 
     def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        if x_TD.shape[0] > MAX_TOKENS_AT_ONCE:
-            return torch.cat([self._piece(piece_TD, ops) for piece_TD in x_TD.split(MAX_TOKENS_AT_ONCE)])
-        return self._piece(x_TD, ops)
+        num_tokens = x_TD.shape[0]
+        if num_tokens <= MAX_TOKENS_AT_ONCE:
+            return self._piece(x_TD, ops)
+        begins = range(0, num_tokens, MAX_TOKENS_AT_ONCE)
+        return torch.cat([self._piece(x_TD[begin : begin + MAX_TOKENS_AT_ONCE], ops) for begin in begins])
 
     def _piece(self, x_TD: Tensor, ops: Ops) -> Tensor:
         return self.down(ops.silu_and_mul(self.gate_up(x_TD, ops)), ops)
