@@ -179,7 +179,7 @@ class Storm:
         """Opens a connection, sends part of a request, and leaves."""
         host, port = re.findall(r"//([^:]+):(\d+)", self.url)[0]
         _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{{".encode())
         await asyncio.sleep(self.rng.random() * 0.05)
         writer.close()
         self.report.statuses["half"] += 1

@@ -123,7 +123,7 @@ class EngineStats(msgspec.Struct, array_like=True, gc=False):
     num_waiting: int = 0
     num_blocks: int = 0
     num_free_blocks: int = 0
-    num_cached_blocks: int = 0
+    num_cached_blocks: int = 0  # cached and held by nobody: free + cached + referenced == num_blocks
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_cached_prompt_tokens: int = 0

@@ -190,7 +190,7 @@ class Scheduler:
         stats.num_running = len(self._running)
         stats.num_waiting = self._waiting.num_requests
         stats.num_free_blocks = kv.num_free_blocks
-        stats.num_cached_blocks = kv.num_cached_blocks
+        stats.num_cached_blocks = kv.num_available_blocks - kv.num_free_blocks
         stats.drain_tokens_per_s = self._drain.tokens_per_s
         return stats
 
