@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_one_thread_pool_with_torch() -> None:
     native = ops.load("native", 2)
     x = torch.randn(64, 512)
     native.linear(x, native.pack_linear([torch.randn(512, 512)], torch.float32))
-    with open("/proc/self/maps") as maps:
+    with Path("/proc/self/maps").open() as maps:
         libraries = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line}
     assert len(libraries) == 1
 

@@ -132,7 +132,7 @@ class EngineClient:
         """
         ours, theirs = socket.socketpair()
         try:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220 - a fork at start-up; asyncio's own would add a child watcher
                 [sys.executable, "-m", "penstock.engine", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

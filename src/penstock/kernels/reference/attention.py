@@ -34,7 +34,7 @@ def rope_and_cache(
     dim, num_kv_heads = 2 * cos_TE.shape[1], key_cache.shape[1]
     heads = qkv_TS.view(qkv_TS.shape[0], -1, dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
-    q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    q, k, v = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
     if qk_norm is not None:
         q_weight, k_weight, eps = qk_norm
         q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
@@ -43,7 +43,7 @@ def rope_and_cache(
     written = slot_mapping_T >= 0
     block, offset = slot_mapping_T[written] // BLOCK_SLOTS, slot_mapping_T[written] % BLOCK_SLOTS
     if qkv_TS.dtype == torch.bfloat16:
-        key_cache[block, :, :, offset] = k[written].unflatten(-1, (-1, 2))
+        key_cache[block, :, :, offset] = k[written].view(-1, num_kv_heads, dim // 2, 2)
         value_cache[block, :, offset // 2, :, offset % 2] = v[written]
     else:
         key_cache[block, :, :, offset] = k[written]
