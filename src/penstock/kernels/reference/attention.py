@@ -34,7 +34,7 @@ def rope_and_cache(
     dim, num_kv_heads = 2 * cos_TE.shape[1], key_cache.shape[1]
     heads = qkv_TS.view(qkv_TS.shape[0], -1, dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
-    q, k, v = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if qk_norm is not None:
         q_weight, k_weight, eps = qk_norm
         q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
