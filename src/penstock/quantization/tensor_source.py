@@ -101,10 +101,13 @@ class DummySource:
     """
 
     _BANK_SIZE: Final = 4_000_037  # a prime: rows of a matrix do not repeat
+    _OVERLAP: Final = 2 << 20  # the bank begins again at its end, so that most reads are one slice
 
     def __init__(self, seed: int, dtype: torch.dtype, on_progress: Callable[[float], None], total_bytes: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._bank = torch.randn(self._BANK_SIZE, generator=generator).to(dtype)
+        bank = torch.randn(self._BANK_SIZE, generator=generator)
+        self._bank = torch.cat([bank, bank[: self._OVERLAP]])
+        self._scaled: dict[float, Tensor] = {}
         self._dtype = dtype
         self._on_progress = on_progress
         self._total_bytes = max(total_bytes, 1)
@@ -113,27 +116,31 @@ class DummySource:
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=dtype)
-        return (self._draw(name, 0, math.prod(shape)) * 0.02).to(dtype).view(shape)
+        return self._draw(name, 0, math.prod(shape), 0.02).to(dtype, copy=True).view(shape)
 
     def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
         columns = shape[1]
         scale = 1.0 if "embed" in name else columns**-0.5
-        return (self._draw(name, begin * columns, (end - begin) * columns) * scale).view(end - begin, columns)
+        return self._draw(name, begin * columns, (end - begin) * columns, scale).view(end - begin, columns)
 
     def release(self, name: str, begin: int, end: int) -> None:  # noqa: ARG002  the protocol's signature
         return
 
     def finish(self) -> None:
+        self._scaled.clear()
         self._on_progress(1.0)
 
-    def _draw(self, name: str, begin: int, count: int) -> Tensor:
+    def _draw(self, name: str, begin: int, count: int, scale: float) -> Tensor:
+        """`count` numbers from place `begin` of the tensor on, times `scale`; mostly a view of the bank."""
+        if scale not in self._scaled:
+            self._scaled[scale] = (self._bank * scale).to(self._dtype)
+        bank = self._scaled[scale]
         start = (zlib.crc32(name.encode()) + begin) % self._BANK_SIZE
         self._made_bytes += count * self._dtype.itemsize
         self._on_progress(min(self._made_bytes / self._total_bytes, 1.0))
-        pieces = []
-        while count:
-            piece = self._bank[start : start + count]
-            pieces.append(piece)
-            count -= piece.numel()
-            start = 0
+        if start + count <= len(bank):
+            return bank[start : start + count]
+        pieces = [bank[start : self._BANK_SIZE]]
+        while (missing := count - sum(map(len, pieces))) > 0:
+            pieces.append(bank[: min(missing, self._BANK_SIZE)])
         return torch.cat(pieces)
