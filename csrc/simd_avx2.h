@@ -95,6 +95,13 @@ static inline __m256 scale8(__m256 p, __m256 n) {
     return _mm256_andnot_ps(small, _mm256_mul_ps(_mm256_mul_ps(p, first), second));
 }
 static inline Vec scale_by_power(Vec p, Vec n) { return {scale8(p.low, n.low), scale8(p.high, n.high)}; }
+// The same for n from -126 to 0; below, 0.
+static inline __m256 scale_down8(__m256 p, __m256 n) {
+    const __m256i exponent = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_set1_ps(-127.0f), n));
+    const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(bits));
+}
+static inline Vec scale_down(Vec p, Vec n) { return {scale_down8(p.low, n.low), scale_down8(p.high, n.high)}; }
 
 static inline float reduce_sum(Vec x) {
     const __m256 eight = _mm256_add_ps(x.low, x.high);
@@ -136,6 +143,24 @@ static inline __m256 keep8(uint32_t mask, __m256 x) {
     return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
 }
 static inline Vec keep_where(uint32_t mask, Vec x) { return {keep8(mask, x.low), keep8(mask >> 8, x.high)}; }
+
+// Writes the lanes of the mask side by side (up to 16 values may be overwritten) and gives their number.
+static inline int compress(float* p, uint32_t mask, Vec x) {
+    float lanes[16];
+    store(lanes, x);
+    int count = 0;
+    for (; mask != 0; mask &= mask - 1) p[count++] = lanes[__builtin_ctz(mask)];
+    return count;
+}
+static inline int compress_indices(int32_t* p, uint32_t mask, int32_t first) {
+    int count = 0;
+    for (; mask != 0; mask &= mask - 1) p[count++] = first + __builtin_ctz(mask);
+    return count;
+}
+// `ids` has 16 readable; p may be ids or before it.
+static inline void compress_ids(int32_t* p, uint32_t mask, const int32_t* ids) {
+    for (; mask != 0; mask &= mask - 1) *p++ = ids[__builtin_ctz(mask)];
+}
 
 // The sum of all lanes added, in double.
 struct DoubleSum {

@@ -52,6 +52,8 @@ static inline Vec scale_by_power(Vec p, Vec n) {
     const __mmask16 small = _mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-126.0f), _CMP_LT_OQ);
     return {_mm512_mask_blend_ps(small, _mm512_scalef_ps(p.v, n.v), _mm512_setzero_ps())};
 }
+// The same for n from -126 to 0; below, the result may also be subnormal.
+static inline Vec scale_down(Vec p, Vec n) { return {_mm512_scalef_ps(p.v, n.v)}; }
 
 static inline float reduce_sum(Vec x) { return _mm512_reduce_add_ps(x.v); }
 static inline float reduce_max(Vec x) { return _mm512_reduce_max_ps(x.v); }
@@ -68,7 +70,23 @@ static inline uint32_t mask_greater_equal(Vec a, Vec b) { return _mm512_cmp_ps_m
 static inline uint32_t mask_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
 static inline Vec keep_where(uint32_t mask, Vec x) { return {_mm512_maskz_mov_ps(__mmask16(mask), x.v)}; }
 
-// The sum of the lanes in double, added to `sums`.
+// Writes the lanes of the mask side by side (up to 16 values are overwritten) and gives their number.
+static inline int compress(float* p, uint32_t mask, Vec x) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(mask), x.v));
+    return __builtin_popcount(mask);
+}
+static inline int compress_indices(int32_t* p, uint32_t mask, int32_t first) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i indices = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(__mmask16(mask), indices));
+    return __builtin_popcount(mask);
+}
+// `ids` has 16 readable; p may be ids or before it.
+static inline void compress_ids(int32_t* p, uint32_t mask, const int32_t* ids) {
+    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_loadu_si512(ids)));
+}
+
+// The sum of all lanes added, in double.
 struct DoubleSum {
     __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
     void add(Vec x) {

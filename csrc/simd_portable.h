@@ -87,6 +87,7 @@ static inline Float4 scale4(Float4 p, Float4 n) {
     return choose(n < -126.0f, Float4{}, p * first * second);
 }
 static inline Vec scale_by_power(Vec p, Vec n) { PENSTOCK_PARTS(scale4(p.part[i], n.part[i])); }
+static inline Vec scale_down(Vec p, Vec n) { return scale_by_power(p, n); }
 
 static inline float reduce_sum(Vec x) {
     const Float4 four = (x.part[0] + x.part[1]) + (x.part[2] + x.part[3]);
@@ -125,6 +126,24 @@ static inline Vec keep_where(uint32_t mask, Vec x) {
     float lanes[16];
     for (int i = 0; i < 16; ++i) lanes[i] = (mask >> i) & 1 ? x.lane(i) : 0.0f;
     return load(lanes);
+}
+
+// Writes the lanes of the mask side by side (up to 16 values may be overwritten) and gives their number.
+static inline int compress(float* p, uint32_t mask, Vec x) {
+    float lanes[16];
+    store(lanes, x);
+    int count = 0;
+    for (; mask != 0; mask &= mask - 1) p[count++] = lanes[__builtin_ctz(mask)];
+    return count;
+}
+static inline int compress_indices(int32_t* p, uint32_t mask, int32_t first) {
+    int count = 0;
+    for (; mask != 0; mask &= mask - 1) p[count++] = first + __builtin_ctz(mask);
+    return count;
+}
+// `ids` has 16 readable; p may be ids or before it.
+static inline void compress_ids(int32_t* p, uint32_t mask, const int32_t* ids) {
+    for (; mask != 0; mask &= mask - 1) *p++ = ids[__builtin_ctz(mask)];
 }
 
 // The sum of all lanes added, in double.

@@ -22,22 +22,26 @@ constexpr int kSegmentSlots = kSegmentBlocks * kBlockSlots;
 // same sets of the first-level cache.
 constexpr int kRowStride = 256 + 16;
 constexpr int kBlocksAtOnce = 4;
+constexpr int kBlocksAhead = 4;
 constexpr int kRowsAtOnce = kAccumulators >= 16 ? 8 : 4;
 
 static_assert(kMaxHeadDim <= 256 && kSegmentSlots <= 256 && kBlockSlots == kLanes);
 
+// Weights are 2^x where they are rounded to bf16 next, e^x where the last bits count. `of` takes no -inf; `precise`
+// does, and gives exactly 0 for it, and exactly 1 for 0.
 template <class Elem>
 struct Weight;
-// Weights are 2^x where they are rounded to bf16 next, e^x where the last bits count.
 template <>
 struct Weight<Bf16> {
     static constexpr float kUnit = 1.44269504088896341f;
-    static Vec of(Vec x) { return exp2_fast(x); }
+    static Vec of(Vec x) { return exp2_coarse(x); }
+    static Vec precise(Vec x) { return exp_nonpositive(x * splat(0.693147180559945309f)); }
 };
 template <>
 struct Weight<F32> {
     static constexpr float kUnit = 1.0f;
-    static Vec of(Vec x) { return exp(x); }
+    static Vec of(Vec x) { return exp_nonpositive(x); }
+    static Vec precise(Vec x) { return exp_nonpositive(x); }
 };
 
 // What a segment (or the segments so far) gave for each row: weights relative to 2^max or e^max, their sum, and the
@@ -111,8 +115,8 @@ public:
             if (seen) merged.max[row] = peak;
         }
         for (int row = 0; row < rows; row += kLanes) {
-            store(keep + row, Weight<Elem>::of(load(keep + row)));
-            store(take + row, Weight<Elem>::of(load(take + row)));
+            store(keep + row, Weight<Elem>::precise(load(keep + row)));
+            store(take + row, Weight<Elem>::precise(load(take + row)));
         }
         for (int row = 0; row < rows; ++row) {
             const Vec kept = splat(keep[row]), taken = splat(take[row]);
@@ -183,26 +187,39 @@ private:
         }
     }
 
+    // Pointers to the segment's keys and values, and behind each list what is read after it: the first values, the
+    // first keys of the next segment (where there is one; else something harmless). They are fetched ahead: blocks are
+    // scattered, so the processor does not foresee them.
     void find_blocks(int begin_block, int end_block) {
         const int32_t* table = args_.block_tables + tile_.request * args_.max_blocks;
         const int64_t block_units = int64_t(units_) * kBlockSlots;
-        for (int block = begin_block; block < end_block; ++block) {
-            const int64_t offset = (int64_t(table[block]) * args_.num_kv_heads + tile_.kv_head) * block_units;
+        const int last_block = (visible_.any_end - 1) / kBlockSlots;
+        for (int block = begin_block; block < end_block + kBlocksAhead; ++block) {
+            const int id = table[lesser(block, last_block)];
+            const int64_t offset = (int64_t(id) * args_.num_kv_heads + tile_.kv_head) * block_units;
             keys_[block - begin_block] = static_cast<const uint32_t*>(args_.key_cache) + offset;
             values_[block - begin_block] = static_cast<const uint32_t*>(args_.value_cache) + offset;
+        }
+        for (int ahead = 0; ahead < kBlocksAhead; ++ahead) {
+            const uint32_t* next_key = keys_[num_blocks_ + ahead];
+            keys_[num_blocks_ + ahead] = values_[lesser(ahead, num_blocks_ - 1)];
+            values_[num_blocks_ + ahead] = next_key;
         }
     }
 
     // ---- scores: q . k for every row and slot of the segment -------------------------------------------------------
 
-    template <int Rows, int Blocks>
+    template <int Rows, int Blocks, bool kFetch>
     static void score_blocks(const uint32_t* q, const uint32_t* const* keys, int units, float* scores) {
         Vec acc[Rows][Blocks];
         for (int row = 0; row < Rows; ++row)
             for (int block = 0; block < Blocks; ++block) acc[row][block] = zero();
         for (int unit = 0; unit < units; ++unit) {
             Units key[Blocks];
-            for (int block = 0; block < Blocks; ++block) key[block] = load_units(keys[block] + unit * kBlockSlots);
+            for (int block = 0; block < Blocks; ++block) {
+                key[block] = load_units(keys[block] + unit * kBlockSlots);
+                if (kFetch) __builtin_prefetch(keys[block + kBlocksAhead] + unit * kBlockSlots, 0, 2);
+            }
             for (int row = 0; row < Rows; ++row) {
                 const Units query = splat_unit(q + row * kRowStride + unit);
                 for (int block = 0; block < Blocks; ++block)
@@ -214,14 +231,14 @@ private:
                 store(scores + row * kRowStride + block * kBlockSlots, acc[row][block]);
     }
 
-    template <int Rows>
+    template <int Rows, bool kFetch>
     static void score_rows(const uint32_t* q, const uint32_t* const* keys, int num_blocks, int units, float* scores) {
         constexpr int kBlocks = kAccumulators / Rows >= 4 ? 4 : kAccumulators / Rows >= 2 ? 2 : 1;
         int block = 0;
         for (; block + kBlocks <= num_blocks; block += kBlocks)
-            score_blocks<Rows, kBlocks>(q, keys + block, units, scores + block * kBlockSlots);
+            score_blocks<Rows, kBlocks, kFetch>(q, keys + block, units, scores + block * kBlockSlots);
         for (; block < num_blocks; ++block)
-            score_blocks<Rows, 1>(q, keys + block, units, scores + block * kBlockSlots);
+            score_blocks<Rows, 1, kFetch>(q, keys + block, units, scores + block * kBlockSlots);
     }
 
     void compute_scores() {
@@ -231,7 +248,11 @@ private:
                 const uint32_t* q = scratch_.q[row];
                 float* scores = scratch_.scores[row] + block * kBlockSlots;
                 with_rows(lesser(kRowsAtOnce, tile_.rows - row), [&](auto rows) {
-                    score_rows<decltype(rows)::value>(q, keys_ + block, count, units_, scores);
+                    constexpr int kRows = decltype(rows)::value;
+                    if (row == 0)
+                        score_rows<kRows, true>(q, keys_ + block, count, units_, scores);
+                    else
+                        score_rows<kRows, false>(q, keys_ + block, count, units_, scores);
                 });
             }
         }
@@ -239,33 +260,33 @@ private:
 
     // ---- weights ---------------------------------------------------------------------------------------------------
 
-    // Turns a row's scores into weights, in place: the row's max and sum go to scratch.segment.
+    // Turns a row's scores into weights, in place: the row's max and sum go to scratch.segment. What the row does not
+    // see may have any score, even NaN: it is taken out of the max, and its weight is set to 0 afterwards.
     void weigh_row(int row) {
         using Storage = typename Elem::Storage;
-        const int begin = greater(0, visible_.begin[row] - first_position_);
-        const int end = lesser(num_blocks_ * kBlockSlots, visible_.end[row] - first_position_);
-        float* scores = scratch_.scores[row];
-        Storage* weights = reinterpret_cast<Storage*>(scores);
+        const int slots = num_blocks_ * kBlockSlots;
+        const int begin = visible_.begin[row] - first_position_;
+        const int end = visible_.end[row] - first_position_;
+        const float* scores = scratch_.scores[row];
+        Storage* weights = reinterpret_cast<Storage*>(scratch_.scores[row]);
         Vec peak = splat(-INFINITY);
-        for (int slot = 0; slot < num_blocks_ * kBlockSlots; slot += kBlockSlots) {
+        for (int slot = 0; slot < slots; slot += kBlockSlots) {
             Vec score = load(scores + slot);
-            if (slot < begin || slot + kBlockSlots > end) {
+            if (slot < begin || slot + kBlockSlots > end)
                 score = select_lanes(score, lane(begin - slot), lane(end - slot), -INFINITY);
-                store(scores + slot, score);
-            }
             peak = max(peak, score);
         }
         const float factor = args_.scale * Weight<Elem>::kUnit;
         const float most = reduce_max(peak) * factor;
-        scratch_.segment.max[row] = most;
         Vec sum = zero();
-        for (int slot = 0; slot < num_blocks_ * kBlockSlots; slot += kBlockSlots) {
-            Vec weight = zero();
-            if (most != -INFINITY) weight = Weight<Elem>::of(fma(load(scores + slot), splat(factor), splat(-most)));
-            weight = round_to(Elem{}, weight);
+        for (int slot = 0; slot < slots; slot += kBlockSlots) {
+            Vec weight = Weight<Elem>::of(fma(load(scores + slot), splat(factor), splat(-most)));
+            if (slot < begin || slot + kBlockSlots > end)
+                weight = select_lanes(weight, lane(begin - slot), lane(end - slot), 0.0f);
             store(weights + slot, weight);
             sum = sum + weight;
         }
+        scratch_.segment.max[row] = most;
         scratch_.segment.sum[row] = reduce_sum(sum);
     }
 
@@ -299,7 +320,7 @@ private:
     }
 
     // `columns` vectors of 16 output dimensions for `Rows` rows; kPartial: the (only) vector has `lanes` dimensions.
-    template <int Rows, int Columns, bool kPartial>
+    template <int Rows, int Columns, bool kPartial, bool kFetch>
     static void sum_columns(const uint32_t* weights, const uint32_t* const* values, int num_blocks, int dim, int first,
                             float* out) {
         constexpr int kUnits = kBlockSlots / Elem::kPerUnit;
@@ -313,6 +334,8 @@ private:
                 for (int column = 0; column < Columns; ++column) {
                     const uint32_t* source = block_values + unit * dim + column * kLanes;
                     value[column] = kPartial ? load_units_n(source, dim - first) : load_units(source);
+                    if (kFetch)
+                        __builtin_prefetch(values[block + kBlocksAhead] + first + unit * dim + column * kLanes, 0, 2);
                 }
                 for (int row = 0; row < Rows; ++row) {
                     const Units weight = splat_unit(weights + row * kRowStride + block * kUnits + unit);
@@ -326,7 +349,7 @@ private:
                 store(out + row * kMaxHeadDim + first + column * kLanes, acc[row][column]);
     }
 
-    template <int Rows>
+    template <int Rows, bool kFetch>
     void sum_rows(int first_row) {
         constexpr int kColumns = kAccumulators / Rows >= 4 ? 4 : kAccumulators / Rows >= 2 ? 2 : 1;
         const int dim = int(args_.head_dim);
@@ -334,15 +357,18 @@ private:
         float* out = scratch_.segment.values[first_row];
         int first = 0;
         for (; first + kColumns * kLanes <= dim; first += kColumns * kLanes)
-            sum_columns<Rows, kColumns, false>(weights, values_, num_blocks_, dim, first, out);
+            sum_columns<Rows, kColumns, false, kFetch>(weights, values_, num_blocks_, dim, first, out);
         for (; first + kLanes <= dim; first += kLanes)
-            sum_columns<Rows, 1, false>(weights, values_, num_blocks_, dim, first, out);
-        if (first < dim) sum_columns<Rows, 1, true>(weights, values_, num_blocks_, dim, first, out);
+            sum_columns<Rows, 1, false, kFetch>(weights, values_, num_blocks_, dim, first, out);
+        if (first < dim) sum_columns<Rows, 1, true, kFetch>(weights, values_, num_blocks_, dim, first, out);
     }
 
     void sum_values() {
         for (int row = 0; row < tile_.rows; row += kRowsAtOnce)
-            with_rows(lesser(kRowsAtOnce, tile_.rows - row), [&](auto rows) { sum_rows<decltype(rows)::value>(row); });
+            with_rows(lesser(kRowsAtOnce, tile_.rows - row), [&](auto rows) {
+                constexpr int kRows = decltype(rows)::value;
+                row == 0 ? sum_rows<kRows, true>(row) : sum_rows<kRows, false>(row);
+            });
     }
 
     // Calls `body` with the number of rows as a compile-time constant.
@@ -375,8 +401,8 @@ private:
     Visible visible_{};
     int num_blocks_ = 0;      // of the current segment, seen by some row
     int first_position_ = 0;  // of the first of them
-    const uint32_t* keys_[kSegmentBlocks] = {};
-    const uint32_t* values_[kSegmentBlocks] = {};
+    const uint32_t* keys_[kSegmentBlocks + kBlocksAhead] = {};
+    const uint32_t* values_[kSegmentBlocks + kBlocksAhead] = {};
 };
 
 }  // namespace penstock::PENSTOCK_ISA

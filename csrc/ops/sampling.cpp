@@ -14,9 +14,10 @@ namespace {
 constexpr int64_t kMinThreadWork = 30'000;
 
 struct RowMemory {
-    Scratch<float> values;    // buffer of the k-th largest search, then the candidates' weights
-    Scratch<int32_t> ids;     // the candidates' ids, rising
-    Scratch<double> sums;     // of each chunk's weights
+    Scratch<float> values;  // buffer of the search for the k-th largest, then the candidates' weights
+    Scratch<float> spare;   // what a search for a threshold destroys
+    Scratch<int32_t> ids;   // the candidates' ids, rising
+    Scratch<double> sums;   // of each chunk's weights
 };
 
 // ---- sampling one row ----------------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ struct RowSettings {
 // The weight of a logit relative to the peak's, which is exactly 1.
 struct Weigher {
     float peak, inverse_temperature;
-    Vec operator()(Vec logits) const { return exp((logits - splat(peak)) * splat(inverse_temperature)); }
+    Vec operator()(Vec logits) const { return exp_nonpositive((logits - splat(peak)) * splat(inverse_temperature)); }
 };
 
 // Tokens still in the draw, ids rising, with their weights.
@@ -41,106 +42,98 @@ struct Candidates {
     int64_t count;
 };
 
-double total_weight(const float* weights, int64_t count, float threshold) {
-    DoubleSum sum;
-    const Vec limit = splat(threshold);
-    for_each_vec(weights, 0, count,
-                 [&](int64_t, Vec w, int) { sum.add(keep_where(mask_greater_equal(w, limit), w)); });
-    return sum.total();
-}
-
 // Tokens whose logit is at least `threshold`, with their weights.
 Candidates collect(const float* logits, int64_t vocab, float threshold, const Weigher& weigh, RowMemory& memory) {
-    Candidates candidates{memory.ids.at_least(vocab), memory.values.at_least(vocab), 0};
-    int64_t count = 0;
+    Candidates candidates{memory.ids.at_least(vocab + kLanes), memory.values.at_least(vocab + kLanes), 0};
     for_each_vec(logits, 0, vocab, [&](int64_t i, Vec x, int lanes) {
-        const uint32_t mask = mask_greater_equal(x, splat(threshold)) & ((1u << lanes) - 1u);
+        const uint32_t mask = existing(mask_greater_equal(x, splat(threshold)), lanes);
         if (mask == 0) return;
-        alignas(64) float weights[kLanes];
-        store(weights, weigh(x));
-        for_each_lane(mask, [&](int lane) {
-            candidates.ids[count] = int32_t(i + lane);
-            candidates.weights[count++] = weights[lane];
-        });
+        compress_indices(candidates.ids + candidates.count, mask, int32_t(i));
+        candidates.count += compress(candidates.weights + candidates.count, mask, weigh(x));
     });
-    candidates.count = count;
     return candidates;
 }
 
 // Drops all but the smallest set of largest weights that holds `wanted`; of equals at its edge the lower ids stay.
-void keep_mass(Candidates& candidates, float lowest, double wanted) {
-    const auto mass = [&](float t) { return total_weight(candidates.weights, candidates.count, t); };
-    const float edge = largest_threshold(lowest, 1.0f, [&](float t) { return mass(t) >= wanted; });
-    double kept_mass = mass(from_ordinal(ordinal(edge) + 1));
+void keep_mass(Candidates& candidates, double wanted, RowMemory& memory) {
+    constexpr float kLowest = 1.17549435e-38f;  // the smallest weight that is not zero
+    float* spare = memory.spare.at_least(candidates.count + kLanes);
+    memcpy(spare, candidates.weights, size_t(candidates.count) * sizeof(float));
+    const Threshold<Weighed> edge = find_threshold<Weighed>(spare, candidates.count, kLowest, 1.0f, wanted);
+    double mass = edge.above;
     int64_t kept = 0;
-    for (int64_t i = 0; i < candidates.count; ++i) {
-        const float weight = candidates.weights[i];
-        const bool is_tie = weight == edge;
-        if (weight < edge || (is_tie && kept_mass >= wanted)) continue;
-        if (is_tie) kept_mass += double(weight);
-        candidates.ids[kept] = candidates.ids[i];
-        candidates.weights[kept++] = weight;
-    }
+    for_each_vec(candidates.weights, 0, candidates.count, [&](int64_t i, Vec weights, int lanes) {
+        uint32_t mask = mask_greater(weights, splat(edge.value));
+        uint32_t ties = mask_greater_equal(weights, splat(edge.value)) & ~mask;
+        for (; ties != 0 && mass < wanted; ties &= ties - 1, mass += double(edge.value)) mask |= ties & -ties;
+        compress_ids(candidates.ids + kept, existing(mask, lanes), candidates.ids + i);
+        kept += compress(candidates.weights + kept, existing(mask, lanes), weights);
+    });
     candidates.count = kept;
 }
 
-// Inverse of the cumulative distribution over candidates whose weight is at least min_p (the peak's weight is 1).
-int64_t draw(const Candidates& candidates, float min_p, double uniform) {
-    double total = 0.0;
-    for (int64_t i = 0; i < candidates.count; ++i)
-        if (candidates.weights[i] >= min_p) total += double(candidates.weights[i]);
-    const double target = uniform * total;
-    double cumulative = 0.0;
-    int64_t last = -1;
-    for (int64_t i = 0; i < candidates.count; ++i) {
-        if (!(candidates.weights[i] >= min_p) || candidates.weights[i] == 0.0f) continue;
-        last = candidates.ids[i];
-        cumulative += double(candidates.weights[i]);
-        if (cumulative > target) break;
+// Weights of the whole vocabulary, or of candidates: at(i, lanes) gives those from i on, 0 in missing lanes.
+struct VocabularyWeights {
+    const float* logits;
+    int64_t count;
+    Weigher weigh;
+    Vec at(int64_t i, int lanes) const {
+        if (lanes == kLanes) return weigh(load(logits + i));
+        return select_lanes(weigh(load_n(logits + i, lanes)), 0, lanes, 0.0f);
     }
-    return last;
+};
+struct CandidateWeights {
+    const float* weights;
+    int64_t count;
+    Vec at(int64_t i, int lanes) const { return lanes == kLanes ? load(weights + i) : load_n(weights + i, lanes); }
+};
+
+// Calls body(index, weights) for each 16 weights of [begin, end); those below min_p are 0.
+template <class Weights, class Body>
+void for_each_weight(const Weights& weights, int64_t begin, int64_t end, float min_p, Body body) {
+    for (int64_t i = begin; i < end; i += kLanes) {
+        const Vec weight = weights.at(i, int(lesser(kLanes, end - i)));
+        body(i, keep_where(mask_greater_equal(weight, splat(min_p)), weight));
+    }
 }
 
 // The sum of each chunk's weights, of those at least min_p; returns their total.
-double sum_chunks(const float* logits, int64_t vocab, const Weigher& weigh, float min_p, double* sums) {
-    const Vec limit = splat(min_p);
+template <class Weights>
+double sum_chunks(const Weights& weights, float min_p, double* sums) {
     double total = 0.0;
-    for (int64_t chunk = 0; chunk < vocab; chunk += kChunk) {
+    for (int64_t chunk = 0; chunk < weights.count; chunk += kChunk) {
         DoubleSum sum;
-        for_each_vec(logits, chunk, lesser(chunk + kChunk, vocab), [&](int64_t, Vec x, int) {
-            const Vec weight = weigh(x);
-            sum.add(keep_where(mask_greater_equal(weight, limit), weight));
-        });
+        for_each_weight(weights, chunk, lesser(chunk + kChunk, weights.count), min_p,
+                        [&](int64_t, Vec weight) { sum.add(weight); });
         sums[chunk / kChunk] = sum.total();
         total += sums[chunk / kChunk];
     }
     return total;
 }
 
-// The draw without top-k and top-p: no candidates are gathered, only one chunk is looked at closely.
-int64_t draw_from_all(const float* logits, int64_t vocab, const Weigher& weigh, const RowSettings& row,
-                      RowMemory& memory) {
-    const int64_t chunks = (vocab + kChunk - 1) / kChunk;
-    double* sums = memory.sums.at_least(chunks);
-    const double target = row.uniform * sum_chunks(logits, vocab, weigh, row.min_p, sums);
-    double before = 0.0;
-    int64_t chosen = -1;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+double* room_for_sums(RowMemory& memory, int64_t count) { return memory.sums.at_least((count + kChunk - 1) / kChunk); }
+
+// The index at which the cumulative weight passes its `uniform`-th part: by chunks first, then closely in one of them.
+template <class Weights>
+int64_t draw(const Weights& weights, float min_p, double uniform, RowMemory& memory) {
+    double* sums = room_for_sums(memory, weights.count);
+    const double target = uniform * sum_chunks(weights, min_p, sums);
+    double cumulative = 0.0;
+    int64_t chosen = 0;
+    for (int64_t chunk = 0; chunk * kChunk < weights.count; ++chunk) {
         if (sums[chunk] == 0.0) continue;
-        chosen = chunk;  // the last chunk that has any weight, should rounding leave the target beyond the end
-        if (before + sums[chunk] > target) break;
-        before += sums[chunk];
+        chosen = chunk;  // the last one that weighs anything, should rounding leave the target beyond the end
+        if (cumulative + sums[chunk] > target) break;
+        cumulative += sums[chunk];
     }
-    const int64_t begin = chosen * kChunk, end = lesser(begin + kChunk, vocab);
-    alignas(64) float weights[kChunk];
-    for_each_vec(logits, begin, end, [&](int64_t i, Vec x, int) { store(weights + i - begin, weigh(x)); });
-    double cumulative = before;
-    int64_t last = -1;
+    const int64_t begin = chosen * kChunk, end = lesser(begin + kChunk, weights.count);
+    alignas(64) float close[kChunk];
+    for_each_weight(weights, begin, end, min_p, [&](int64_t i, Vec weight) { store(close + i - begin, weight); });
+    int64_t last = begin;
     for (int64_t i = begin; i < end; ++i) {
-        const float weight = weights[i - begin];
-        if (!(weight >= row.min_p) || weight == 0.0f) continue;
+        if (close[i - begin] == 0.0f) continue;
         last = i;
-        cumulative += double(weight);
+        cumulative += double(close[i - begin]);
         if (cumulative > target) break;
     }
     return last;
@@ -162,25 +155,25 @@ int64_t sample_row(const float* logits, int64_t vocab, const RowSettings& row, R
     if (row.temperature == 0.0f) return peak.id;
     const float inverse = 1.0f / row.temperature;
     const Weigher weigh{peak.value, inverse < 3.402823466e38f ? inverse : 3.402823466e38f};
+    const VocabularyWeights all{logits, vocab, weigh};
     const bool has_top_p = row.top_p < 1.0f;
-    if (row.top_k == 0 && !has_top_p) return draw_from_all(logits, vocab, weigh, row, memory);
+    if (row.top_k == 0 && !has_top_p) return draw(all, row.min_p, row.uniform, memory);
 
-    constexpr float kLowest = 1.17549435e-38f;  // the smallest weight that is not zero
+    Candidates candidates;
+    double total;
     if (row.top_k == 0) {
-        double* sums = memory.sums.at_least((vocab + kChunk - 1) / kChunk);
-        const double total = sum_chunks(logits, vocab, weigh, 0.0f, sums);
-        Candidates candidates = collect_for_top_p(logits, vocab, weigh, row, total, memory);
-        keep_mass(candidates, kLowest, double(row.top_p) * total);
-        return draw(candidates, row.min_p, row.uniform);
+        total = sum_chunks(all, 0.0f, room_for_sums(memory, vocab));
+        candidates = collect_for_top_p(logits, vocab, weigh, row, total, memory);
+    } else {
+        const int64_t room = selection_room(vocab, row.top_k);
+        const float kth = kth_largest(logits, vocab, row.top_k, peak.value, memory.values.at_least(room),
+                                      memory.spare.at_least(room));
+        candidates = collect(logits, vocab, kth, weigh, memory);
+        total = Weighed::at_least(candidates.weights, candidates.count, 0.0f);
     }
-    const int64_t capacity = lesser(vocab, row.top_k * 2 + 1024) + 2 * kLanes;
-    const float kth = kth_largest(logits, vocab, row.top_k, peak.value, memory.values.at_least(capacity), capacity);
-    Candidates candidates = collect(logits, vocab, kth, weigh, memory);
-    if (has_top_p) {
-        const double total = total_weight(candidates.weights, candidates.count, 0.0f);
-        keep_mass(candidates, kLowest, double(row.top_p) * total);
-    }
-    return draw(candidates, row.min_p, row.uniform);
+    if (has_top_p) keep_mass(candidates, double(row.top_p) * total, memory);
+    const CandidateWeights kept{candidates.weights, candidates.count};
+    return candidates.ids[draw(kept, row.min_p, row.uniform, memory)];
 }
 
 void sample_one(const SampleArgs& args, int64_t row, RowMemory& memory) {
@@ -194,11 +187,12 @@ void sample_one(const SampleArgs& args, int64_t row, RowMemory& memory) {
 // The k largest logits by falling value, then rising id.
 void find_top(const float* logits, int64_t vocab, int64_t k, float peak, int64_t* ids, float* values,
               RowMemory& memory) {
-    const int64_t capacity = lesser(vocab, k * 2 + 1024) + 2 * kLanes;
-    const float kth = kth_largest(logits, vocab, k, peak, memory.values.at_least(capacity), capacity);
+    const int64_t room = selection_room(vocab, k);
+    const float kth = kth_largest(logits, vocab, k, peak, memory.values.at_least(room), memory.spare.at_least(room));
     int64_t count = 0, ties = 0;
     for_each_vec(logits, 0, vocab, [&](int64_t i, Vec x, int) {
-        for_each_lane(mask_greater(x, splat(kth)), [&](int lane) { ids[count++] = i + lane; });
+        for (uint32_t mask = mask_greater(x, splat(kth)); mask != 0; mask &= mask - 1)
+            ids[count++] = i + __builtin_ctz(mask);
     });
     for (int64_t i = 0; count + ties < k; ++i)
         if (logits[i] == kth) ids[count + ties++] = i;
@@ -225,10 +219,10 @@ void logprobs_of_row(const LogprobArgs& args, int64_t row, RowMemory& memory) {
     const Peak peak = find_peak(logits, args.vocab);
     double normaliser = std::nan("");
     if (peak.is_valid) {
-        const Weigher weigh{peak.value, 1.0f};
-        double* sums = memory.sums.at_least((args.vocab + kChunk - 1) / kChunk);
-        normaliser = double(peak.value) + std::log(sum_chunks(logits, args.vocab, weigh, 0.0f, sums));
-        find_top(logits, args.vocab, args.top, peak.value, top_ids, top_logprobs, memory);
+        const VocabularyWeights weights{logits, args.vocab, {peak.value, 1.0f}};
+        const double total = sum_chunks(weights, 0.0f, room_for_sums(memory, args.vocab));
+        normaliser = double(peak.value) + std::log(total);
+        if (args.top > 0) find_top(logits, args.vocab, args.top, peak.value, top_ids, top_logprobs, memory);
     } else {
         for (int64_t i = 0; i < args.top; ++i) top_ids[i] = i;
     }

@@ -20,12 +20,6 @@ static inline void for_each_vec(const float* values, int64_t begin, int64_t end,
     if (rest > 0) body(i, select_lanes(load_n(values + i, rest), 0, rest, -INFINITY), rest);
 }
 
-// Calls body(lane) for each set bit.
-template <class Body>
-static inline void for_each_lane(uint32_t mask, Body body) {
-    for (; mask != 0; mask &= mask - 1) body(__builtin_ctz(mask));
-}
-
 struct Peak {
     float value;
     int64_t id;     // the lowest that has the value
@@ -63,59 +57,105 @@ static inline float from_ordinal(int64_t order) {
     return f32_from_bits(uint32_t(order < 0 ? int64_t(INT32_MIN) - order : order));
 }
 
-// The largest threshold t in [low, high] with reaches(t), which must hold for low and not get true again once false.
-template <class Reaches>
-static inline float largest_threshold(float low, float high, Reaches reaches) {
-    int64_t yes = ordinal(low), no = ordinal(high) + 1;
-    while (no - yes > 1) {
-        const int64_t middle = yes + (no - yes) / 2;
-        if (reaches(from_ordinal(middle)))
-            yes = middle;
-        else
-            no = middle;
+// The mask's lanes that exist.
+static inline uint32_t existing(uint32_t mask, int lanes) { return mask & ((1u << lanes) - 1u); }
+
+// How many values reach a threshold, and how much they weigh together.
+struct Counted {
+    using Total = int64_t;
+    static Total at_least(const float* values, int64_t count, float threshold) {
+        const Vec limit = splat(threshold);
+        int64_t found = 0;
+        for_each_vec(values, 0, count, [&](int64_t, Vec x, int lanes) {
+            found += __builtin_popcount(existing(mask_greater_equal(x, limit), lanes));
+        });
+        return found;
     }
-    return from_ordinal(yes);
-}
+};
+struct Weighed {
+    using Total = double;
+    static Total at_least(const float* values, int64_t count, float threshold) {
+        const Vec limit = splat(threshold);
+        DoubleSum sum;
+        for_each_vec(values, 0, count,
+                     [&](int64_t, Vec x, int) { sum.add(keep_where(mask_greater_equal(x, limit), x)); });
+        return sum.total();
+    }
+};
 
-static inline int64_t count_at_least(const float* values, int64_t count, float threshold) {
-    const Vec limit = splat(threshold);
-    int64_t found = 0;
-    for_each_vec(values, 0, count, [&](int64_t, Vec x, int lanes) {
-        found += __builtin_popcount(mask_greater_equal(x, limit) & ((1u << lanes) - 1u));
-    });
-    return found;
-}
-
-// Leaves the k largest of `count` values (count >= k, none above `peak`) and gives the least of them.
-static inline float keep_largest(float* values, int64_t count, int64_t k, float peak) {
-    const float lowest = -3.402823466e38f;
-    const float kth = largest_threshold(lowest, peak, [&](float t) { return count_at_least(values, count, t) >= k; });
+// Keeps the values in [low, high), in their order; gives their number.
+static inline int64_t keep_between(float* values, int64_t count, float low, float high) {
+    const Vec least = splat(low), bound = splat(high);
     int64_t kept = 0;
-    for (int64_t i = 0; i < count; ++i)
-        if (values[i] > kth) values[kept++] = values[i];
+    for_each_vec(values, 0, count, [&](int64_t, Vec x, int lanes) {
+        const uint32_t mask = mask_greater_equal(x, least) & mask_greater(bound, x);
+        kept += compress(values + kept, existing(mask, lanes), x);
+    });
+    return kept;
+}
+
+template <class Measure>
+struct Threshold {
+    float value;
+    typename Measure::Total above;  // of the values greater than it
+};
+
+// The largest threshold at which the values that reach it amount to `wanted` in their number or weight; all of them,
+// which lie in [low, high], must. Bisects, and looks again only at the values still in question. Destroys `values`,
+// which need room for 16 more.
+template <class Measure>
+static inline Threshold<Measure> find_threshold(float* values, int64_t count, float low, float high,
+                                                typename Measure::Total wanted) {
+    int64_t reaches = ordinal(low), fails = ordinal(high) + 1;
+    typename Measure::Total above = 0;
+    while (fails - reaches > 1) {
+        const int64_t middle = reaches + (fails - reaches) / 2;
+        const typename Measure::Total amount = Measure::at_least(values, count, from_ordinal(middle));
+        if (above + amount >= wanted) {
+            reaches = middle;
+        } else {
+            fails = middle;
+            above += amount;
+        }
+        count = keep_between(values, count, from_ordinal(reaches), from_ordinal(fails));
+    }
+    return {from_ordinal(reaches), above};
+}
+
+// Leaves the k largest of `count` values (count >= k, none above `peak`) and gives the least of them. values and spare
+// have room for 16 more.
+static inline float keep_largest(float* values, int64_t count, int64_t k, float peak, float* spare) {
+    memcpy(spare, values, size_t(count) * sizeof(float));
+    const float kth = find_threshold<Counted>(spare, count, -3.402823466e38f, peak, k).value;
+    int64_t kept = 0;
+    for_each_vec(values, 0, count, [&](int64_t, Vec x, int lanes) {
+        kept += compress(values + kept, existing(mask_greater(x, splat(kth)), lanes), x);
+    });
     while (kept < k) values[kept++] = kth;
     return kth;
 }
 
-// The k-th largest logit, or -inf if fewer than k are finite. buffer: room for `capacity` >= 2 * k + 16 values. One
-// pass: values above the k-th largest so far are collected, and the lowest dropped when the buffer is full.
+// Room that kth_largest needs in its buffer and in `spare`.
+static inline int64_t selection_room(int64_t vocab, int64_t k) { return lesser(vocab, k * 2 + 1024) + 3 * kLanes; }
+
+// The k-th largest logit, or -inf if fewer than k are finite. One pass: values above the k-th largest so far are
+// collected, and the lowest dropped when the buffer is full.
 static inline float kth_largest(const float* logits, int64_t vocab, int64_t k, float peak, float* buffer,
-                                int64_t capacity) {
-    float threshold = -INFINITY;
+                                float* spare) {
+    const int64_t capacity = selection_room(vocab, k) - kLanes;
+    Vec threshold = splat(-INFINITY);
     int64_t count = 0;
     for_each_vec(logits, 0, vocab, [&](int64_t, Vec x, int) {
-        const uint32_t mask = mask_greater(x, splat(threshold));
+        const uint32_t mask = mask_greater(x, threshold);
         if (mask == 0) return;
-        alignas(64) float lanes[kLanes];
-        store(lanes, x);
-        for_each_lane(mask, [&](int lane) { buffer[count++] = lanes[lane]; });
+        count += compress(buffer + count, mask, x);
         if (count + kLanes > capacity) {
-            threshold = keep_largest(buffer, count, k, peak);
+            threshold = splat(keep_largest(buffer, count, k, peak, spare));
             count = k;
         }
     });
     if (count < k) return -INFINITY;
-    return keep_largest(buffer, count, k, peak);
+    return keep_largest(buffer, count, k, peak, spare);
 }
 
 }  // namespace penstock::PENSTOCK_ISA
