@@ -17,6 +17,7 @@ from penstock.base.errors import CheckpointError
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _MAX_DIMENSIONS: Final = 8
+_READ_AHEAD_BYTES: Final = 16 << 20  # the disk works on what comes next while this is packed
 _ITEM_BYTES: Final = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -79,7 +80,8 @@ class SafetensorsFile:
         shape = entry.shape if end is None else (end - begin, *entry.shape[1:])
         start, length = _page_span(first, last, outward=True)
         if length:
-            self._mapping.madvise(mmap.MADV_WILLNEED, start, min(length, len(self._mapping) - start))
+            ahead = min(length + _READ_AHEAD_BYTES, len(self._mapping) - start)
+            self._mapping.madvise(mmap.MADV_WILLNEED, start, ahead)
         return TensorView(entry.dtype, shape, memoryview(self._mapping)[first:last])
 
     def release(self, name: str, begin: int = 0, end: int | None = None) -> None:
