@@ -10,7 +10,7 @@ from penstock.config.model import ModelConfig
 
 BLOCK_SIZE = 16
 # Steps that decode take only so much prefill beside it that streams keep about this pace (or half their own speed).
-TARGET_STEP_S = 0.1
+TARGET_STEP_S = 0.25
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_memory: int = 0
     max_model_len: int = 0
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 512
     max_num_queued_requests: int = 10_000
     max_num_queued_tokens: int = 50_000_000
     scheduling_policy: str = "fcfs"

@@ -139,7 +139,7 @@ class Settings:
     )
     max_num_batched_tokens: int = _setting(
         "integer",
-        2048,
+        512,
         _ENGINE,
         "Token budget of one step. Larger: faster prefill; smaller: steadier streams beside it.",
         bounds=(16, 2**20),
