@@ -14,30 +14,34 @@ from tools.bundled_model.values import Values, is_held_out
 
 Maker = Callable[[Values], Conversation]
 
-# (maker, weight at the start of training, weight at its end). Plain copying teaches the circuits that the rest needs.
-_MIXTURE: list[tuple[Maker, float, float]] = [
-    (world.repeat, 8.0, 0.7),
-    (world.chat, 0.7, 1.6),
-    (world.numbers, 0.3, 0.8),
-    (world.unknown, 0.3, 0.6),
-    (world.names, 0.6, 0.6),
-    (world.stories, 0.3, 0.3),
-    (facts.facts, 2.0, 3.6),
-    (facts.persona, 0.3, 0.5),
-    (json_tasks.json_record, 1.0, 2.0),
-    (tool_tasks.tool_call, 0.2, 1.9),
-    (tool_tasks.tool_answer, 0.2, 0.8),
+# (maker, weight at the start of training, after the warm-up, and from REFINEMENT on). Plain copying teaches the
+# circuits that the rest needs; the last stage leaves what is known for what is still wrong.
+_MIXTURE: list[tuple[Maker, float, float, float]] = [
+    (world.repeat, 8.0, 0.7, 1.2),
+    (world.chat, 0.7, 1.6, 0.8),
+    (world.numbers, 0.3, 0.8, 1.6),
+    (world.unknown, 0.3, 0.6, 0.4),
+    (world.names, 0.6, 0.6, 0.3),
+    (world.stories, 0.3, 0.3, 0.15),
+    (facts.facts, 2.0, 3.6, 3.2),
+    (facts.persona, 0.3, 0.5, 0.2),
+    (json_tasks.json_record, 1.0, 2.0, 3.2),
+    (tool_tasks.tool_call, 0.2, 1.9, 1.6),
+    (tool_tasks.tool_answer, 0.2, 0.8, 1.4),
 ]
 WARM_UP = 6480
 """The number of conversations over which the first mixture turns into the second."""
+REFINEMENT = 31_518
+"""The conversation from which the third mixture holds."""
 
 
 def training(seed: int, start: int, warm_up: int = WARM_UP) -> Iterator[Conversation]:
-    """Training conversations from index `start`; with `warm_up` 0 they are of the last mixture from the first on."""
+    """Training conversations from index `start`; with `warm_up` 0 they are of the second mixture from the first on."""
     index = start
     while True:
         blend = index / warm_up if index < warm_up else 1.0
-        weights = [first + (last - first) * blend for _, first, last in _MIXTURE]
+        refined = index >= REFINEMENT
+        weights = [late if refined else first + (mid - first) * blend for _, first, mid, late in _MIXTURE]
         rng = random.Random(f"train:{seed}:{index}")
         yield _draw(rng.choices(_MIXTURE, weights)[0][0], rng, held_out=False)
         index += 1
@@ -47,7 +51,7 @@ def held_out(seed: int, per_category: int) -> list[Conversation]:
     """`per_category` conversations of each maker, none of whose values (or dialogues) can occur in training."""
     return [
         _draw(maker, random.Random(f"held out:{seed}:{place}:{index}"), held_out=True)
-        for place, (maker, _, _) in enumerate(_MIXTURE)
+        for place, (maker, *_) in enumerate(_MIXTURE)
         for index in range(per_category)
     ]
 
