@@ -49,7 +49,8 @@ public:
           panel_tiles_(int(min_of(Kernel::kTiles, ceil_div(tiles_, 2 * threads)))),
           panels_(ceil_div(tiles_, panel_tiles_)),
           row_blocks_(int(ceil_div(args.m, kMaxRows))),
-          k_blocks_(int(ceil_div(units_ * kTileRowBytes * Kernel::kTiles, kBlockBytes))) {}
+          // A block is for being read again by the next strip of rows: with a single one, k stays whole.
+          k_blocks_(args.m <= Kernel::kRows ? 1 : int(ceil_div(units_ * kTileRowBytes * Kernel::kTiles, kBlockBytes))) {}
 
     // What one thread does: draw items (a panel for one row block) until none is left, always knowing the next one, so
     // that it can be prefetched.
@@ -109,10 +110,11 @@ private:
     }
 
     // The next block is fetched tile by tile by the last strips of this one: earlier, many rows of x would push it out of
-    // L2 again. Few strips fetch two tiles each; a single one leaves it to the hardware, which does as well where each
-    // line is read once, in order.
+    // L2 again. Few strips fetch two tiles each. A single one, which the memory holds up anyway, touches each fourth
+    // line of the next panel (its tiles adjoin): that sets the hardware's own prefetching going, and all lines were slower.
     Prefetch plan_prefetch(const PanelBlock& block, int strip, int strips) const {
-        if (block.next == nullptr || strips == 1) return {};
+        if (block.next == nullptr) return {};
+        if (strips == 1) return {block.next, kTileRowBytes * panel_tiles_, 0, 1};
         const int per_strip = strips < panel_tiles_ ? 2 : 1;
         const int first_strip = strips < panel_tiles_ ? 0 : strips - panel_tiles_;
         const int tile = (strip - first_strip) * per_strip;
