@@ -26,6 +26,7 @@ import psutil
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+MODEL = "served"
 PROMPTS = [
     "Hello! Who are you?",
     "What can you tell me about the canal?",
@@ -55,6 +56,7 @@ class Report:
 def healthy_body(index: int) -> dict[str, object]:
     """The body of healthy request `index`: greedy and seeded ones alternate; lengths differ."""
     body: dict[str, object] = {
+        "model": MODEL,
         "messages": [
             {"role": "system", "content": f"You are guide number {index}. The gate opens at {index % 12 + 1}."},
             {"role": "user", "content": PROMPTS[index % len(PROMPTS)]},
@@ -97,7 +99,7 @@ def nested(depth: int) -> str:
 
 def bad_bodies(rng: random.Random) -> tuple[str, bytes]:
     """A path and a body that must be refused with a 4xx."""
-    good: dict[str, object] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    good: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
     mutations: list[dict[str, object]] = [
         {"n": 10**9}, {"n": 0}, {"n": -1}, {"temperature": -1}, {"temperature": 10**300}, {"temperature": "hot"},
         {"top_p": 0}, {"top_p": 1.5}, {"top_k": -5}, {"top_k": 10**12}, {"max_tokens": 10**12}, {"max_tokens": 0},
@@ -119,7 +121,7 @@ def bad_bodies(rng: random.Random) -> tuple[str, bytes]:
         (f'{{"messages": {nested(50_000)}}}').encode(), (f'{{"metadata": {nested(500)}}}').encode(),
         b'{"messages": [{"role": "user", "content": "' + b"A" * 10_000_000 + b'"}]}',
     ]  # fmt: skip
-    completions: list[object] = [
+    completions: list[dict[str, object]] = [
         {"prompt": ""}, {"prompt": []}, {"prompt": [[]]}, {"prompt": [-1]}, {"prompt": [10**9]}, {"prompt": {"a": 1}},
         {"prompt": ["x"] * 100_000}, {"prompt": "x", "best_of": 10**9}, {"prompt": "x", "n": 10**9},
         {"prompt": "x", "echo": 3},
@@ -130,7 +132,7 @@ def bad_bodies(rng: random.Random) -> tuple[str, bytes]:
     if kind < 0.8:
         # The ten-megabyte body is one of many, but it must stay rare for the clock's sake.
         return CHAT, raw[-1] if rng.random() < 0.02 else rng.choice(raw[:-1])
-    return COMPLETIONS, json.dumps(rng.choice(completions)).encode()
+    return COMPLETIONS, json.dumps({"model": MODEL, **rng.choice(completions)}).encode()
 
 
 class Storm:
@@ -217,13 +219,13 @@ async def wait_idle(session: aiohttp.ClientSession, url: str, report: Report) ->
     values: dict[str, float] = {}
     for _ in range(100):
         values = await metrics(session, url)
-        if values["penstock_num_requests_running"] == 0 and values["penstock_num_requests_waiting"] == 0:
+        if values["penstock_requests_running"] == 0 and values["penstock_requests_waiting"] == 0:
             break
         await asyncio.sleep(0.1)
-    report.expect(values["penstock_num_requests_running"] == 0, "requests still run although every client is gone")
+    report.expect(values["penstock_requests_running"] == 0, "requests still run although every client is gone")
     await asyncio.sleep(2.5)  # an idle engine checks its invariants and reports
     values = await metrics(session, url)
-    free, cached, total = (values[f"penstock_kv_blocks_{name}"] for name in ("free", "cached", "total"))
+    free, cached, total = (values[f"penstock_kv_cache_{name}"] for name in ("free_blocks", "cached_blocks", "blocks"))
     report.expect(free + cached == total, f"blocks leak: {free:g} free + {cached:g} cached != {total:g}")
     report.expect(values["penstock_invariant_checks_total"] > 0, "no invariant check ran")
     report.expect(values["penstock_invariant_violations_total"] == 0, "an invariant was violated")
@@ -263,6 +265,10 @@ async def run(arguments: argparse.Namespace) -> int:
         "penstock.cli.main",
         "serve",
         *([arguments.model] if arguments.model else []),
+        "--served-model-name",
+        MODEL,
+        "--log-level",
+        "warning",
         "--port",
         str(arguments.port),
     ]

@@ -184,6 +184,8 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
         ("penstock_preemptions", "Times a sequence was set back to the queue.", stats.num_preemptions),
         ("penstock_requests_rejected", "Sequences that found the queue full.", stats.num_rejected),
         ("penstock_engine_steps", "Steps finished.", stats.num_steps),
+        ("penstock_invariant_checks", "Times an idle engine checked its invariants.", stats.num_invariant_checks),
+        ("penstock_invariant_violations", "Checks that failed. Always 0.", stats.num_invariant_violations),
         ("penstock_log_lines_dropped", "Log lines lost to a full queue.", snapshot.num_log_lines_dropped),
     ):
         yield CounterMetricFamily(name, text, value=value)
