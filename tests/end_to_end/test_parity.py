@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from whole_engine import Finished, build, engine_config, request, run
 
 from checkpoints import write_checkpoint
 from penstock.messages import EngineRequest
+from whole_engine import Finished, build, engine_config, request, run
 
 NUM_PROMPTS = 64
 MAX_TOKENS = 20
