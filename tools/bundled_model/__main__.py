@@ -16,7 +16,6 @@ def main() -> None:
     train = commands.add_parser("train", help="train, or resume; the model appears in WORK/model")
     train.add_argument("--work", type=Path, default=DEFAULT_WORK)
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--steps", type=int, default=3000)
     train.add_argument("--threads", type=int, default=1)
     train.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the same command resumes")
     evaluate = commands.add_parser("evaluate", help="exact match on held-out conversations, per category")
@@ -39,7 +38,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from tools.bundled_model.training import Plan, train
 
     torch.set_num_threads(arguments.threads)
-    plan = Plan(seed=arguments.seed, steps=arguments.steps)
+    plan = Plan(seed=arguments.seed)
     train(plan, Shape(), arguments.work, arguments.minutes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -20,23 +21,28 @@ class Plan:
     """What a run does. The same plan gives the same data in the same order."""
 
     seed: int = 0
-    steps: int = 3000
     batch: int = 18
     micro_batches: int = 3
     matrix_rate: float = 0.01
     other_rate: float = 0.004
-    warm_up: int = 60
-    decay_share: float = 0.35
+    schedule: tuple[tuple[int, float], ...] = ((0, 0.017), (59, 1.0), (1950, 1.0), (2350, 0.619), (4000, 0.02))
+    """(step, learning rate multiplier), linear in between; training ends with the last."""
     prompt_weight: float = 0.1
     """Loss weight of the tokens that the model does not have to write; the answers weigh 1."""
     average: float = 0.995
     """Decay of the running mean of the weights, which is what is exported."""
 
+    @property
+    def steps(self) -> int:
+        """The number of steps of a whole run."""
+        return self.schedule[-1][0]
+
     def rate(self, step: int) -> float:
-        """Learning rate multiplier: linear warm-up, flat, linear decay to 2 %."""
-        rising = min(1.0, (step + 1) / self.warm_up)
-        falling = min(1.0, (self.steps - step) / (self.decay_share * self.steps))
-        return rising * max(0.02, falling)
+        """The learning rate multiplier of `step`."""
+        for (start, first), (end, last) in itertools.pairwise(self.schedule):
+            if step <= end:
+                return first + (last - first) * (step - start) / (end - start)
+        return self.schedule[-1][1]
 
 
 @dataclass(frozen=True)
