@@ -89,11 +89,11 @@ def random_shape(rng: random.Random, dtype: torch.dtype) -> Shape:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_equals_the_reference(native: op_table.Ops, dtype: torch.dtype, seed: int) -> None:
     rng = random.Random(seed)
     shape = random_shape(rng, dtype)
-    lengths = [rng.choice([1, 7, 16, 40, 257, 520, 700]) for _ in range(rng.randint(1, 4))]
+    lengths = [rng.choice([1, 7, 16, 40, 257, 520]) for _ in range(rng.randint(1, 4))]
     sequences = Sequences(shape, lengths, seed)
     chunks = []
     for request, length in enumerate(lengths):
@@ -116,11 +116,11 @@ def random_cuts(rng: random.Random, length: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_bits_do_not_depend_on_chunks_batch_or_threads(native: op_table.Ops, dtype: torch.dtype, seed: int) -> None:
     rng = random.Random(100 + seed)
     shape = random_shape(rng, dtype)
-    lengths = [rng.choice([3, 33, 260, 530, 800]) for _ in range(3)]
+    lengths = [rng.choice([3, 33, 260, 530]) for _ in range(3)]
     whole = Sequences(shape, lengths, seed)
     expected = [whole.attend(native, [(request, 0, length)])[0] for request, length in enumerate(lengths)]
 
@@ -139,7 +139,7 @@ def test_bits_do_not_depend_on_chunks_batch_or_threads(native: op_table.Ops, dty
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_long_decode_is_shared_and_equals_its_prefill(native: op_table.Ops, dtype: torch.dtype) -> None:
     shape = Shape(4, 1, 64, dtype)
-    length = 5000
+    length = 3000
     sequences = Sequences(shape, [length], 0)
     prefill = sequences.attend(native, [(0, 0, length)])[0]
     for num_threads in (1, 2, 5):

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def _check_caches(key_cache: Tensor, value_cache: Tensor, head_dim: int, dtype: torch.dtype) -> None:
     assert key_cache.dtype is dtype and value_cache.dtype is dtype, (key_cache.dtype, value_cache.dtype, dtype)
     assert key_cache.is_contiguous() and value_cache.is_contiguous()
-    slots = key_cache.shape[0] * key_cache.shape[1] * BLOCK_SLOTS
-    assert key_cache.numel() == value_cache.numel() == slots * head_dim, (key_cache.shape, value_cache.shape, head_dim)
+    num_blocks, num_kv_heads = key_cache.shape[:2]
+    size = num_blocks * num_kv_heads * BLOCK_SLOTS * head_dim
+    assert key_cache.numel() == size == value_cache.numel(), (key_cache.shape, value_cache.shape, head_dim)
     assert head_dim <= MAX_HEAD_DIM and head_dim % 2 == 0, head_dim
 
 
@@ -72,11 +73,12 @@ def paged_attention(
     tokens, num_heads, head_dim = q_THD.shape
     requests, max_blocks = block_tables_RW.shape
     dtype, num_kv_heads = q_THD.dtype, key_cache.shape[1]
-    _check_caches(key_cache, value_cache, head_dim, dtype)
+    # The caches' whole shape is checked where they are written, in rope_and_cache: microseconds count here.
+    assert key_cache.dtype is dtype and value_cache.dtype is dtype, (key_cache.dtype, value_cache.dtype, dtype)
     q_stride, head_stride, dim_stride = q_THD.stride()
     assert dim_stride == 1 and head_stride == head_dim and num_heads % num_kv_heads == 0, (q_THD.shape, q_THD.stride())
     assert block_tables_RW.dtype is context_lens_R.dtype is query_starts.dtype is torch.int32
-    assert context_lens_R.shape == (requests,) and query_starts.shape == (requests + 1,)
+    assert context_lens_R.numel() == requests == query_starts.numel() - 1, (context_lens_R.shape, query_starts.shape)
     assert block_tables_RW.is_contiguous() and scale > 0.0 and sliding_window >= 0
     out = torch.empty((tokens, num_heads * head_dim), dtype=dtype)
     kernels.paged_attention(
