@@ -117,7 +117,8 @@ METRICS = {
     "penstock_kv_cache_free_blocks", "penstock_kv_cache_cached_blocks", "penstock_engine_last_step_seconds",
     "penstock_engine_drain_tokens_per_second", "penstock_ready", "penstock_prompt_tokens", "penstock_prefix_hit_tokens",
     "penstock_output_tokens", "penstock_preemptions", "penstock_requests_rejected", "penstock_engine_steps",
-    "penstock_log_lines_dropped", "penstock_build_info", "vllm:num_requests_running", "vllm:num_requests_waiting",
+    "penstock_invariant_checks", "penstock_invariant_violations", "penstock_log_lines_dropped", "penstock_build_info",
+    "vllm:num_requests_running", "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
 }  # fmt: skip
 
