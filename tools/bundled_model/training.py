@@ -25,10 +25,19 @@ class Plan:
     micro_batches: int = 3
     matrix_rate: float = 0.01
     other_rate: float = 0.004
-    schedule: tuple[tuple[int, float], ...] = ((0, 0.017), (59, 1.0), (1950, 1.0), (2350, 0.619), (4000, 0.02))
+    schedule: tuple[tuple[int, float], ...] = (
+        (0, 0.017),
+        (59, 1.0),
+        (1950, 1.0),
+        (2350, 0.619),
+        (3239, 0.296),
+        (4300, 0.02),
+    )
     """(step, learning rate multiplier), linear in between; training ends with the last."""
     prompt_weight: float = 0.1
-    """Loss weight of the tokens that the model does not have to write; the answers weigh 1."""
+    """Loss weight of the tokens that the model does not have to write, up to `prompt_steps`; the answers weigh 1."""
+    prompt_steps: int = 3239
+    """From this step on only the answers count: by then the rest of the loss is the noise of made-up values."""
     average: float = 0.995
     """Decay of the running mean of the weights, which is what is exported."""
 
@@ -52,6 +61,7 @@ class Batch:
     ids: Tensor
     labels: Tensor
     weights: Tensor
+    num_tokens: int
 
 
 class Batches:
@@ -60,6 +70,7 @@ class Batches:
     def __init__(self, plan: Plan, bpe: Tokenizer, first_step: int) -> None:
         self.plan = plan
         self.bpe = bpe
+        self.first_step = first_step
         self.pad, self.start, self.end, self.role = (
             int(bpe.token_to_id(token) or 0)
             for token in (tokenizer.END_OF_TEXT, tokenizer.IM_START, tokenizer.IM_END, "assistant")
@@ -67,16 +78,20 @@ class Batches:
         self.source = corpus.training(plan.seed, first_step * plan.batch)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        while True:
-            examples = [self._example(next(self.source).text()) for _ in range(self.plan.batch)]
+        for step in itertools.count(self.first_step):
+            weight = self.plan.prompt_weight if step < self.plan.prompt_steps else 0.0
+            examples = [self._example(next(self.source).text(), weight) for _ in range(self.plan.batch)]
             examples.sort(key=lambda example: len(example[0]))
             size = self.plan.batch // self.plan.micro_batches
             yield [self._padded(examples[place : place + size]) for place in range(0, len(examples), size)]
 
-    def _example(self, text: str) -> tuple[list[int], list[float]]:
-        """Ids, and per id the weight of predicting it: 1 from the start of an answer to its end marker."""
+    def _example(self, text: str, prompt_weight: float) -> tuple[list[int], list[float]]:
+        """Ids, and per id the weight of predicting it: 1 from the start of an answer to its end marker.
+
+        `prompt_weight` is that of all others.
+        """
         ids = self.bpe.encode(text.removesuffix("\n")).ids
-        weights = [self.plan.prompt_weight] * len(ids)
+        weights = [prompt_weight] * len(ids)
         inside = False
         for place in range(3, len(ids)):
             inside = inside or (ids[place - 3] == self.start and ids[place - 2] == self.role)
@@ -92,7 +107,7 @@ class Batches:
         for row, (tokens, importance) in enumerate(examples):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             weights[row, : len(tokens)] = torch.tensor(importance)
-        return Batch(ids[:, :-1], ids[:, 1:], weights[:, 1:])
+        return Batch(ids[:, :-1], ids[:, 1:], weights[:, 1:], sum(len(tokens) for tokens, _ in examples))
 
 
 class Optimizer:
@@ -186,7 +201,7 @@ def train(plan: Plan, shape: Shape, directory: Path, minutes: float, log_every: 
     losses: list[float] = []
     for step, batches in zip(range(first, plan.steps), Batches(plan, bpe, first), strict=False):
         losses.append(_accumulate(network, optimizer, batches, step))
-        tokens += sum(int((batch.weights > 0).sum()) for batch in batches)
+        tokens += sum(batch.num_tokens for batch in batches)
         now = time.monotonic()
         if (step + 1) % log_every == 0:
             elapsed = seconds + now - began
