@@ -95,7 +95,7 @@ def our_config(path, kernels: str) -> EngineConfig:
         load_format="safetensors",
         dtype="float32",
         seed=0,
-        num_threads=2,
+        num_threads=1,
         kernels=kernels,
         max_memory_bytes=1 << 30,
         cache=CacheConfig(block_size=16, num_blocks=64),

@@ -41,7 +41,7 @@ def engine_config(path: Path, **overrides: Any) -> EngineConfig:
         "load_format": "safetensors",
         "dtype": "float32",
         "seed": 0,
-        "num_threads": 2,
+        "num_threads": 1,
         "kernels": "native",
         "max_memory_bytes": 2 << 30,
         "max_model_len_is_auto": False,
