@@ -18,14 +18,14 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
     """`count` uninitialised elements, flat, 64-byte aligned; at a huge page's boundary if larger than one."""
     nbytes = count * dtype.itemsize
     if nbytes <= _HUGE_PAGE_BYTES:
-        return _aligned(torch.empty(count + 64 // dtype.itemsize, dtype=dtype), count, 64)
+        small = torch.empty(count + 64 // dtype.itemsize, dtype=dtype)
+        offset = -small.data_ptr() % 64 // dtype.itemsize
+        return small[offset : offset + count]
     # The slack is never touched, so it costs address space only.
     memory = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    storage = torch.frombuffer(memory, dtype=torch.uint8)
+    offset = -storage.data_ptr() % _HUGE_PAGE_BYTES
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return _aligned(torch.frombuffer(memory, dtype=dtype), count, _HUGE_PAGE_BYTES)
-
-
-def _aligned(storage: Tensor, count: int, alignment_bytes: int) -> Tensor:
-    offset = -storage.data_ptr() % alignment_bytes // storage.element_size()
-    return storage[offset : offset + count]
+        # The last, partly used page stays small: over many tensors its unused part would add up.
+        memory.madvise(mmap.MADV_HUGEPAGE, offset, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
+    return storage[offset : offset + nbytes].view(dtype)
