@@ -7,6 +7,8 @@
 namespace penstock {
 
 NB_MODULE(_native, m) {
+    // Op tables live as long as the interpreter, which does not collect them at its end; nanobind would call that a leak.
+    nb::set_leak_warnings(false);
     m.doc() = "Penstock's CPU kernels. Use them through penstock.kernels.ops.";
 
     KernelsClass kernels(m, "Kernels");
