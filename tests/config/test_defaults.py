@@ -59,10 +59,8 @@ def test_a_memory_limit_lowers_what_is_available(tmp_path: Path) -> None:
     assert available_memory_bytes(tmp_path) > 1_000_000
 
 
-def test_facts_leave_room_for_the_rest_of_the_machine(tmp_path: Path) -> None:
-    facts = machine_facts(tmp_path)
-    assert 0 < facts.available_memory_bytes < psutil.virtual_memory().total
-    assert facts.num_cores >= 1
+def test_facts_of_this_machine(tmp_path: Path) -> None:
+    assert 1 <= machine_facts(tmp_path).num_cores <= psutil.cpu_count()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])

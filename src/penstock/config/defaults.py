@@ -18,7 +18,6 @@ from penstock.config.settings import Settings
 
 _CGROUP = Path("/sys/fs/cgroup")
 # What stays free for the system, the API process and the page cache of the weights being read.
-_MEMORY_FRACTION = 0.9
 
 
 def engine_options(settings: Settings) -> EngineOptions:
@@ -44,7 +43,6 @@ def machine_facts(cgroup: Path = _CGROUP) -> MachineFacts:
     """What this process may use here, a container's limits included."""
     return MachineFacts(
         num_cores=usable_cores(cgroup),
-        available_memory_bytes=int(available_memory_bytes(cgroup) * _MEMORY_FRACTION),
         has_native=importlib.util.find_spec("penstock._native") is not None,
     )
 

@@ -32,18 +32,23 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """num_cores: that this process may use. available_memory_bytes: free for us, cgroup limits included.
-    has_native: the compiled kernels can be imported."""
+    """num_cores: that this process may use. has_native: the compiled kernels can be imported."""
 
     num_cores: int
-    available_memory_bytes: int
     has_native: bool = True
 
 
 def resolve_engine_config(
-    model_path: str, model: ModelConfig, options: EngineOptions, machine: MachineFacts
+    model_path: str,
+    model: ModelConfig,
+    options: EngineOptions,
+    machine: MachineFacts,
+    target_step_s: float = TARGET_STEP_S,
 ) -> EngineConfig:
-    """Chooses every value that `options` leaves open. Raises ConfigError when two wishes contradict each other."""
+    """Chooses every value that `options` leaves open. Raises ConfigError when two wishes contradict each other.
+
+    target_step_s: seconds; 0 where nobody watches a stream and the largest steps are the best.
+    """
     max_model_len = options.max_model_len or model.max_context_len
     if max_model_len > model.max_context_len:
         raise ConfigError(
@@ -76,7 +81,7 @@ def resolve_engine_config(
             max_num_queued_tokens=options.max_num_queued_tokens,
             watermark_blocks=0,
             policy=options.scheduling_policy,
-            target_step_s=TARGET_STEP_S,
+            target_step_s=target_step_s,
         ),
         max_model_len_is_auto=options.max_model_len == 0,
     )

@@ -57,7 +57,9 @@ class LLM:
                 param=unknown[0],
             )
         path = resolve(model, revision) if model else BUNDLED_MODEL
-        config = resolve_engine_config(str(path), read_model_config(path), EngineOptions(**options), machine_facts())
+        config = resolve_engine_config(
+            str(path), read_model_config(path), EngineOptions(**options), machine_facts(), target_step_s=0.0
+        )
         tokenizer = Tokenizer.load(path)
         chat_template = ChatTemplate.load(path)
         self._core, self.ready = build_engine(config, on_progress or _ignore_progress)
