@@ -20,6 +20,10 @@ from penstock.base.errors import ContextOverflowError, DrainingError, PenstockEr
 from penstock.config.settings import Settings
 from penstock.frontend.engine_client import RequestStream
 from penstock.frontend.output import LogprobEntry, TextOutput, TokenEntry
+from penstock.frontend.parsers import hermes
+from penstock.frontend.parsers.choose import OutputStyle
+from penstock.frontend.parsers.parts import PartParser
+from penstock.frontend.parsers.reasoning import ReasoningTags
 from penstock.frontend.processor import Chat, Prompt
 from penstock.messages import (
     EngineReady,
@@ -41,6 +45,7 @@ from penstock.server.text import GenerationRequest, Sequenced
 
 REPLY = "You said: "
 EOS = 3
+STYLE = OutputStyle(hermes.FORMAT, ReasoningTags("<think>", "</think>"))
 MAX_MODEL_LEN = 4096
 
 
@@ -151,15 +156,24 @@ def _logprob(token_id: int, num_top: int) -> TokenLogprobs:
 
 
 class FakeState:
-    """Detokenizer of one sequence, with stop strings."""
+    """Detokenizer of one sequence, with stop strings, and calls in Hermes style."""
 
-    def __init__(self, request: EngineRequest) -> None:
+    def __init__(self, request: EngineRequest, parser: PartParser | None) -> None:
         self._request = request
+        self._parser = parser
         self._num_tokens = 0
         self._sent = 0
         self._text = ""
 
     def process(self, output: RequestOutput) -> TextOutput:
+        result = self._to_text(output)
+        if self._parser is not None:
+            result.parts = self._parser.feed(result.text)
+            if result.finish_reason is not None:
+                result.parts += self._parser.finish()
+        return result
+
+    def _to_text(self, output: RequestOutput) -> TextOutput:
         result = TextOutput("", output.token_ids, finish_reason=output.finish_reason)
         if output.prompt_logprobs is not None:
             entries = [_entry(logprobs, offset) for offset, logprobs in enumerate(output.prompt_logprobs, 1)]
@@ -194,8 +208,6 @@ def _entry(logprobs: TokenLogprobs, offset: int) -> LogprobEntry:
 class FakeText:
     """The text layer: code points as tokens."""
 
-    has_tool_calls = True
-
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
 
@@ -223,7 +235,8 @@ class FakeText:
                     namespace=request.namespace, priority=request.priority, arrival_s=request.arrival_s,
                     deadline_s=request.deadline_s,
                 )  # fmt: skip
-                sequences.append(Sequenced(engine_request, FakeState(engine_request), prompt))
+                parser = STYLE.parser(source.tools) if isinstance(source, Chat) else None
+                sequences.append(Sequenced(engine_request, FakeState(engine_request, parser), prompt))
         return sequences
 
 

@@ -61,6 +61,11 @@ class ChatTemplate:
     def from_files(cls, files: TextFiles) -> ChatTemplate:
         return cls(files.templates, files.special_tokens)
 
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The templates' own text, by name."""
+        return self._sources
+
     def __bool__(self) -> bool:
         """Whether the checkpoint has a template at all."""
         return bool(self._templates)

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from penstock.frontend.parsers.parts import Part, PartParser
 from penstock.frontend.stop_strings import StopStringMatcher
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages import ErrorInfo, FinishReason, RequestOutput, RequestTimings, SamplingParams, TokenLogprobs
@@ -43,10 +44,12 @@ class TextOutput(msgspec.Struct, gc=False):
     end-of-sequence token). must_abort: a stop string ended it, so the engine has to be told (AbortRequest with
     FinishReason.STOP); no further engine output is to be passed in.
     num_output_tokens: tokens generated so far, the one that ended it included.
+    parts: what a parser made of the text so far that it had not given out; None without a parser.
     """
 
     text: str
     token_ids: list[int]
+    parts: list[Part] | None = None
     logprobs: list[LogprobEntry] | None = None
     prompt_logprobs: list[LogprobEntry | None] | None = None
     finish_reason: FinishReason | None = None
@@ -69,15 +72,25 @@ class OutputState:
         "_min_tokens",
         "_num_chars",
         "_num_tokens",
+        "_parser",
         "_prompt_token_ids",
         "_stream",
         "_tokenizer",
         "_with_logprobs",
     )
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_token_ids: list[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        prompt_token_ids: list[int],
+        parser: PartParser | None = None,
+        markers: frozenset[str] = frozenset(),
+    ) -> None:
+        """parser: takes the text apart. markers: special tokens that it has to see."""
         self._tokenizer: Final = tokenizer
-        self._stream: Final = tokenizer.detokenizer(skip_special_tokens=sampling.skip_special_tokens)
+        self._stream: Final = tokenizer.detokenizer(skip_special_tokens=sampling.skip_special_tokens, markers=markers)
+        self._parser: Final = parser
         self._matcher: Final = (
             StopStringMatcher(sampling.stop, include_in_output=sampling.include_stop_str_in_output)
             if sampling.stop
@@ -105,6 +118,10 @@ class OutputState:
             self._process_each(output, token_ids, result)
         if result.finish_reason is not None and not result.must_abort:
             self._finish(output, result)
+        if self._parser is not None:
+            result.parts = self._parser.feed(result.text) if result.text else []
+            if result.finish_reason is not None:
+                result.parts += self._parser.finish()
         result.num_output_tokens = self._num_tokens
         result.num_prompt_tokens = output.num_prompt_tokens or len(self._prompt_token_ids)
         result.num_cached_tokens = output.num_cached_tokens

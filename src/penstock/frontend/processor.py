@@ -18,6 +18,7 @@ import msgspec
 from penstock.base.errors import ContextOverflowError, ValidationError
 from penstock.frontend.chat_template import ChatTemplate
 from penstock.frontend.output import OutputState
+from penstock.frontend.parsers.choose import OutputStyle
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages import EngineRequest, SamplingParams
 
@@ -41,10 +42,14 @@ class Chat:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What goes into the engine. text: what the tokens were made from; None when they came as ids."""
+    """What goes into the engine. text: what the tokens were made from; None when they came as ids.
+
+    opening: for a chat, what its template wrote behind the last text of a message.
+    """
 
     token_ids: list[int]
     text: str | None = None
+    opening: str = ""
 
 
 class Processor:
@@ -62,6 +67,7 @@ class Processor:
         """vocab_size: the model's, which may be larger than the tokenizer's. num_threads: for long prompts."""
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self.output_style = OutputStyle.of(chat_template)
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
@@ -86,7 +92,8 @@ class Processor:
             variables=chat.variables,
         )
         self._check_chars(rendered.text, "messages")
-        return self._checked(Prompt(self.tokenizer.encode_prompt(rendered), rendered.text), "messages")
+        opening = rendered.text[rendered.user_spans[-1][1] if rendered.user_spans else 0 :]
+        return self._checked(Prompt(self.tokenizer.encode_prompt(rendered), rendered.text, opening), "messages")
 
     def text_prompt(self, text: str, *, add_special_tokens: bool = True, parse_control_tokens: bool = False) -> Prompt:
         """A prompt that is no conversation. Control tokens written out in it stay text, unless they are to be parsed.
@@ -191,9 +198,13 @@ class Processor:
             for index in range(sampling.n)
         ]
 
-    def output_state(self, prompt: Prompt, sampling: SamplingParams) -> OutputState:
-        """The text side of one choice of a request."""
-        return OutputState(self.tokenizer, sampling, prompt.token_ids)
+    def output_state(self, prompt: Prompt, sampling: SamplingParams, chat: Chat | None = None) -> OutputState:
+        """The text side of one choice of a request. chat: what the prompt was made from; its answer is taken apart."""
+        if chat is None:
+            return OutputState(self.tokenizer, sampling, prompt.token_ids)
+        parser = self.output_style.parser(chat.tools, prompt.opening)
+        markers = self.output_style.markers(with_tools=bool(chat.tools)) if parser is not None else frozenset()
+        return OutputState(self.tokenizer, sampling, prompt.token_ids, parser, markers)
 
     def _max_tokens(self, sampling: SamplingParams, num_prompt_tokens: int) -> int:
         room = self.max_model_len - num_prompt_tokens

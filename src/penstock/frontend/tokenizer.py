@@ -84,9 +84,9 @@ class Tokenizer:
         self.control_token_ids = frozenset(self._control.ids.values())
         self._longest_token: int | None = None
         unknown = range(self._control.first_stand_in_id, self._control.first_stand_in_id + len(self._control.ids))
-        self._tables = {
-            skip: self._table({*unknown, *self.special_token_ids} if skip else unknown) for skip in (False, True)
-        }
+        self._skipped_ids = frozenset((*unknown, *self.special_token_ids))
+        self._tables = {False: self._table(unknown), True: self._table(self._skipped_ids)}
+        self._marker_tables: dict[frozenset[str], ByteTable | PieceTable] = {}
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -112,6 +112,17 @@ class Tokenizer:
         if self._kind.name == "byte_level":
             return ByteTable(self._backend.id_to_token, ids)
         return PieceTable(self._backend.id_to_token, ids, self._kind)
+
+    def _marker_table(self, markers: frozenset[str]) -> ByteTable | PieceTable:
+        kept = {
+            token_id
+            for token_id in self.special_token_ids
+            if (content := (self._backend.id_to_token(token_id) or "").strip())
+            and any(content in marker for marker in markers)
+        }
+        table = self._table(self._skipped_ids - kept)
+        self._marker_tables[markers] = table
+        return table
 
     # Text to ids
 
@@ -166,9 +177,14 @@ class Tokenizer:
 
     # Ids to text
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new stream of text. Ids outside the vocabulary contribute nothing."""
+    def detokenizer(self, *, skip_special_tokens: bool = True, markers: frozenset[str] = frozenset()) -> Detokenizer:
+        """A new stream of text. Ids outside the vocabulary contribute nothing.
+
+        markers: special tokens that are one, or part of one, are text all the same; each set gets a table of its own.
+        """
         table = self._tables[skip_special_tokens]
+        if markers and skip_special_tokens:
+            table = self._marker_tables.get(markers) or self._marker_table(markers)
         return ByteLevelDetokenizer(table) if isinstance(table, ByteTable) else PieceDetokenizer(table, self._kind)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

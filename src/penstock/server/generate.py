@@ -11,12 +11,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from starlette.types import Receive, Scope, Send
 
 from penstock.base.errors import DrainingError, PenstockError
 from penstock.frontend.output import LogprobEntry, TextOutput
+from penstock.frontend.parsers.parts import ParseWarning, Part, ToolCall, merge_parts
 from penstock.messages import ErrorInfo, FinishReason, RequestOutput
 from penstock.observability.metrics import ServerMetrics
 from penstock.observability.usage import UsageRecord
@@ -26,6 +27,8 @@ from penstock.server.text import GenerationRequest, Sequenced
 
 logger = logging.getLogger(__name__)
 
+# How a sequence ended, where it ended by itself and holds calls; else it is a FinishReason's value.
+TOOL_CALLS: Final = "tool_calls"
 # After a stop string the answer is out; the engine's own last word, with the timings, follows within a step.
 LAST_WORD_S = 5.0
 
@@ -48,6 +51,9 @@ class Choice:
     stream: OutputStream
     is_first_of_prompt: bool
     pieces: list[str] = field(default_factory=list)
+    parts: list[Part] | None = None  # what a parser made of the text, where there is one
+    num_calls: int = 0
+    warnings: list[ParseWarning] = field(default_factory=list)
     logprobs: list[LogprobEntry] | None = None
     prompt_logprobs: list[LogprobEntry | None] | None = None
     finish_reason: str = ""
@@ -63,6 +69,13 @@ class Choice:
     @property
     def text(self) -> str:
         return "".join(self.pieces)
+
+    @property
+    def message(self) -> list[Part]:
+        """The whole answer in order: content, reasoning, calls."""
+        if self.parts is None:
+            return [text] if (text := self.text) else []
+        return [part for part in merge_parts(self.parts) if not isinstance(part, ParseWarning)]
 
 
 class Answer(Protocol):
@@ -259,6 +272,8 @@ class _Run:
             delta = self._to_text(choice, held)
             held = None
             choice.pieces.append(delta.text)
+            if delta.parts is not None:
+                choice.parts = [*(choice.parts or ()), *delta.parts]
             if delta.logprobs is not None:
                 choice.logprobs = [*(choice.logprobs or ()), *delta.logprobs]
             if delta.finish_reason is not None:
@@ -285,8 +300,13 @@ class _Run:
         choice.num_output_tokens = delta.num_output_tokens
         if delta.prompt_logprobs is not None:
             choice.prompt_logprobs = delta.prompt_logprobs
+        if delta.parts:
+            choice.num_calls += sum(isinstance(part, ToolCall) for part in delta.parts)
+            choice.warnings += [part for part in delta.parts if isinstance(part, ParseWarning)]
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason.value, delta.stop_reason
+            if choice.num_calls and choice.finish_reason == "stop":
+                choice.finish_reason = TOOL_CALLS
             if delta.must_abort and not choice.is_over:
                 assert self._engine is not None
                 self._engine.abort([choice.sequenced.request.request_id], FinishReason.STOP)

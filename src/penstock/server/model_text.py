@@ -14,7 +14,6 @@ from penstock.frontend.processor import Chat, Processor, Prompt
 from penstock.frontend.text_files import TextFiles
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages.bounds import MAX_ENTRIES
-from penstock.server.hermes import OPEN
 from penstock.server.text import GenerationRequest, Sequenced
 
 
@@ -25,14 +24,12 @@ class TextParts:
         files = TextFiles.read(path)
         self.tokenizer = Tokenizer.from_files(files)
         self.chat_template = ChatTemplate.from_files(files)
-        self.has_tool_calls = any(OPEN in source for source in files.templates.values())
 
 
 class ModelText:
     """Prepares requests for one engine. max_model_len and vocab_size are the engine's."""
 
     def __init__(self, parts: TextParts, max_model_len: int, vocab_size: int) -> None:
-        self.has_tool_calls = parts.has_tool_calls
         self._processor = Processor(parts.tokenizer, parts.chat_template, max_model_len, vocab_size)
 
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
@@ -56,7 +53,10 @@ class ModelText:
                 arrival_s=request.arrival_s,
                 deadline_s=request.deadline_s,
             )
-            sequences += [Sequenced(one, processor.output_state(prompt, sampling), prompt) for one in engine_requests]
+            chat = source if isinstance(source, Chat) else None
+            sequences += [
+                Sequenced(one, processor.output_state(prompt, sampling, chat), prompt) for one in engine_requests
+            ]
         return sequences
 
     async def _prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool) -> Prompt:

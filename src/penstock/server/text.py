@@ -46,8 +46,6 @@ class Sequenced:
 class TextLayer(Protocol):
     """Chat template, tokenizer and detokenizer of the served model: frontend.Processor behind `ModelText`."""
 
-    has_tool_calls: bool  # the chat template tells the model to write calls in Hermes style
-
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         """Renders, encodes and checks a request. Raises ValidationError, ContextOverflowError."""
         ...

@@ -9,11 +9,11 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
+from penstock.frontend.parsers.parts import ParseWarning, Reasoning, ToolCall
 from penstock.frontend.processor import Chat
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
-from penstock.server.hermes import HermesParser, ParsedCall
 from penstock.server.openai import decode, render
 from penstock.server.openai.schema import ChatRequest
 from penstock.server.state import ServerState
@@ -44,6 +44,7 @@ class _Choice(msgspec.Struct, omit_defaults=True):
     logprobs: render.ChatLogprobs | None
     finish_reason: str
     stop_reason: str | int | None = None
+    warnings: list[render.WarningBody] | None = None
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
@@ -95,8 +96,7 @@ class ChatFormat:
             arrival_s=arrival_s,
             deadline_s=arrival_s + timeout_s,
         )
-        parses_calls = uses_tools and state.text is not None and state.text.has_tool_calls
-        answer = ChatAnswer(state, exchange.request_id, request, parses_calls=parses_calls)
+        answer = ChatAnswer(state, exchange.request_id, request)
         return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
 
     def error_body(self, error: ErrorInfo) -> bytes:
@@ -120,13 +120,13 @@ def _uses_tools(request: ChatRequest) -> bool:
 class ChatAnswer:
     """Renders one chat answer, streamed or whole."""
 
-    def __init__(self, state: ServerState, request_id: str, request: ChatRequest, *, parses_calls: bool) -> None:
+    def __init__(self, state: ServerState, request_id: str, request: ChatRequest) -> None:
         self._id = f"chatcmpl-{request_id}"
         self._created = int(state.now_s())
         self._model = request.model
         self._fingerprint = state.system_fingerprint
         self._num_top = request.top_logprobs or 0
-        self._parsers: dict[int, HermesParser] | None = {} if parses_calls else None
+        self._num_calls: dict[int, int] = {}  # sent, by choice
         self._started: set[int] = set()
         if request.stream:
             options = request.stream_options
@@ -141,8 +141,8 @@ class ChatAnswer:
 
     def event(self, choice: Choice, delta: TextOutput) -> bytes:
         """The server-sent events for a delta; empty when it has nothing to say yet."""
-        if self._parsers is not None:
-            return self._event_with_calls(choice, delta)
+        if delta.parts is not None:
+            return self._events_of_parts(choice, delta)
         if delta.finish_reason is None and delta.logprobs is None and choice.index == 0 and 0 in self._started:
             return self._text_head + render.encode(delta.text) + self._text_tail if delta.text else b""
         if not delta.text and not delta.logprobs and delta.finish_reason is None:
@@ -181,58 +181,57 @@ class ChatAnswer:
         )  # fmt: skip
         if finish_reason is not None and choice.stop_reason is not None:
             event += b',"stop_reason":' + render.encode(choice.stop_reason)
+        if finish_reason is not None and choice.warnings:
+            event += b',"warnings":' + render.encode(warning_bodies(choice.warnings))
         return event + b"}" + self._tail
 
     def _logprobs_bytes(self, logprobs: Sequence[LogprobEntry] | None) -> bytes:
         return b"null" if logprobs is None else render.encode(render.chat_logprobs(logprobs, self._num_top))
 
-    def _event_with_calls(self, choice: Choice, delta: TextOutput) -> bytes:
-        assert self._parsers is not None
-        parser = self._parsers.setdefault(choice.index, HermesParser())
-        found = parser.feed(delta.text)
-        finish_reason: str | None = None
-        if delta.finish_reason is not None:
-            found += parser.finish()
-            choice.finish_reason = finish_reason = _finish_reason(delta.finish_reason.value, parser)
+    def _events_of_parts(self, choice: Choice, delta: TextOutput) -> bytes:
         events: list[bytes] = []
         logprobs = delta.logprobs
-        first_call = parser.num_calls - sum(isinstance(item, ParsedCall) for item in found)
-        for item in found:
-            if isinstance(item, str):
-                inner = b'"content":' + render.encode(item)
+        for part in delta.parts or ():
+            if isinstance(part, str):
+                inner = b'"content":' + render.encode(part)
+            elif isinstance(part, Reasoning):
+                inner = b'"reasoning_content":' + render.encode(part.text)
+            elif isinstance(part, ToolCall):
+                inner = b'"tool_calls":' + render.encode([self._call_delta(choice, part)])
             else:
-                inner = b'"tool_calls":' + render.encode([self._call_delta(choice, first_call, item)])
-                first_call += 1
+                continue  # warnings come with the end
             events.append(self._full_event(choice, inner, logprobs, None))
             logprobs = None
-        if finish_reason is not None or logprobs:
+        if delta.finish_reason is not None or logprobs:
+            finish_reason = choice.finish_reason if delta.finish_reason is not None else None
             events.append(self._full_event(choice, b"", logprobs, finish_reason))
         return b"".join(events)
 
-    def _call_delta(self, choice: Choice, index: int, call: ParsedCall) -> _ToolCallDelta:
-        return _ToolCallDelta(index, self._call_id(choice, index), _Function(call.name, call.arguments))
+    def _call_delta(self, choice: Choice, call: ToolCall) -> _ToolCallDelta:
+        index = self._num_calls.get(choice.index, 0)
+        self._num_calls[choice.index] = index + 1
+        return _ToolCallDelta(index, self._call_id(choice, index, call), _Function(call.name, call.arguments))
 
-    def _call_id(self, choice: Choice, index: int) -> str:
-        return f"call_{self._id.removeprefix('chatcmpl-')}_{choice.index}_{index}"
+    def _call_id(self, choice: Choice, index: int, call: ToolCall) -> str:
+        return call.call_id or f"call_{self._id.removeprefix('chatcmpl-')}_{choice.index}_{index}"
 
     def _choice_body(self, choice: Choice) -> _Choice:
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
-        if self._parsers is not None:
-            parser = HermesParser()
-            found = parser.feed(choice.text) + parser.finish()
-            choice.finish_reason = _finish_reason(choice.finish_reason, parser)
-            calls = [item for item in found if isinstance(item, ParsedCall)]
-            message["content"] = "".join(item for item in found if isinstance(item, str)) or None
-            if calls:
-                message["tool_calls"] = [
-                    _ToolCall(self._call_id(choice, index), _Function(call.name, call.arguments))
-                    for index, call in enumerate(calls)
-                ]
-            elif message["content"] is None:
-                message["content"] = ""
+        parts = choice.message
+        calls = [part for part in parts if isinstance(part, ToolCall)]
+        content = "".join(part for part in parts if isinstance(part, str))
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        reasoning = "".join(part.text for part in parts if isinstance(part, Reasoning))
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [
+                _ToolCall(self._call_id(choice, index, call), _Function(call.name, call.arguments))
+                for index, call in enumerate(calls)
+            ]
         logprobs = render.chat_logprobs(choice.logprobs, self._num_top) if choice.logprobs is not None else None
-        return _Choice(choice.index, message, logprobs, choice.finish_reason, choice.stop_reason)
+        warnings = warning_bodies(choice.warnings) or None
+        return _Choice(choice.index, message, logprobs, choice.finish_reason, choice.stop_reason, warnings)
 
 
-def _finish_reason(finish_reason: str, parser: HermesParser) -> str:
-    return "tool_calls" if parser.num_calls and finish_reason == "stop" else finish_reason
+def warning_bodies(warnings: Sequence[ParseWarning]) -> list[render.WarningBody]:
+    return [render.WarningBody(warning.kind, warning.detail) for warning in warnings]

@@ -41,6 +41,13 @@ class ErrorBody(msgspec.Struct):
     error: ErrorFields
 
 
+class WarningBody(msgspec.Struct):
+    """Our addition to OpenAI's format: what a client should know that is no error. code is stable."""
+
+    code: str
+    message: str
+
+
 class TopLogprob(msgspec.Struct):
     token: str
     logprob: float
