@@ -2,7 +2,8 @@
 """Runs the benchmarks one after another: `make bench` is `run.py --short`.
 
     run.py --short                    ops, and the offline comparison in small: under 15 minutes
-    run.py [--model DIR]              everything: ops, offline, server, server overhead, start-up; an hour and more
+    run.py [--model DIR]              everything, also scheduler, prefix cache, server and its overhead, start-up;
+                                      an hour and more
 
 Peers take part when their environments exist (benchmarks/peers/setup.sh). The model is --model, else
 $BENCH_MODEL, else benchmarks/work/llama3.2-1b where it exists, else a tiny checkpoint that is made here.
@@ -59,6 +60,8 @@ def steps(options: argparse.Namespace) -> list[Step]:
     tiny = ("--model", str(tiny_model()), "--threads", str(options.threads), "--overhead")
     return [
         Step("ops", "ops.py"),
+        Step("scheduler", "scheduler.py"),
+        Step("prefix cache", "prefix_cache.py"),
         offline,
         Step("server", "peers/server.py", model),
         Step("server overhead", "peers/server.py", (*tiny, "--name", "server-overhead")),
