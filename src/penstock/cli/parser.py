@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from penstock.cli.bench_parser import add_bench
 from penstock.config.settings import SPECS, ResolvedSettings, SettingSpec, nearest, resolve
 
 _ENGINE_GROUPS = ("Model", "Engine")
@@ -44,6 +45,7 @@ def build_parser() -> Parser:
     _add_serve(commands)
     _add_chat(commands)
     _add_run(commands)
+    add_bench(commands, _command, Parser)
     _add_doctor(commands)
     _add_config(commands)
     return parser

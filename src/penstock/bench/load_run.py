@@ -1,0 +1,233 @@
+"""One run: takes requests from a plan in their order and sends each when it is due.
+
+Open loop: a request is sent at its own time, whatever became of those before it. Closed loop: `concurrency` users, each
+of whom sends the next when the last has ended. The turns of a session follow one another in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from penstock.bench.load_client import Exchange, LoadClient
+from penstock.bench.observation import Observation
+from penstock.bench.plan import Message, PlannedRequest
+
+TICK_S: Final = 0.01
+EARLY_S: Final = 1e-6  # as good as due
+MIN_WAIT_S: Final = 0.001  # uvloop rounds to milliseconds; a shorter wait would spin until the moment has come
+MAX_SESSIONS: Final = 200_000
+
+
+@dataclass(slots=True)
+class _Session:
+    """The turns to come of one conversation. is_busy: one of them is in flight or has its time fixed."""
+
+    waiting: deque[PlannedRequest] = field(default_factory=deque)
+    said: list[Message] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+    is_busy: bool = False
+    ended_s: float = -math.inf
+    is_broken: bool = False
+
+
+class LagMeter:
+    """How late this client's own timers fire: what a busy client adds to every stamp it takes."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.lags_s = array("d")
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(TICK_S, self._tick, clock() + TICK_S)
+
+    def _tick(self, due_s: float) -> None:
+        now_s = self._clock()
+        self.lags_s.append(max(0.0, now_s - due_s))
+        self._handle = self._loop.call_later(TICK_S, self._tick, now_s + TICK_S)
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
+class LoadRun:
+    """Runs a plan on a client. scale: stretches the plan's times (2: half as fast).
+
+    num_skipped: later turns of conversations whose earlier turn failed; they cannot be sent as planned.
+    """
+
+    def __init__(self, client: LoadClient, plan: Iterable[PlannedRequest], scale: float = 1.0) -> None:
+        self._client = client
+        self._plan: Iterator[PlannedRequest] = iter(plan)
+        self._scale = scale
+        self._sessions: dict[str, _Session] = {}
+        self._loop = asyncio.get_running_loop()
+        self._clock = client.clock
+        self._exhausted = asyncio.Event()
+        self._num_waiting = 0
+        self._error: BaseException | None = None
+        self.start_s = 0.0
+        self.num_skipped = 0
+
+    async def open_loop(self) -> None:
+        """Returns when all have ended. Raises what the plan raised."""
+        self.start_s = self._clock()
+        self._pump(None)
+        await self._exhausted.wait()
+        if self._error is not None:
+            raise self._error
+        await self._drain()
+
+    async def closed_loop(self, concurrency: int) -> None:
+        """Returns when all have ended."""
+        self.start_s = self._clock()
+        groups = _conversations(self._plan)
+        await asyncio.gather(*(self._user(groups) for _ in range(concurrency)))
+
+    async def _user(self, groups: Iterator[list[PlannedRequest]]) -> None:
+        for group in groups:
+            session = _Session()
+            due_s = self._clock()
+            for request in group:
+                if session.is_broken:
+                    self.num_skipped += 1
+                    continue
+                if request.turn and request.think_s:
+                    due_s += request.think_s * self._scale
+                    await asyncio.sleep(due_s - self._clock())
+                ended: asyncio.Future[Exchange] = self._loop.create_future()
+                said = session.said if request.extends_session else None
+                exchange = self._client.send(request, due_s, ended.set_result, said)
+                await ended
+                self._note_end(session, exchange)
+                due_s = self._clock()
+
+    def _pump(self, first: PlannedRequest | None) -> None:
+        """Sends everything that is due, and comes back for the next."""
+        now_s = self._clock()
+        try:
+            request = first or next(self._plan, None)
+            while request is not None:
+                due_s = self.start_s + (request.at_s or 0.0) * self._scale
+                is_later_turn = request.turn > 0 and request.session in self._sessions
+                if due_s > now_s + EARLY_S and not (is_later_turn and request.at_s is None):
+                    self._loop.call_later(max(MIN_WAIT_S, due_s - now_s), self._pump, request)
+                    return
+                self._release(request, due_s)
+                request = next(self._plan, None)
+        except Exception as error:  # a plan that is read from a file can be malformed anywhere
+            self._error = error
+        self._exhausted.set()
+
+    def _release(self, request: PlannedRequest, due_s: float) -> None:
+        if not request.session:
+            self._client.send(request, due_s, _ignore)
+            return
+        session = self._sessions.get(request.session)
+        if session is None:
+            self._forget_old_sessions()
+            session = self._sessions[request.session] = _Session()
+        session.waiting.append(request)
+        self._num_waiting += 1
+        if not session.is_busy:
+            self._send_turn(session)
+
+    def _send_turn(self, session: _Session) -> None:
+        """Gives the next turn of an idle session its time."""
+        while session.waiting and session.is_broken and session.waiting[0].extends_session:
+            session.waiting.popleft()
+            self._num_waiting -= 1
+            self.num_skipped += 1
+        if not session.waiting:
+            return
+        request = session.waiting.popleft()
+        due_s = self.start_s + (request.at_s or 0.0) * self._scale
+        if session.ended_s > -math.inf:
+            due_s = max(due_s, session.ended_s)
+            if request.think_s is not None:
+                due_s = session.ended_s + request.think_s * self._scale
+        session.is_busy = True
+        wait_s = due_s - self._clock()
+        if wait_s <= EARLY_S:
+            self._send_now(session, request, due_s)
+        else:
+            self._loop.call_later(max(MIN_WAIT_S, wait_s), self._send_now, session, request, due_s)
+
+    def _send_now(self, session: _Session, request: PlannedRequest, due_s: float) -> None:
+        self._num_waiting -= 1
+        said = session.said if request.extends_session else None
+        if request.answer_span is not None and session.answer:
+            _put_answer(request, session.answer)
+        self._client.send(request, due_s, lambda exchange: self._turn_ended(session, exchange), said)
+
+    def _turn_ended(self, session: _Session, exchange: Exchange) -> None:
+        session.is_busy = False
+        self._note_end(session, exchange)
+        self._send_turn(session)
+
+    def _note_end(self, session: _Session, exchange: Exchange) -> None:
+        seen = exchange.seen
+        session.ended_s = seen.ended_s
+        session.answer, seen.token_ids = seen.token_ids, []
+        if not seen.is_success:
+            session.is_broken = True
+        elif seen.request.extends_session:
+            session.said += [*cast(list[Message], seen.request.prompt), {"role": "assistant", "content": seen.text}]
+        seen.text = ""
+
+    def _forget_old_sessions(self) -> None:
+        """Keeps a long replay's memory bounded: conversations that rest longest are forgotten first."""
+        if len(self._sessions) < MAX_SESSIONS:
+            return
+        resting = [name for name, session in self._sessions.items() if not session.is_busy and not session.waiting]
+        for name in resting[: MAX_SESSIONS // 2]:
+            del self._sessions[name]
+
+    async def _drain(self) -> None:
+        while self._num_waiting or self._client.num_in_flight:
+            await self._client.wait_drained()
+            if self._num_waiting:
+                await asyncio.sleep(TICK_S)
+
+
+def _put_answer(request: PlannedRequest, answer: list[int]) -> None:
+    """The answer that the server really gave, where the plan has a made-up one of the same length."""
+    assert request.answer_span is not None
+    tokens = cast(list[int], request.prompt)
+    start, end = request.answer_span
+    length = min(end - start, len(answer))
+    tokens[start : start + length] = answer[:length]
+
+
+def _ignore(_: Exchange) -> None:
+    """A request of no session: nothing follows from its end."""
+
+
+def _conversations(plan: Iterable[PlannedRequest]) -> Iterator[list[PlannedRequest]]:
+    """Consecutive requests of one session together."""
+    group: list[PlannedRequest] = []
+    for request in plan:
+        if group and not (request.session and request.session == group[0].session):
+            yield group
+            group = []
+        group.append(request)
+    if group:
+        yield group
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """A finished run: all that was observed, and how the client itself fared. Times on the run's clock."""
+
+    observations: list[Observation]
+    start_s: float
+    end_s: float
+    loop_lags_s: array[float]
+    client_cpu_s: float = 0.0
+    num_skipped: int = 0
+    # (seconds since the start, {metric: value}) of the server's own metrics, if it has any
+    server_samples: list[tuple[float, dict[str, float]]] = field(default_factory=list)

@@ -1,0 +1,88 @@
+"""The command line of `penstock bench`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DATASETS = ("random", "prefix-tree", "conversations", "sharegpt", "custom", "trace")
+TRACE_FORMATS = ("auto", "penstock", "mooncake", "qwen", "burstgpt", "azure")
+AddCommand = Callable[[Any, str, str, Any], Any]
+
+
+def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None:
+    """add_command: makes a subparser of (commands, name, text, run)."""
+    bench = commands.add_parser("bench", help="measure servers, honestly: load, replay, compare, report")
+    inner = bench.add_subparsers(dest="bench_command", metavar="COMMAND", parser_class=parser_class, required=True)
+    serve = add_command(
+        inner, "serve", "load one server, or compare several", _run("penstock.cli.bench", "bench_serve")
+    )
+    bench.set_defaults(command_parser=serve)
+    _add_targets(serve)
+    _add_workload(serve)
+    _add_arrivals(serve)
+    _add_measuring(serve)
+
+
+def _run(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        import importlib
+
+        return int(getattr(importlib.import_module(module), name)(options))
+
+    return run
+
+
+def _add_targets(command: Any) -> None:
+    command.add_argument("urls", nargs="+", metavar="URL", help="servers, such as http://127.0.0.1:8000")
+    command.add_argument("--model", help="the model's name [the first that the server lists]")
+    command.add_argument("--api-key", help="[variable OPENAI_API_KEY]")
+    command.add_argument("--timeout", type=float, default=600.0, help="seconds after which a request failed [600]")
+    command.add_argument("--no-stream", action="store_true", help="ask for whole answers")
+
+
+def _add_workload(command: Any) -> None:
+    group = command.add_argument_group("Requests")
+    group.add_argument("--dataset", choices=DATASETS, default="random", help="[random]")
+    group.add_argument("--path", type=Path, help="the file of sharegpt, custom and trace")
+    group.add_argument("--format", choices=TRACE_FORMATS, default="auto", help="of a trace [auto: by its first line]")
+    group.add_argument("--requests", type=int, default=None, help="how many [200; of a file: all]")
+    group.add_argument("--input-len", type=int, default=512, help="prompt tokens, shared prefixes not counted [512]")
+    group.add_argument("--output-len", type=int, default=128, help="[128]")
+    group.add_argument("--spread", type=float, default=0.0, help="lengths vary by this share of themselves [0]")
+    group.add_argument("--levels", default="512x4,256x4", help="of prefix-tree: TOKENSxBRANCHES from the root on")
+    group.add_argument("--turns", type=int, default=4, help="of conversations [4]")
+    group.add_argument("--think", type=float, default=1.0, help="mean seconds between an answer and the next turn [1]")
+    group.add_argument("--chat", action="store_true", help="send chat messages of words instead of token ids")
+    group.add_argument("--token-limit", type=int, default=2000, help="token ids stay below this [2000]")
+    group.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.json to count a file's tokens with [4 characters each]"
+    )
+    group.add_argument("--keep-eos", action="store_true", help="let answers end where the model ends them")
+    group.add_argument("--seed", type=int, default=None, help="[drawn, so that no prefix cache is warm]")
+
+
+def _add_arrivals(command: Any) -> None:
+    group = command.add_argument_group("Arrivals")
+    group.add_argument("--rate", help="requests a second: 5, or stages RATE:SECONDS and ramps: 2:30,2-8:60,8:30")
+    group.add_argument("--process", choices=("poisson", "gamma", "constant"), default="poisson", help="[poisson]")
+    group.add_argument("--burstiness", type=float, default=1.0, help="shape of gamma: below 1 is burstier [1]")
+    group.add_argument("--concurrency", type=int, help="closed loop of this many users [16, if there is no --rate]")
+    group.add_argument("--speed", type=float, default=1.0, help="plays a trace this many times faster [1]")
+
+
+def _add_measuring(command: Any) -> None:
+    group = command.add_argument_group("Measuring")
+    group.add_argument("--slo", action="append", default=[], help="ttft:p99=500ms, tpot=50ms, or an MLPerf class")
+    group.add_argument("--search", action="store_true", help="find the highest rate that keeps the SLO")
+    group.add_argument("--trial-s", type=float, default=30.0, help="least seconds of sending in each trial [30]")
+    group.add_argument("--tolerance", type=float, default=0.03, help="of the search [0.03]")
+    group.add_argument("--rounds", type=int, default=None, help="[1; 3 with several servers]")
+    group.add_argument("--warmup", type=int, default=2, help="requests before, with other prompts [2]")
+    group.add_argument("--price", type=float, help="dollars an hour of the server, for the cost per million tokens")
+    group.add_argument("--json", type=Path, help="write the results here")
+    group.add_argument("--html", type=Path, help="write a report here: one page, for any browser, no network")
+    group.add_argument("--requests-out", type=Path, help="write every request's observations here, as JSON lines")
+    group.add_argument("--quiet", action="store_true", help="no live progress")

@@ -1,0 +1,94 @@
+"""`penstock bench serve` on real sockets. Wall-clock bounds are wide: what is exact is tested on simulated time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.bench.results import read_requests
+from penstock.cli.main import main
+
+FAKE = Path(__file__).with_name("fake_server.py")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, str(FAKE)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    port = process.stdout.readline().split()[1]
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.communicate()
+
+
+def bench(*arguments: str) -> int:
+    return main(["bench", "serve", *arguments, "--quiet"])
+
+
+def run(url: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    target = tmp_path / "result.json"
+    assert bench(url, "--json", str(target), "--slo", "ttft:p99=30s", *arguments) == 0
+    return json.loads(target.read_text())  # type: ignore[no-any-return]
+
+
+def test_an_open_loop(url: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    found = run(url, tmp_path, "--rate", "200", "--requests", "100", "--output-len", "5", "--requests-out", str(rows))
+    assert (found["completed"], found["failed"], found["total_output_tokens"]) == (100, 0, 500)
+    assert found["summary"]["void"] == []
+    assert 20 <= found["median_ttft_ms"] < 2000
+    assert 20 <= found["summary"]["latency"]["ttft"]["p50"]["ms"] < 2000
+    assert found["summary"]["slo"][0]["kept"]
+    assert found["definitions"]["ttft"].startswith("per request: intended send")
+    assert found["manifest"]["options"]["rate"] == "200"
+    again = read_requests(rows)
+    assert [len(seen.chunk_s) for seen in again.observations] == [5] * 100
+
+
+def test_conversations_in_a_closed_loop(url: str, tmp_path: Path) -> None:
+    found = run(
+        url, tmp_path, "--dataset", "conversations", "--requests", "40", "--turns", "4", "--think", "0.01",
+        "--concurrency", "4", "--output-len", "3",
+    )  # fmt: skip
+    assert found["completed"] == 40
+
+
+def test_several_servers_in_turns(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "result.json"
+    arguments = ("--rounds", "3", "--requests", "20", "--output-len", "3", "--no-stream", "--json", str(target))
+    assert bench(url, url, *arguments) == 0
+    runs = json.loads(target.read_text())["runs"]
+    assert [found["completed"] for found in runs] == [20] * 6
+    assert "3 rounds, interleaved" in capsys.readouterr().out
+
+
+def test_a_refusing_server_fails_the_command(url: str) -> None:
+    assert bench(url, "--requests", "5", "--timeout", "0.01", "--warmup", "0") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--rate", "fast"], "no request rate"),
+        (["--rate", "5", "--concurrency", "3"], "contradict"),
+        (["--search"], "needs an objective"),
+        (["--slo", "ttft"], "no service level objective"),
+        (["--dataset", "trace"], "needs a file"),
+        (["--levels", "12", "--dataset", "prefix-tree"], "no tree"),
+        (["--requests", "0"], "out of its bounds"),
+    ],
+)
+def test_wrong_options(url: str, arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(url, *arguments) != 0
+    assert what in capsys.readouterr().err
+
+
+def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("http://127.0.0.1:9") == 2
+    assert "did not tell its models" in capsys.readouterr().err
