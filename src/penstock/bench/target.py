@@ -38,12 +38,12 @@ class Target:
     @classmethod
     def of(cls, url: str, model: str, **options: Any) -> Target:
         """Raises ConfigError for what is no http(s) URL."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
-            port = parts.port
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port, is_url = parts.port, parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            is_url = False
+        if not is_url or not parts.hostname:
             raise ConfigError(f"{url!r} is no URL of a server.", remedy="Write it like http://127.0.0.1:8000.")
         is_tls = parts.scheme == "https"
         path = parts.path.rstrip("/").removesuffix("/v1")
