@@ -11,6 +11,7 @@ from torch import Tensor
 
 from penstock.kernels.kv_layout import BLOCK_SLOTS, key_cache_shape, value_cache_shape
 from penstock.kernels.ops import Ops
+from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, Q4_0, Q4_K, Q6_K, Q8_0, empty_quantized, fp8, w4a16
 
 BF16, F32 = torch.bfloat16, torch.float32
 # Weights are used in turn from copies of this many bytes, so that none is in the cache when used again.
@@ -99,6 +100,44 @@ def linears(ops: Ops) -> Iterator[Case]:
     yield from linear_cases(ops, "gate_up", 2 * LLAMA_1B.inner, LLAMA_1B.hidden, (1, 8, 64, 512), F32)
     yield from linear_cases(ops, "tiny gate_up", 2 * TINY.inner, TINY.hidden, (1, 32), BF16)
     yield from linear_cases(ops, "tiny head", TINY.vocabulary, TINY.hidden, (1, 32), BF16)
+
+
+QUANTIZED = {
+    "int8": INT8_CHANNEL,
+    "Q8_0": GGUF_LAYOUTS[Q8_0],
+    "Q4_0": GGUF_LAYOUTS[Q4_0],
+    "Q4_K": GGUF_LAYOUTS[Q4_K],
+    "Q6_K": GGUF_LAYOUTS[Q6_K],
+    "w4a16": w4a16(128),
+    "fp8": fp8(),
+}
+
+
+def quantized_linears(ops: Ops) -> Iterator[Case]:
+    """Weights of random bits (but finite scales) in each kind of kernel; torch multiplies int8 of the same shape."""
+    for kind, layout in QUANTIZED.items():
+        for name, n, k, rows in (
+            ("gate_up", 2 * LLAMA_1B.inner, LLAMA_1B.hidden, (1, 4, 8, 16, 32, 64, 512)),
+            ("down", LLAMA_1B.hidden, LLAMA_1B.inner, (1, 8, 64, 512)),
+        ):
+            copies = max(1, ROTATION_BYTES // (n * k * layout.bits // 8))
+            weights = [empty_quantized(n, k, layout, BF16) for _ in range(copies)]
+            for weight in weights:
+                weight.data.random_(0, 60)
+            plain = [torch.randint(-127, 128, (n, k), dtype=torch.int8).T for _ in range(4)]
+            for m in rows:
+                x, x_int8 = torch.randn(m, k).to(BF16), torch.randint(-127, 128, (max(m, 2), k), dtype=torch.int8)
+                turn, torch_turn = rotating(copies), rotating(len(plain))
+                yield Case(
+                    "linear",
+                    f"{name} {m} x {k} -> {n} {kind}",
+                    lambda x=x, w=weights, turn=turn: ops.linear(x, w[turn()]),  # type: ignore[misc]
+                    lambda x=x_int8, w=plain, turn=torch_turn: torch._int_mm(x, w[turn()]),  # type: ignore[misc]
+                    weights[0].nbytes + (m * k + m * n) * 2,
+                    torch.int8 if layout.activations == "int8" else BF16,
+                    2 * m * n * k,
+                    is_from_memory=True,
+                )
 
 
 def embeddings(ops: Ops, reference: Ops) -> Iterator[Case]:
@@ -253,6 +292,7 @@ def copies(ops: Ops, reference: Ops) -> Iterator[Case]:
 def all_cases(ops: Ops, reference: Ops) -> Iterator[Case]:
     """Made one after another, so that only one op's weights are in memory."""
     yield from linears(ops)
+    yield from quantized_linears(ops)
     yield from embeddings(ops, reference)
     yield from elementwise(ops, reference)
     yield from ropes(ops, reference)

@@ -6,8 +6,8 @@
 The limit of an op is the larger of two times: for moving the bytes that it must move (reading as many over and over;
 the weights of large linears come from memory), and for its multiplications (the same instruction on registers alone).
 Native, torch and the limits are measured in turns, since a machine is rarely quiet and its memory rarely ours alone:
-figures are medians, and the best in brackets. torch is `F.linear`, `F.embedding`, `scaled_dot_product_attention`, and
-otherwise the op's reference.
+figures are medians, and the best in brackets. torch is `F.linear`, `F.embedding`, `scaled_dot_product_attention`, for
+quantised linears `torch._int_mm` (8 bits, two rows at least), and otherwise the op's reference.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def facts_of(native: ops.Ops, limits: Limits) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "memory GB/s": round(memory / 1e9, 1),
     }
-    for dtype, name in ((BF16, "bf16"), (F32, "f32")):
+    for dtype, name in ((BF16, "bf16"), (F32, "f32"), (torch.int8, "int8")):
         best = min(seconds_of(limits.multiply(dtype, 1 << 40), 1) for _ in range(50))
         facts[f"{name} GFLOP/s"] = round(limits.operations(dtype, 1 << 40) / best / 1e9)
     return facts

@@ -6,12 +6,14 @@
 
 namespace penstock {
 
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, fp8_e4m3 = 4 };
 
 using bf16_t = uint16_t;  // raw bits
 using f16_t = uint16_t;   // raw bits
 
-constexpr int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+constexpr int64_t size_of(DType dtype) {
+    return dtype == DType::f32 ? 4 : dtype == DType::bf16 || dtype == DType::f16 ? 2 : 1;
+}
 
 // `static inline`: sources compiled for different instruction sets must not share one out-of-line copy.
 static inline float f32_from_bits(uint32_t bits) {

@@ -11,6 +11,7 @@
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/probe.h"
+#include "ops/quantized.h"
 #include "ops/rope.h"
 #include "ops/sampling.h"
 
@@ -22,6 +23,7 @@
     X(linear, LinearKernels)         \
     X(norm, NormKernels)             \
     X(probe, ProbeKernels)           \
+    X(quantized, QuantizedKernels)   \
     X(rope, RopeKernels)             \
     X(sampling, SamplingKernels)
 

@@ -27,7 +27,8 @@ struct AttentionArgs {
     int64_t num_requests, num_heads, num_kv_heads, head_dim;
     float scale;
     int64_t sliding_window;  // a row at p sees (p - window, p]; 0: all up to p
-    DType dtype;             // of q, the caches and out: f32 or bf16
+    DType dtype;             // of q and out: f32 or bf16
+    DType cache_dtype;       // `dtype`, or int8 or fp8_e4m3 (layout: kv_codes.h)
     int num_threads;
 };
 

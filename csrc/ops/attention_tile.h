@@ -11,6 +11,7 @@
 #pragma once
 
 #include "ops/attention.h"
+#include "ops/kv_codes.h"
 #include "simd.h"
 
 namespace penstock::PENSTOCK_ISA {
@@ -56,6 +57,8 @@ struct TileScratch {
     alignas(64) uint32_t q[kTileRows][kRowStride];
     alignas(64) float scores[kTileRows][kRowStride];  // then, in place, the weights as units
     alignas(64) uint32_t edge_values[2][kBlockSlots * kMaxHeadDim];
+    // A segment's keys, then its values, where the cache keeps them in 8 bits.
+    alignas(64) uint32_t expanded[kSegmentBlocks][kBlockSlots * kMaxHeadDim];
     RowSums segment, merged;
 };
 
@@ -81,6 +84,7 @@ public:
           scratch_(scratch),
           group_(int(args.num_heads / args.num_kv_heads)),
           units_(int(args.head_dim) / Elem::kPerUnit),
+          is_expanding_(is_quantized(args.cache_dtype)),
           padded_dim_((int(args.head_dim) + kLanes - 1) / kLanes * kLanes) {}
 
     void begin(const Tile& tile) {
@@ -98,8 +102,10 @@ public:
         num_blocks_ = end_block - begin_block;
         first_position_ = begin_block * kBlockSlots;
         find_blocks(begin_block, end_block);
+        if (is_expanding_) expand(keys_, key_scales_, kBlockSlots);
         compute_scores();
-        for (int row = 0; row < tile_.rows; ++row) weigh_row(row);
+        if (is_expanding_) expand(values_, value_scales_, int(args_.head_dim));
+        for (int row = 0; row < tile_.rows; ++row) is_expanding_ ? weigh_row<true>(row) : weigh_row<false>(row);
         hide_unseen_values();
         sum_values();
     }
@@ -192,7 +198,7 @@ private:
     // scattered, so the processor does not foresee them.
     void find_blocks(int begin_block, int end_block) {
         const int32_t* table = args_.block_tables + tile_.request * args_.max_blocks;
-        const int64_t block_units = int64_t(units_) * kBlockSlots;
+        const int64_t block_units = kv_block_bytes(args_.cache_dtype, args_.head_dim) / int64_t(sizeof(uint32_t));
         const int last_block = (visible_.any_end - 1) / kBlockSlots;
         for (int block = begin_block; block < end_block + kBlocksAhead; ++block) {
             const int id = table[lesser(block, last_block)];
@@ -204,6 +210,19 @@ private:
             const uint32_t* next_key = keys_[num_blocks_ + ahead];
             keys_[num_blocks_ + ahead] = values_[lesser(ahead, num_blocks_ - 1)];
             values_[num_blocks_ + ahead] = next_key;
+        }
+    }
+
+    // Makes units of a segment's codes, and remembers the scales of its slots.
+    void expand(const uint32_t** blocks, const float** scales, int pairs) {
+        const int64_t count = kBlockSlots * args_.head_dim;
+        for (int block = 0; block < num_blocks_; ++block) {
+            const auto* codes = reinterpret_cast<const uint8_t*>(blocks[block]);
+            const auto* ahead = reinterpret_cast<const char*>(blocks[block + kBlocksAhead]);
+            for (int64_t line = 0; line <= count; line += 64) __builtin_prefetch(ahead + line, 0, 2);
+            expand_kv(Elem{}, args_.cache_dtype, codes, count, pairs, scratch_.expanded[block]);
+            scales[block] = reinterpret_cast<const float*>(codes + count);
+            blocks[block] = scratch_.expanded[block];
         }
     }
 
@@ -262,6 +281,7 @@ private:
 
     // Turns a row's scores into weights, in place: the row's max and sum go to scratch.segment. What the row does not
     // see may have any score, even NaN: it is taken out of the max, and its weight is set to 0 afterwards.
+    template <bool kScaled>
     void weigh_row(int row) {
         using Storage = typename Elem::Storage;
         const int slots = num_blocks_ * kBlockSlots;
@@ -272,6 +292,7 @@ private:
         Vec peak = splat(-INFINITY);
         for (int slot = 0; slot < slots; slot += kBlockSlots) {
             Vec score = load(scores + slot);
+            if (kScaled) score = score * load(key_scales_[slot / kBlockSlots]);
             if (slot < begin || slot + kBlockSlots > end)
                 score = select_lanes(score, lane(begin - slot), lane(end - slot), -INFINITY);
             peak = max(peak, score);
@@ -280,11 +301,15 @@ private:
         const float most = reduce_max(peak) * factor;
         Vec sum = zero();
         for (int slot = 0; slot < slots; slot += kBlockSlots) {
-            Vec weight = Weight<Elem>::of(fma(load(scores + slot), splat(factor), splat(-most)));
-            if (slot < begin || slot + kBlockSlots > end)
-                weight = select_lanes(weight, lane(begin - slot), lane(end - slot), 0.0f);
-            store(weights + slot, weight);
+            Vec score = load(scores + slot);
+            if (kScaled) score = score * load(key_scales_[slot / kBlockSlots]);
+            Vec weight = Weight<Elem>::of(fma(score, splat(factor), splat(-most)));
+            const bool is_edge = slot < begin || slot + kBlockSlots > end;
+            if (is_edge) weight = select_lanes(weight, lane(begin - slot), lane(end - slot), 0.0f);
             sum = sum + weight;
+            if (kScaled) weight = weight * load(value_scales_[slot / kBlockSlots]);
+            if (kScaled && is_edge) weight = select_lanes(weight, lane(begin - slot), lane(end - slot), 0.0f);
+            store(weights + slot, weight);
         }
         scratch_.segment.max[row] = most;
         scratch_.segment.sum[row] = reduce_sum(sum);
@@ -396,13 +421,17 @@ private:
 
     const AttentionArgs& args_;
     TileScratch& scratch_;
-    const int group_, units_, padded_dim_;
+    const int group_, units_;
+    const bool is_expanding_;
+    const int padded_dim_;
     Tile tile_{};
     Visible visible_{};
     int num_blocks_ = 0;      // of the current segment, seen by some row
     int first_position_ = 0;  // of the first of them
     const uint32_t* keys_[kSegmentBlocks + kBlocksAhead] = {};
     const uint32_t* values_[kSegmentBlocks + kBlocksAhead] = {};
+    const float* key_scales_[kSegmentBlocks] = {};  // of blocks in 8 bits
+    const float* value_scales_[kSegmentBlocks] = {};
 };
 
 }  // namespace penstock::PENSTOCK_ISA

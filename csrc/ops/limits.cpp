@@ -1,6 +1,7 @@
 #include "ops/limits.h"
 
 #include "ops/linear_tiles.h"
+#include "ops/quantized_simd.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -51,6 +52,23 @@ int64_t multiply_vectors(int64_t steps) {
     return steps * kSums * kLanes * Elem::kPerUnit * 2;
 }
 
+int64_t multiply_bytes(int64_t steps) {
+    volatile uint32_t unknown = 0;
+    const uint32_t unit = unknown;
+    const Units a = splat_unit(&unit), b = splat_unit(&unit);
+    constexpr int kSums = kAccumulators < 12 ? kAccumulators : 12;
+    Ints sums[kSums];
+    for (Ints& sum : sums) sum = splat_int(0);
+    for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 12
+        for (int i = 0; i < kSums; ++i) sums[i] = dot_bytes(sums[i], a, b);
+        asm volatile("");
+    }
+    volatile float total = 0.f;
+    for (const Ints& sum : sums) total = total + reduce_sum(to_vec(sum));
+    return steps * kSums * kLanes * 4 * 2;
+}
+
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
 
 int64_t multiply_bf16(int64_t steps) {
@@ -76,7 +94,9 @@ int64_t multiply(DType dtype, int64_t steps, int num_threads) {
     int64_t operations = 0;
 #pragma omp parallel for num_threads(num_threads) reduction(+ : operations)
     for (int thread = 0; thread < num_threads; ++thread)
-        operations += dtype == DType::f32 ? multiply_vectors<F32>(steps) : multiply_bf16(steps);
+        operations += dtype == DType::f32    ? multiply_vectors<F32>(steps)
+                      : dtype == DType::int8 ? multiply_bytes(steps)
+                                             : multiply_bf16(steps);
     return operations;
 }
 

@@ -12,7 +12,7 @@ struct LimitsKernels {
     // optimised away.
     int64_t (*read)(const void* data, int64_t bytes, int num_threads);
     // Multiplies and adds in registers only, with the instruction that the linear layers use for `dtype`, `steps` times
-    // on each thread. Returns the floating point operations done.
+    // on each thread; int8: that of quantised ones. Returns the operations done.
     int64_t (*multiply)(DType dtype, int64_t steps, int num_threads);
 };
 

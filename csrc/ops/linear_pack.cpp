@@ -136,7 +136,7 @@ void pack_to(const PackArgs& args) {
     switch (args.source_dtype) {
         case DType::f32: return pack_rows<F32, Elem>(args);
         case DType::bf16: return pack_rows<Bf16, Elem>(args);
-        case DType::f16: return pack_rows<F16, Elem>(args);
+        default: return pack_rows<F16, Elem>(args);
     }
 }
 

@@ -1,6 +1,7 @@
 #include "ops/rope.h"
 
 #include "ops/attention.h"
+#include "ops/kv_codes.h"
 #include "ops/norm_row.h"
 #include "simd.h"
 #include "threads.h"
@@ -47,6 +48,13 @@ void write_value(const bf16_t* value, uint32_t* block, int64_t offset, int64_t d
     for (int64_t d = 0; d < dim; ++d) pairs[d * 2] = value[d];
 }
 
+// Writes a head's codes and scale, in the order of the bf16 layouts.
+void write_codes(const uint8_t* codes, float scale, char* block, int64_t slot, int64_t dim, bool is_key) {
+    auto* to = reinterpret_cast<uint8_t*>(block) + (is_key ? slot * 2 : slot / 2 * dim * 2 + slot % 2);
+    for (int64_t d = 0; d < dim; ++d) to[is_key ? d / 2 * kBlockSlots * 2 + d % 2 : d * 2] = codes[d];
+    reinterpret_cast<float*>(block + kBlockSlots * dim)[slot] = scale;
+}
+
 template <class Elem>
 void run_token(const RopeArgs& args, int64_t token) {
     using Storage = typename Elem::Storage;
@@ -61,15 +69,24 @@ void run_token(const RopeArgs& args, int64_t token) {
 
     const int64_t slot = args.slot_mapping[token];
     if (slot < 0) return;
-    const int64_t block_units = kBlockSlots * dim / Elem::kPerUnit;
-    const int64_t first = slot / kBlockSlots * args.num_kv_heads * block_units;
-    uint32_t* keys = static_cast<uint32_t*>(args.key_cache) + first;
-    uint32_t* values = static_cast<uint32_t*>(args.value_cache) + first;
-    for (int64_t i = 0; i < args.num_kv_heads; ++i, head += dim, keys += block_units, values += block_units) {
+    const int64_t block_bytes = kv_block_bytes(args.cache_dtype, dim), offset = slot % kBlockSlots;
+    const int64_t first = slot / kBlockSlots * args.num_kv_heads * block_bytes;
+    char* keys = static_cast<char*>(args.key_cache) + first;
+    char* values = static_cast<char*>(args.value_cache) + first;
+    for (int64_t i = 0; i < args.num_kv_heads; ++i, head += dim, keys += block_bytes, values += block_bytes) {
         alignas(64) Storage rotated[kMaxHeadDim];
         rotate_head<Elem>(head, k_norm, args.eps, cos, sin, rotated, dim);
-        write_key<Elem>(rotated, keys, slot % kBlockSlots, dim);
-        write_value(head + args.num_kv_heads * dim, values, slot % kBlockSlots, dim);
+        const Storage* value = head + args.num_kv_heads * dim;
+        if (is_quantized(args.cache_dtype)) {
+            uint8_t codes[kMaxHeadDim];
+            const float key_scale = round_kv(args.cache_dtype, rotated, dim, codes);
+            write_codes(codes, key_scale, keys, offset, dim, true);
+            const float value_scale = round_kv(args.cache_dtype, value, dim, codes);
+            write_codes(codes, value_scale, values, offset, dim, false);
+            continue;
+        }
+        write_key<Elem>(rotated, reinterpret_cast<uint32_t*>(keys), offset, dim);
+        write_value(value, reinterpret_cast<uint32_t*>(values), offset, dim);
     }
 }
 

@@ -18,7 +18,8 @@ struct RopeArgs {
     const void* k_norm;           // [head_dim] or null
     int64_t tokens, num_heads, num_kv_heads, head_dim;
     float eps;
-    DType dtype;  // of qkv, the caches and the norms: f32 or bf16
+    DType dtype;        // of qkv and the norms: f32 or bf16
+    DType cache_dtype;  // `dtype`, or int8 or fp8_e4m3
     int num_threads;
 };
 

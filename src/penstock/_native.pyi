@@ -52,6 +52,52 @@ class Kernels:
     def embedding(
         self, ids: int, weight: int, out: int, tokens: int, k: int, dtype: int, num_threads: int, /
     ) -> None: ...
+    # quantized; the layout's numbers are those of csrc/bindings/quantized.cpp
+    def quantized_linear(
+        self,
+        layout: tuple[int, ...],
+        x: int,
+        weight: int,
+        bias: int,
+        out: int,
+        m: int,
+        n: int,
+        k: int,
+        dtype: int,
+        out_dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def quantized_pack(
+        self,
+        layout: tuple[int, ...],
+        kind: int,
+        source: int,
+        scales: int,
+        minimums: int,
+        source_type: int,
+        packed: int,
+        first_row: int,
+        rows: int,
+        n: int,
+        k: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def quantized_rows(
+        self,
+        layout: tuple[int, ...],
+        weight: int,
+        ids: int,
+        first_row: int,
+        count: int,
+        out: int,
+        n: int,
+        k: int,
+        out_dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
     # norm, activation
     def rms_norm(
         self,
@@ -93,6 +139,7 @@ class Kernels:
         head_dim: int,
         eps: float,
         dtype: int,
+        cache_dtype: int,
         num_threads: int,
         /,
     ) -> None: ...
@@ -114,6 +161,7 @@ class Kernels:
         scale: float,
         sliding_window: int,
         dtype: int,
+        cache_dtype: int,
         num_threads: int,
         /,
     ) -> None: ...

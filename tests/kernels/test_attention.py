@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ class Shape:
     head_dim: int
     dtype: torch.dtype
     window: int = 0
+    cache_dtype: torch.dtype | None = None  # None: dtype
 
     @property
     def scale(self) -> float:
@@ -38,9 +39,14 @@ class Sequences:
         self.lengths = lengths
         blocks = [-(-length // BLOCK_SLOTS) for length in lengths]
         num_blocks = sum(blocks) + 3
-        arguments = (num_blocks, shape.num_kv_heads, shape.head_dim, shape.dtype)
-        self.key_cache = torch.full(key_cache_shape(*arguments), torch.nan, dtype=shape.dtype)
-        self.value_cache = torch.full(value_cache_shape(*arguments), torch.nan, dtype=shape.dtype)
+        cache_dtype = shape.cache_dtype or shape.dtype
+        arguments = (num_blocks, shape.num_kv_heads, shape.head_dim, cache_dtype)
+        # All bits set: NaN, or of int8 caches -1 with scales that are NaN.
+        shapes = key_cache_shape(*arguments), value_cache_shape(*arguments)
+        self.key_cache, self.value_cache = (
+            torch.full((*size[:-1], size[-1] * cache_dtype.itemsize), -1, dtype=torch.int8).view(cache_dtype)
+            for size in shapes
+        )
         ids = torch.randperm(num_blocks, generator=generator).int().split([*blocks, 3])
         self.tables = torch.full((len(lengths), max(blocks)), -1, dtype=torch.int32)
         for row, row_ids in enumerate(ids[:-1]):
@@ -103,6 +109,31 @@ def test_equals_the_reference(native: op_table.Ops, dtype: torch.dtype, seed: in
     expected = sequences.attend(REFERENCE, chunks)
     for got, wanted in zip(sequences.attend(native, chunks), expected, strict=True):
         torch.testing.assert_close(got.float(), wanted.float(), rtol=tolerance(dtype), atol=tolerance(dtype))
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(4))
+def test_caches_of_8_bits(native: op_table.Ops, dtype: torch.dtype, cache_dtype: torch.dtype, seed: int) -> None:
+    """As near to the reference as a cache of `dtype`, near to exact attention, and the same in other batches."""
+    rng = random.Random(seed)
+    shape = random_shape(rng, dtype)
+    shape.cache_dtype = cache_dtype
+    lengths = [300, 17, 40]
+    chunks = [(0, 290, 300), (1, 0, 17), (2, 39, 40)]
+    sequences, exact = Sequences(shape, lengths, seed), Sequences(Shape(*astuple(shape)[:5]), lengths, seed)
+    for each in (sequences, exact):
+        for request, begin, _ in chunks:
+            each.write(request, 0, begin) if begin else None
+    got, wanted = sequences.attend(native, chunks), sequences.attend(REFERENCE, chunks)
+    unrounded = exact.attend(REFERENCE, chunks)
+    for request in range(3):
+        bound = max(tolerance(dtype), 2e-5)
+        torch.testing.assert_close(got[request].float(), wanted[request].float(), rtol=bound, atol=bound)
+        assert (got[request].float() - unrounded[request].float()).abs().mean() < 0.06
+    assert torch.equal(sequences.attend(native, chunks[2:])[0], got[2])
+    parts = [sequences.attend(native, [(0, begin, begin + 5)])[0] for begin in (290, 295)]
+    assert torch.equal(torch.cat(parts), got[0])
 
 
 def random_cuts(rng: random.Random, length: int) -> list[tuple[int, int]]:

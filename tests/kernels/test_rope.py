@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penstock.kernels import ops as op_table
-from penstock.kernels.kv_layout import key_cache_shape, value_cache_shape
+from penstock.kernels.kv_layout import key_cache_shape, keys_by_slot, value_cache_shape
 
 REFERENCE = op_table.load("reference", 1)
 DTYPES = [torch.float32, torch.bfloat16]
@@ -70,3 +70,24 @@ def test_a_token_does_not_depend_on_the_others(native: op_table.Ops, dtype: torc
         assert torch.equal(qkv, expected[0][part])
     assert torch.equal(single.keys, expected[1])
     assert torch.equal(single.values, expected[2])
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_caches_of_8_bits(
+    native: op_table.Ops, heads: tuple[int, int, int], dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
+    """The same codes and scales, but where float32 sums of the rotation differ in their last bit."""
+    case = Case(heads, 40, dtype)
+    num_blocks, num_kv_heads = case.keys.shape[:2]
+    arguments = (num_blocks, num_kv_heads, heads[2], cache_dtype)
+    case.keys = torch.zeros(key_cache_shape(*arguments), dtype=torch.int8).view(cache_dtype)
+    case.values = torch.zeros(value_cache_shape(*arguments), dtype=torch.int8).view(cache_dtype)
+    case.qkv[3, -1] = torch.inf
+    case.qkv[4, heads[0] * heads[2] :] = 0
+    (_, keys, values), (_, wanted_keys, wanted_values) = case.run(native, False), case.run(REFERENCE, False)
+    assert torch.equal(values.view(torch.int8), wanted_values.view(torch.int8))
+    different = keys.view(torch.int8) != wanted_keys.view(torch.int8)
+    assert different.float().mean() < 0.01
+    torch.testing.assert_close(keys_by_slot(keys), keys_by_slot(wanted_keys), rtol=0.13, atol=0.02)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from penstock.kernels.quantized import QuantizedLinear
+
 
 class Ops(ABC):
     """One implementation of every op. kind: "native" or "reference". isa: the instruction set of the native kernels."""
@@ -51,13 +53,48 @@ class Ops(ABC):
 
     @abstractmethod
     def linear(
-        self, x_TK: Tensor, weight: PackedLinear, bias_N: Tensor | None = None, out_dtype: torch.dtype | None = None
+        self,
+        x_TK: Tensor,
+        weight: PackedLinear | QuantizedLinear,
+        bias_N: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """x @ weight.T + bias -> [T, N]. The bias is added in float32. out_dtype: x's (default) or float32."""
+        """x @ weight.T + bias -> [T, N]. The bias is added in float32. out_dtype: x's (default) or float32.
+
+        Where a quantised weight's layout asks for it, x is rounded to 8 bits first (kernels/quantized.py).
+        """
 
     @abstractmethod
-    def embedding(self, ids_T: Tensor, weight: PackedLinear) -> Tensor:
-        """Rows of a packed [V, K] -> [T, K]. ids: int64, each in [0, V)."""
+    def embedding(self, ids_T: Tensor, weight: PackedLinear | QuantizedLinear) -> Tensor:
+        """Rows of a packed [V, K] -> [T, K] of the weight's dtype. ids: int64, each in [0, V)."""
+
+    # ---- quantised weights (kernels/quantized.py has the layouts; csrc/ops/quantized*.cpp)
+
+    @abstractmethod
+    def pack_parts(
+        self,
+        packed: QuantizedLinear,
+        first_row: int,
+        codes_RK: Tensor,
+        scales_RG: Tensor,
+        minimums_RG: Tensor | None = None,
+    ) -> None:
+        """Pack rows of codes (uint8, one a byte) with a scale, and a minimum or point, for each of G groups of a row.
+
+        scales and minimums: float32, rounded to the layout's storage. Not for layouts of "super" scales.
+        """
+
+    @abstractmethod
+    def pack_gguf(self, packed: QuantizedLinear, first_row: int, blocks_RN: Tensor, ggml_type: int) -> None:
+        """Pack rows of GGUF blocks (uint8, N bytes a row, may be a mapped file's). The layout is the type's."""
+
+    @abstractmethod
+    def quantize_into(self, packed: QuantizedLinear, first_row: int, source: Tensor) -> None:
+        """Round float rows [R, K] (float32, bfloat16, float16) to codes: symmetric integers of 4 (Q4_0) or 8 bits."""
+
+    @abstractmethod
+    def dequantize(self, packed: QuantizedLinear, first_row: int = 0, rows: int | None = None) -> Tensor:
+        """Rows of a weight (None: all from the first), float32."""
 
     # ---- norms and activation (norm, activation in kernels/native, kernels/reference, csrc/ops)
 
@@ -87,6 +124,9 @@ class Ops(ABC):
         qk_norm: tuple[Tensor, Tensor, float] | None = None,
     ) -> None:
         """Rotate q in place; write rotated keys and values to their slots. S = (H + 2 G) D, E = D / 2.
+
+        The caches are of q's dtype, or of int8 or float8_e4m3fn: then each token's key and value of a head are rounded
+        to codes with a scale of their own.
 
         cos, sin: float32, of each token's position; dimension d turns with d + D / 2. slot_mapping: int64, block * 16 +
         offset; a negative one is not written. qk_norm: (q weight [D], k weight [D], eps), a norm per head before the

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penstock.kernels.kv_layout import BLOCK_SLOTS, MAX_HEAD_DIM
+from penstock.kernels.kv_layout import MAX_HEAD_DIM, QUANTIZED_DTYPES, head_block_elements
 from penstock.kernels.native.dtypes import DTYPE_CODE
 
 if TYPE_CHECKING:
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 
 def _check_caches(key_cache: Tensor, value_cache: Tensor, head_dim: int, dtype: torch.dtype) -> None:
-    assert key_cache.dtype is dtype and value_cache.dtype is dtype, (key_cache.dtype, value_cache.dtype, dtype)
+    _check_dtypes(key_cache, value_cache, dtype)
     assert key_cache.is_contiguous() and value_cache.is_contiguous()
     num_blocks, num_kv_heads = key_cache.shape[:2]
-    size = num_blocks * num_kv_heads * BLOCK_SLOTS * head_dim
+    size = num_blocks * num_kv_heads * head_block_elements(head_dim, key_cache.dtype)
     assert key_cache.numel() == size == value_cache.numel(), (key_cache.shape, value_cache.shape, head_dim)
     assert head_dim <= MAX_HEAD_DIM and head_dim % 2 == 0, head_dim
+
+
+def _check_dtypes(key_cache: Tensor, value_cache: Tensor, dtype: torch.dtype) -> None:
+    assert key_cache.dtype is value_cache.dtype, (key_cache.dtype, value_cache.dtype)
+    assert key_cache.dtype is dtype or key_cache.dtype in QUANTIZED_DTYPES, (key_cache.dtype, dtype)
 
 
 def rope_and_cache(
@@ -54,7 +59,7 @@ def rope_and_cache(
     kernels.rope_and_cache(
         qkv_TS.data_ptr(), cos_TE.data_ptr(), sin_TE.data_ptr(), key_cache.data_ptr(), value_cache.data_ptr(),
         slot_mapping_T.data_ptr(), q_norm, k_norm, tokens, num_heads, num_kv_heads, head_dim, eps,
-        DTYPE_CODE[dtype], num_threads,
+        DTYPE_CODE[dtype], DTYPE_CODE[key_cache.dtype], num_threads,
     )  # fmt: skip
 
 
@@ -74,7 +79,7 @@ def paged_attention(
     requests, max_blocks = block_tables_RW.shape
     dtype, num_kv_heads = q_THD.dtype, key_cache.shape[1]
     # The caches' whole shape is checked where they are written, in rope_and_cache: microseconds count here.
-    assert key_cache.dtype is dtype and value_cache.dtype is dtype, (key_cache.dtype, value_cache.dtype, dtype)
+    _check_dtypes(key_cache, value_cache, dtype)
     q_stride, head_stride, dim_stride = q_THD.stride()
     assert dim_stride == 1 and head_stride == head_dim and num_heads % num_kv_heads == 0, (q_THD.shape, q_THD.stride())
     assert block_tables_RW.dtype is context_lens_R.dtype is query_starts.dtype is torch.int32
@@ -84,7 +89,7 @@ def paged_attention(
     kernels.paged_attention(
         q_THD.data_ptr(), q_stride, key_cache.data_ptr(), value_cache.data_ptr(), block_tables_RW.data_ptr(),
         max_blocks, context_lens_R.data_ptr(), query_starts.data_ptr(), out.data_ptr(), requests, num_heads,
-        num_kv_heads, head_dim, scale, sliding_window, DTYPE_CODE[dtype], num_threads,
+        num_kv_heads, head_dim, scale, sliding_window, DTYPE_CODE[dtype], DTYPE_CODE[key_cache.dtype], num_threads,
     )  # fmt: skip
     return out
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.kernels.native import activation, attention, linear, norm, sampling
+from penstock.kernels.native import activation, attention, linear, norm, quantized, sampling
 from penstock.kernels.ops import Ops
+from penstock.kernels.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +31,39 @@ class NativeOps(Ops):
         linear.pack_into(self.kernels, self.num_threads, packed, first_row, source)
 
     def linear(
-        self, x_TK: Tensor, weight: PackedLinear, bias_N: Tensor | None = None, out_dtype: torch.dtype | None = None
+        self,
+        x_TK: Tensor,
+        weight: PackedLinear | QuantizedLinear,
+        bias_N: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> Tensor:
+        if isinstance(weight, QuantizedLinear):
+            return quantized.linear(self.kernels, self.num_threads, x_TK, weight, bias_N, out_dtype)
         return linear.linear(self.kernels, self.num_threads, x_TK, weight, bias_N, out_dtype)
 
-    def embedding(self, ids_T: Tensor, weight: PackedLinear) -> Tensor:
+    def embedding(self, ids_T: Tensor, weight: PackedLinear | QuantizedLinear) -> Tensor:
+        if isinstance(weight, QuantizedLinear):
+            return quantized.embedding(self.kernels, self.num_threads, ids_T, weight)
         return linear.embedding(self.kernels, self.num_threads, ids_T, weight)
+
+    def pack_parts(
+        self,
+        packed: QuantizedLinear,
+        first_row: int,
+        codes_RK: Tensor,
+        scales_RG: Tensor,
+        minimums_RG: Tensor | None = None,
+    ) -> None:
+        quantized.pack_parts(self.kernels, self.num_threads, packed, first_row, (codes_RK, scales_RG, minimums_RG))
+
+    def pack_gguf(self, packed: QuantizedLinear, first_row: int, blocks_RN: Tensor, ggml_type: int) -> None:
+        quantized.pack_gguf(self.kernels, self.num_threads, packed, first_row, blocks_RN, ggml_type)
+
+    def quantize_into(self, packed: QuantizedLinear, first_row: int, source: Tensor) -> None:
+        quantized.quantize_into(self.kernels, self.num_threads, packed, first_row, source)
+
+    def dequantize(self, packed: QuantizedLinear, first_row: int = 0, rows: int | None = None) -> Tensor:
+        return quantized.dequantize(self.kernels, self.num_threads, packed, first_row, rows)
 
     def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(self.kernels, self.num_threads, x_TK, None, weight_K, eps)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penstock.kernels.kv_layout import BLOCK_SLOTS, keys_by_slot, values_by_slot
+from penstock.kernels.kv_layout import BLOCK_SLOTS, QUANTIZED_DTYPES, codes_and_scales, keys_by_slot, values_by_slot
 from penstock.kernels.reference.norm import rms_norm
 
 if TYPE_CHECKING:
@@ -19,6 +19,17 @@ def _rotate(x_TND: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     first, second = x_TND.float().chunk(2, dim=-1)
     cos, sin = cos_TE[:, None], sin_TE[:, None]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_TND.dtype)
+
+
+def _round(x_TGD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes and scales [T, G]; where x is not finite, codes are 0 and the scale is NaN."""
+    largest = QUANTIZED_DTYPES[dtype]
+    x = x_TGD.float()
+    most = x.abs().amax(2, keepdim=True)
+    scaled = torch.where(most.isfinite(), x * torch.where(most >= 1e-30, torch.tensor(largest) / most, 0.0), 0.0)
+    codes = scaled.round().to(dtype) if dtype == torch.int8 else scaled.clamp(-largest, largest).to(dtype)
+    scales = torch.where(most >= 1e-30, most / largest, 0.0)
+    return codes, torch.where(most.isfinite(), scales, torch.nan)[..., 0]
 
 
 def rope_and_cache(
@@ -42,7 +53,14 @@ def rope_and_cache(
     k = _rotate(k, cos_TE, sin_TE)
     written = slot_mapping_T >= 0
     block, offset = slot_mapping_T[written] // BLOCK_SLOTS, slot_mapping_T[written] % BLOCK_SLOTS
-    if qkv_TS.dtype == torch.bfloat16:
+    if key_cache.dtype in QUANTIZED_DTYPES:
+        key_codes, key_scales = codes_and_scales(key_cache, is_keys=True)
+        value_codes, value_scales = codes_and_scales(value_cache, is_keys=False)
+        codes, key_scales[block, :, offset] = _round(k[written], key_cache.dtype)
+        key_codes[block, :, :, offset] = codes.view(-1, num_kv_heads, dim // 2, 2)
+        codes, value_scales[block, :, offset] = _round(v[written], key_cache.dtype)
+        value_codes[block, :, offset // 2, :, offset % 2] = codes
+    elif qkv_TS.dtype == torch.bfloat16:
         key_cache[block, :, :, offset] = k[written].view(-1, num_kv_heads, dim // 2, 2)
         value_cache[block, :, offset // 2, :, offset % 2] = v[written]
     else:

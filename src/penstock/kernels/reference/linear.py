@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from penstock.kernels.packed import TILE_COLUMNS
+from penstock.kernels.quantized import QuantizedLinear
+from penstock.kernels.reference import quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +35,23 @@ def pack_into(packed: PackedLinear, first_row: int, source: Tensor) -> None:
 
 
 def linear(
-    x_TK: Tensor, weight: PackedLinear, bias_N: Tensor | None = None, out_dtype: torch.dtype | None = None
+    x_TK: Tensor,
+    weight: PackedLinear | QuantizedLinear,
+    bias_N: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """See Ops.linear."""
+    if isinstance(weight, QuantizedLinear):
+        return quantized.linear(x_TK, weight, bias_N, out_dtype)
     out_TN = x_TK.float() @ unpack(weight).float().T
     if bias_N is not None:
         out_TN += bias_N.float()
     return out_TN.to(x_TK.dtype if out_dtype is None else out_dtype)
 
 
-def embedding(ids_T: Tensor, weight: PackedLinear) -> Tensor:
+def embedding(ids_T: Tensor, weight: PackedLinear | QuantizedLinear) -> Tensor:
     """See Ops.embedding."""
+    if isinstance(weight, QuantizedLinear):
+        return quantized.embedding(ids_T, weight)
     rows = weight.tiles()[ids_T // TILE_COLUMNS, :, ids_T % TILE_COLUMNS]
     return rows.reshape(ids_T.shape[0], weight.k_padded)[:, : weight.k].contiguous()

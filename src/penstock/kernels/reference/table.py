@@ -5,8 +5,10 @@ from __future__ import annotations
 from penstock.kernels.ops import Ops
 from penstock.kernels.reference import activation as activation_family
 from penstock.kernels.reference import attention as attention_family
+from penstock.kernels.reference import gguf_blocks as gguf_family
 from penstock.kernels.reference import linear as linear_family
 from penstock.kernels.reference import norm as norm_family
+from penstock.kernels.reference import quantized as quantized_family
 from penstock.kernels.reference import sampling as sampling_family
 
 
@@ -21,6 +23,10 @@ class ReferenceOps(Ops):
     pack_into = staticmethod(linear_family.pack_into)
     linear = staticmethod(linear_family.linear)
     embedding = staticmethod(linear_family.embedding)
+    pack_parts = staticmethod(quantized_family.pack_parts)
+    pack_gguf = staticmethod(gguf_family.pack_gguf)
+    quantize_into = staticmethod(quantized_family.quantize_into)
+    dequantize = staticmethod(quantized_family.dequantize)
     rms_norm = staticmethod(norm_family.rms_norm)
     add_rms_norm = staticmethod(norm_family.add_rms_norm)
     silu_and_mul = staticmethod(activation_family.silu_and_mul)

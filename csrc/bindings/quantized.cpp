@@ -1,0 +1,51 @@
+#include "bindings/bindings.h"
+
+namespace penstock {
+
+namespace {
+
+// (bits, group_size, is_float, scales, minimums, offset, x_per_token, step, header_bytes, step_bytes, table)
+using LayoutNumbers = nb::tuple;
+
+WeightLayout layout_of(const LayoutNumbers& numbers) {
+    const auto number = [&](int i) { return nb::cast<int>(numbers[i]); };
+    return {number(0), number(1), number(2) != 0, ScaleKind(number(3)), MinimumKind(number(4)), number(5),
+            number(6) != 0, number(7), number(8), number(9), pointer<void>(nb::cast<Address>(numbers[10]))};
+}
+
+void quantized_linear(const KernelTable& table, const LayoutNumbers& layout, Address x, Address weight, Address bias,
+                      Address out, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype, int num_threads) {
+    const QuantizedLinearArgs args = {layout_of(layout), pointer<void>(x), pointer<void>(weight), pointer<void>(bias),
+                                      pointer<void>(out), m, n, k, DType(dtype), DType(out_dtype), num_threads};
+    GilReleaseIf guard(m * n * k > 200'000);
+    table.quantized.linear(args);
+}
+
+void quantized_pack(const KernelTable& table, const LayoutNumbers& layout, int kind, Address source, Address scales,
+                    Address minimums, int source_type, Address packed, int64_t first_row, int64_t rows, int64_t n,
+                    int64_t k, int num_threads) {
+    const QuantizedPackArgs args = {layout_of(layout), PackSource(kind), pointer<void>(source),
+                                    pointer<float>(scales), pointer<float>(minimums), source_type,
+                                    pointer<void>(packed), first_row, rows, n, k, num_threads};
+    GilReleaseIf guard(rows * k > 20'000);
+    table.quantized.pack(args);
+}
+
+void quantized_rows(const KernelTable& table, const LayoutNumbers& layout, Address weight, Address ids,
+                    int64_t first_row, int64_t count, Address out, int64_t n, int64_t k, int out_dtype,
+                    int num_threads) {
+    const QuantizedRowsArgs args = {layout_of(layout), pointer<void>(weight), pointer<int64_t>(ids), first_row, count,
+                                    pointer<void>(out), n, k, DType(out_dtype), num_threads};
+    GilReleaseIf guard(count * k > 5'000);
+    table.quantized.rows(args);
+}
+
+}  // namespace
+
+void bind_quantized(KernelsClass& kernels) {
+    kernels.def("quantized_linear", &quantized_linear);
+    kernels.def("quantized_pack", &quantized_pack);
+    kernels.def("quantized_rows", &quantized_rows);
+}
+
+}  // namespace penstock

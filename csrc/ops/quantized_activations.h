@@ -1,0 +1,141 @@
+// What x becomes before it is multiplied with quantised weights: 8-bit codes with a scale per token and 256 inputs, or
+// itself, padded; and the sums of its groups, which offsets and minimums of the codes are multiplied with.
+#pragma once
+
+#include "ops/quantized_simd.h"
+#include "ops/quantized.h"
+#include "scratch.h"
+#include "threads.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+// Rows of x as the block kernels read them.
+struct Activations {
+    char* x;
+    int64_t x_stride;  // bytes
+    float* scales;     // [m][scale_stride]; null for floats
+    int64_t scale_stride;
+    uint32_t* sums;  // [m][sum_stride]: int32 to begin a group's sum with, or f32 to multiply a minimum with; or null
+    int64_t sum_stride;
+};
+
+template <class Elem>
+class BytesOfRows {
+    using T = typename Elem::Storage;
+
+public:
+    BytesOfRows(const QuantizedLinearArgs& args, int64_t padded_k) : args_(args), padded_k_(padded_k) {
+        const WeightLayout& layout = args.layout;
+        group_ = layout.group_size ? layout.group_size : kXBlock;
+        out_.x_stride = padded_k + kPadding;
+        out_.scale_stride = (padded_k + kXBlock - 1) / kXBlock;
+        out_.sum_stride = (padded_k + group_ - 1) / group_;
+        static thread_local Scratch<char> bytes;
+        static thread_local Scratch<float> scales;
+        static thread_local Scratch<uint32_t> sums;
+        out_.x = bytes.at_least(args.m * out_.x_stride);
+        out_.scales = scales.at_least(args.m * out_.scale_stride);
+        out_.sums = sums.at_least(args.m * out_.sum_stride);
+    }
+
+    const Activations& result() const { return out_; }
+
+    void convert(int64_t row) const {
+        const T* x = static_cast<const T*>(args_.x) + row * args_.k;
+        float* scales = out_.scales + row * out_.scale_stride;
+        float row_most = 0.0f;
+        if (args_.layout.x_per_token) row_most = largest(x, 0, args_.k);
+        for (int64_t begin = 0, block = 0; begin < padded_k_; begin += kXBlock, ++block) {
+            const int64_t end = begin + kXBlock < padded_k_ ? begin + kXBlock : padded_k_;
+            const int64_t filled = end < args_.k ? end : args_.k;
+            const float most = args_.layout.x_per_token ? row_most : largest(x, begin, filled);
+            scales[block] = convert_block(row, x, {begin, end}, most);
+        }
+    }
+
+private:
+    // Rows would otherwise lie a power of two apart and share the sets of the first-level cache.
+    static constexpr int64_t kPadding = 64;
+
+    // The largest magnitude; NaN if there is one (as bits, it is larger than all numbers).
+    static float largest(const T* x, int64_t begin, int64_t end) {
+        Vec most = zero();
+        uint32_t unusual = 0;
+        for (int64_t i = begin; i < end; i += kLanes) {
+            const Vec value = magnitude(end - i >= kLanes ? load(x + i) : load_n(x + i, int(end - i)));
+            unusual |= mask_nan(value);
+            most = max(value, most);
+        }
+        return unusual ? NAN : reduce_max(most);
+    }
+
+    // Writes codes and sums of inputs [begin, end), of which those from k on are zero. Returns their scale.
+    float convert_block(int64_t row, const T* x, Range inputs, float most) const {
+        const bool is_finite = most <= 3.4028234e38f, is_zero = most < 1e-30f;
+        const Vec inverse = splat(is_finite && !is_zero ? 127.0f / most : 0.0f);
+        auto* codes = reinterpret_cast<int8_t*>(out_.x + row * out_.x_stride);
+        uint32_t* sums = out_.sums + row * out_.sum_stride;
+        int32_t sum = 0;
+        for (int64_t i = inputs.begin; i < inputs.end; i += kLanes) {
+            const int64_t left = args_.k - i;
+            Vec value = left >= kLanes ? load(x + i) : left > 0 ? load_n(x + i, int(left)) : zero();
+            if (!is_finite) value = zero();
+            sum += store_int8(codes + i, round_nearest(value * inverse));
+            if ((i + kLanes) % group_ != 0 && i + kLanes < inputs.end) continue;
+            // A group larger than a block of x never comes here: groups are of 256 inputs at most.
+            sums[i / group_] = args_.layout.minimums == MinimumKind::none ? uint32_t(-args_.layout.offset * sum)
+                                                                         : bits_of(float(sum));
+            sum = 0;
+        }
+        return !is_finite ? NAN : is_zero ? 0.0f : most / 127.0f;
+    }
+
+    const QuantizedLinearArgs& args_;
+    int64_t padded_k_;
+    int group_;
+    Activations out_{};
+};
+
+// Floats stay; they are copied only where their rows have to be padded.
+template <class Elem>
+class FloatRows {
+    using T = typename Elem::Storage;
+
+public:
+    FloatRows(const QuantizedLinearArgs& args, int64_t padded_k) : args_(args), padded_k_(padded_k) {
+        out_.x_stride = padded_k * int64_t(sizeof(T));
+        is_copied_ = padded_k != args.k;
+        static thread_local Scratch<char> copies;
+        static thread_local Scratch<uint32_t> sums;
+        out_.x = is_copied_ ? copies.at_least(args.m * out_.x_stride) : static_cast<char*>(const_cast<void*>(args.x));
+        if (args.layout.minimums == MinimumKind::none) return;
+        out_.sum_stride = padded_k / args.layout.group_size;
+        out_.sums = sums.at_least(args.m * out_.sum_stride);
+    }
+
+    const Activations& result() const { return out_; }
+
+    void convert(int64_t row) const {
+        if (is_copied_) {
+            char* to = out_.x + row * out_.x_stride;
+            memcpy(to, static_cast<const T*>(args_.x) + row * args_.k, size_t(args_.k) * sizeof(T));
+            memset(to + args_.k * int64_t(sizeof(T)), 0, size_t(padded_k_ - args_.k) * sizeof(T));
+        }
+        if (!out_.sums) return;
+        const T* x = reinterpret_cast<const T*>(out_.x + row * out_.x_stride);
+        const int group = args_.layout.group_size;
+        for (int64_t g = 0; g < out_.sum_stride; ++g) {
+            Vec sum = zero();
+            for (int i = 0; i < group; i += kLanes) sum = sum + load(x + g * group + i);
+            out_.sums[row * out_.sum_stride + g] = bits_of(reduce_sum(sum));
+        }
+    }
+
+private:
+    const QuantizedLinearArgs& args_;
+    int64_t padded_k_;
+    bool is_copied_;
+    Activations out_{};
+};
+
+}  // namespace penstock::PENSTOCK_ISA

@@ -1,0 +1,213 @@
+// The block kernel of quantised linears: up to 8 rows of x by up to 3 tiles of 16 outputs, over at most 256 inputs. A
+// group's products are summed in registers; the sums of groups, scaled, in memory that stays in the first-level cache.
+#pragma once
+
+#include "ops/quantized_codes.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+constexpr int kQuantizedRows = 8, kQuantizedTiles = 3;
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
+constexpr int kQuantizedRows = 4, kQuantizedTiles = 1;
+#else
+constexpr int kQuantizedRows = 2, kQuantizedTiles = 1;
+#endif
+
+// Lines that a call fetches into the second-level cache, a few with each group.
+struct Ahead {
+    const char* at;
+    int64_t tile_stride;
+    int lines;  // of each tile
+};
+
+struct QuantizedBlock {
+    const char* x;  // the first row's units
+    int64_t x_stride;
+    const float* x_scales;  // of the first row; null: 1
+    int64_t x_scale_stride;
+    const uint32_t* x_sums;  // of the first row's groups
+    int64_t x_sum_stride;
+    const char* codes;  // the first step's
+    int64_t tile_stride, step_stride;
+    const float* scales;  // [tile][groups][16], and as many minimums
+    const float* minimums;
+    int64_t scales_stride;  // from tile to tile
+    int steps, groups;      // groups of a step
+    int group_units;        // a multiple of 4
+    float* sums;            // [rows][tiles * 16]
+    bool first;
+    Ahead ahead;
+};
+
+// How x and codes are multiplied: 4 bytes a unit, exactly; a group's sum begins with what the codes' offset takes away.
+struct ByteFamily {
+    using Acc = Ints;
+    static Acc start(bool has_minimums, uint32_t x_sum) { return splat_int(has_minimums ? 0 : int32_t(x_sum)); }
+    static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
+};
+
+template <class ElemType>
+struct FloatFamily {
+    using Elem = ElemType;
+    using Acc = Vec;
+    static Acc start(bool, uint32_t) { return zero(); }
+    static Acc dot(Acc acc, Units codes, Units x) { return penstock::PENSTOCK_ISA::dot(Elem{}, acc, x, codes); }
+};
+static inline Vec to_vec(Vec x) { return x; }
+
+// Where codes come from: vectors as they are multiplied, or nibbles made into them on the way.
+struct WholeReader {
+    static constexpr bool kFused = false;
+    explicit WholeReader(const WeightLayout&) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t u) const {
+        return load_vector(codes, u + kPlace);
+    }
+};
+struct NibbleReader {
+    static constexpr bool kFused = true;
+    explicit NibbleReader(const WeightLayout&) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t u) const {
+        return plane_unit<4, kPlace % 2>(codes, u + kPlace);
+    }
+};
+struct TableReader {
+    static constexpr bool kFused = true;
+    explicit TableReader(const WeightLayout& layout) : table(static_cast<const uint8_t*>(layout.table)) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t u) const {
+        return table.of(plane_unit<4, kPlace % 2>(codes, u + kPlace));
+    }
+    ByteTable table;
+};
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+struct FloatNibbleReader {
+    static constexpr bool kFused = true;
+    explicit FloatNibbleReader(const WeightLayout& layout) : table(layout.table) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t u) const {
+        return table.of<kPlace>(load_vector(codes, u / 4));
+    }
+    NibbleTable table;
+};
+#endif
+
+// What a group's sum is multiplied with and given: nothing (one scale a row), a scale, or a scale and a minimum.
+enum class Scaling { row, group, minimum };
+
+template <class Family, class Reader, Scaling kScaling, int kRows, int kTiles>
+void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
+    using Acc = typename Family::Acc;
+    constexpr bool kMinimum = kScaling == Scaling::minimum;
+    constexpr bool kKept = kRows * kTiles <= 8;  // sums of groups fit into registers, too
+    Vec kept[kKept ? kRows : 1][kKept ? kTiles : 1];
+    alignas(64) float stored[kKept ? 1 : kRows * kTiles * kLanes];
+    float* volatile stored_at = stored;  // in memory: as variables they would be moved in and out of registers anyhow
+    float* parts = stored_at;
+    const char* ahead = block.ahead.at;
+    const int ahead_lines = block.ahead.lines;
+    const int64_t x_stride = block.x_stride;
+
+    for (int step = 0, group = 0; step < block.steps; ++step) {
+        const char* codes = block.codes + step * block.step_stride;
+        for (int in_step = 0; in_step < block.groups; ++in_step, ++group) {
+            Acc acc[kRows][kTiles];
+            for (int r = 0; r < kRows; ++r) {
+                const uint32_t x_sum = block.x_sums ? block.x_sums[r * block.x_sum_stride + group] : 0;
+                for (int t = 0; t < kTiles; ++t) acc[r][t] = Family::start(kMinimum, x_sum);
+            }
+            for (int t = 0; t < kTiles; ++t)
+                for (int line = 0; line < ahead_lines; ++line)
+                    __builtin_prefetch(ahead + t * block.ahead.tile_stride + line * 64, 0, 2);
+            ahead += ahead_lines * 64;
+            const int64_t begin = int64_t(in_step) * block.group_units;
+            const char* x = block.x + (int64_t(step) * block.groups * block.group_units + begin) * 4;
+            for (int64_t u = 0; u < block.group_units; u += 4) {
+                const auto multiply = [&]<int kPlace>() {
+                    Units w[kTiles];
+                    for (int t = 0; t < kTiles; ++t)
+                        w[t] = reader.template unit<kPlace>(codes + t * block.tile_stride, begin + u);
+                    for (int r = 0; r < kRows; ++r) {
+                        const Units splat =
+                            splat_unit(reinterpret_cast<const uint32_t*>(x + r * x_stride) + u + kPlace);
+                        for (int t = 0; t < kTiles; ++t) acc[r][t] = Family::dot(acc[r][t], w[t], splat);
+                    }
+                };
+                multiply.template operator()<0>();
+                multiply.template operator()<1>();
+                multiply.template operator()<2>();
+                multiply.template operator()<3>();
+            }
+            for (int t = 0; t < kTiles; ++t) {
+                const int64_t at = t * block.scales_stride + group * kLanes;
+                const Vec scale = kScaling == Scaling::row ? zero() : load(block.scales + at);
+                const Vec minimum = kMinimum ? load(block.minimums + at) : zero();
+                for (int r = 0; r < kRows; ++r) {
+                    float* part = parts + (r * kTiles + t) * kLanes;
+                    Vec sum = to_vec(acc[r][t]);
+                    if constexpr (kScaling != Scaling::row) {
+                        const Vec before = group == 0 ? zero() : kKept ? kept[kKept ? r : 0][kKept ? t : 0] : load(part);
+                        sum = fma(sum, scale, before);
+                    }
+                    if constexpr (kMinimum)
+                        sum = fma(splat(f32_from_bits(block.x_sums[r * block.x_sum_stride + group])), minimum, sum);
+                    if constexpr (kKept)
+                        kept[r][t] = sum;
+                    else
+                        store(part, sum);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < kRows; ++r) {
+        const Vec x_scale = splat(block.x_scales ? block.x_scales[r * block.x_scale_stride] : 1.0f);
+        for (int t = 0; t < kTiles; ++t) {
+            float* sums = block.sums + (r * kTiles + t) * kLanes;
+            const Vec part = kKept ? kept[kKept ? r : 0][kKept ? t : 0] : load(parts + (r * kTiles + t) * kLanes);
+            store(sums, fma(part, x_scale, block.first ? zero() : load(sums)));
+        }
+    }
+}
+
+template <class FamilyType, class ReaderType, Scaling kScalingOf>
+class QuantizedKernel {
+public:
+    using Family = FamilyType;
+    using Reader = ReaderType;
+    static constexpr Scaling kScaling = kScalingOf;
+    explicit QuantizedKernel(const WeightLayout& layout) : reader_(layout) {}
+
+    // tiles: 1 or kQuantizedTiles.
+    void multiply(const QuantizedBlock& block, int rows, int tiles) const {
+        (tiles == 1 ? kInstances.single : kInstances.all)[rows - 1](block, reader_);
+    }
+
+private:
+    struct Instances {
+        void (*single[kQuantizedRows])(const QuantizedBlock&, const Reader&);
+        void (*all[kQuantizedRows])(const QuantizedBlock&, const Reader&);
+    };
+
+    template <int kRows>
+    static constexpr void fill(Instances& instances) {
+        instances.single[kRows - 1] = multiply_quantized<Family, Reader, kScaling, kRows, 1>;
+        instances.all[kRows - 1] = multiply_quantized<Family, Reader, kScaling, kRows, kQuantizedTiles>;
+        if constexpr (kRows > 1) fill<kRows - 1>(instances);
+    }
+    static constexpr Instances make() {
+        Instances instances{};
+        fill<kQuantizedRows>(instances);
+        return instances;
+    }
+    static const Instances kInstances;
+
+    Reader reader_;
+};
+
+template <class Family, class Reader, Scaling kScaling>
+constexpr typename QuantizedKernel<Family, Reader, kScaling>::Instances
+    QuantizedKernel<Family, Reader, kScaling>::kInstances = QuantizedKernel<Family, Reader, kScaling>::make();
+
+}  // namespace penstock::PENSTOCK_ISA

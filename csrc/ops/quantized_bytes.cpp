@@ -1,0 +1,33 @@
+// Quantised linears whose activations are rounded to 8 bits.
+#include "ops/quantized_driver.h"
+#include "ops/quantized_parts.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+namespace {
+
+template <class Elem>
+void run(const QuantizedLinearArgs& args) {
+    using Rows = BytesOfRows<Elem>;
+    const WeightLayout& layout = args.layout;
+    if (layout.group_size == 0) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::row>, Rows>(args);
+    const bool has_minimums = layout.minimums != MinimumKind::none;
+    if (layout.bits == 4 && layout.table != nullptr)
+        return run_quantized<QuantizedKernel<ByteFamily, TableReader, Scaling::group>, Rows>(args);
+    if (layout.bits == 4 && has_minimums)
+        return run_quantized<QuantizedKernel<ByteFamily, NibbleReader, Scaling::minimum>, Rows>(args);
+    if (layout.bits == 4) return run_quantized<QuantizedKernel<ByteFamily, NibbleReader, Scaling::group>, Rows>(args);
+    if (has_minimums) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::minimum>, Rows>(args);
+    run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::group>, Rows>(args);
+}
+
+}  // namespace
+
+void linear_of_bytes(const QuantizedLinearArgs& args) {
+    if (args.dtype == DType::f32)
+        run<F32>(args);
+    else
+        run<Bf16>(args);
+}
+
+}  // namespace penstock::PENSTOCK_ISA

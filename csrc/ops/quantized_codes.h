@@ -1,0 +1,204 @@
+// Reading the codes of a packed step, unit by unit (src/penstock/kernels/quantized.py describes the planes).
+#pragma once
+
+#include "ops/quantized.h"
+#include "ops/quantized_simd.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+constexpr int kVectorBytes = 64;
+
+static inline Units load_vector(const char* codes, int64_t vector) {
+    return load_units(reinterpret_cast<const uint32_t*>(codes + vector * kVectorBytes));
+}
+
+// Unit u of a plane of kBits (1, 2, 4), where u % (8 / kBits) == kPlace.
+template <int kBits, int kPlace>
+static inline Units plane_unit(const char* plane, int64_t unit) {
+    return field<kPlace * kBits, (1 << kBits) - 1>(load_vector(plane, unit * kBits / 8));
+}
+
+// Eight units, from unit u on (a multiple of 8), of codes of kBits in a step of `step` inputs: f(j, unit u + j).
+template <int kBits, class Function>
+static inline void for_each_of_8(const char* codes, int step, int64_t u, Function f) {
+    const char* lower = codes;
+    const char* upper = codes + 16 * step * (kBits == 3 ? 2 : 4) / 8;  // of 3, 5 and 6 bits
+    const auto one = [&]<int j>() {
+        if constexpr (kBits == 8)
+            f(j, load_vector(codes, u + j));
+        else if constexpr (kBits == 4 || kBits == 2)
+            f(j, plane_unit<kBits, j % (8 / kBits)>(lower, u + j));
+        else if constexpr (kBits == 6)
+            f(j, join<4>(plane_unit<2, j % 4>(upper, u + j), plane_unit<4, j % 2>(lower, u + j)));
+        else if constexpr (kBits == 5)
+            f(j, join<4>(plane_unit<1, j>(upper, u + j), plane_unit<4, j % 2>(lower, u + j)));
+        else
+            f(j, join<2>(plane_unit<1, j>(upper, u + j), plane_unit<2, j % 4>(lower, u + j)));
+    };
+    one.template operator()<0>();
+    one.template operator()<1>();
+    one.template operator()<2>();
+    one.template operator()<3>();
+    one.template operator()<4>();
+    one.template operator()<5>();
+    one.template operator()<6>();
+    one.template operator()<7>();
+}
+
+// A step's codes as bytes, a vector of 64 a unit.
+template <int kBits>
+static inline void expand_bits(const WeightLayout& layout, const char* codes, char* bytes) {
+    const auto write = [&](int64_t unit, Units value) {
+        store_units(reinterpret_cast<uint32_t*>(bytes + unit * kVectorBytes), value);
+    };
+    if (layout.table == nullptr) {
+        for (int64_t u = 0; u < layout.step / 4; u += 8)
+            for_each_of_8<kBits>(codes, layout.step, u, [&](int j, Units value) { write(u + j, value); });
+        return;
+    }
+    const ByteTable table(static_cast<const uint8_t*>(layout.table));
+    for (int64_t u = 0; u < layout.step / 4; u += 8)
+        for_each_of_8<kBits>(codes, layout.step, u, [&](int j, Units value) { write(u + j, table.of(value)); });
+}
+
+static inline void expand_step(const WeightLayout& layout, const char* codes, char* bytes) {
+    switch (layout.bits) {
+        case 2: return expand_bits<2>(layout, codes, bytes);
+        case 3: return expand_bits<3>(layout, codes, bytes);
+        case 4: return expand_bits<4>(layout, codes, bytes);
+        case 5: return expand_bits<5>(layout, codes, bytes);
+        case 6: return expand_bits<6>(layout, codes, bytes);
+        default: return expand_bits<8>(layout, codes, bytes);
+    }
+}
+
+// The place of the group's 16 values of a header part that begins at `at`.
+static inline Vec load_scales(ScaleKind kind, const char* at, int group) {
+    switch (kind) {
+        case ScaleKind::f16: return load_half(reinterpret_cast<const f16_t*>(at) + group * kLanes);
+        case ScaleKind::bf16: return load(reinterpret_cast<const bf16_t*>(at) + group * kLanes);
+        case ScaleKind::f32: return load(reinterpret_cast<const float*>(at) + group * kLanes);
+        default: return load_int8(reinterpret_cast<const int8_t*>(at) + group * kLanes);
+    }
+}
+static inline int64_t scale_bytes(ScaleKind kind) { return kind == ScaleKind::super ? 1 : kind == ScaleKind::f32 ? 4 : 2; }
+
+// A step's scales, and its minimums if there are any, in f32: [groups][16] each.
+static inline void expand_header(const WeightLayout& layout, const char* header, float* scales, float* minimums) {
+    const int groups = layout.step / layout.group_size;
+    Vec super = splat(1.0f), super_minimum = splat(1.0f);
+    const bool has_supers = layout.scales == ScaleKind::super;
+    if (has_supers) {
+        super = load_half(reinterpret_cast<const f16_t*>(header));
+        header += kLanes * sizeof(f16_t);
+        if (layout.minimums == MinimumKind::own) {
+            super_minimum = load_half(reinterpret_cast<const f16_t*>(header));
+            header += kLanes * sizeof(f16_t);
+        }
+    }
+    for (int g = 0; g < groups; ++g) {
+        const Vec scale = load_scales(layout.scales, header, g);
+        store(scales + g * kLanes, has_supers ? super * scale : scale);
+    }
+    if (layout.minimums == MinimumKind::none) return;
+    header += groups * kLanes * scale_bytes(layout.scales);
+    for (int g = 0; g < groups; ++g) {
+        Vec minimum;
+        if (layout.minimums == MinimumKind::point)
+            minimum = (zero() - load(scales + g * kLanes)) * load_uint8(reinterpret_cast<const uint8_t*>(header) + g * kLanes);
+        else
+            minimum = load_scales(layout.scales, header, g);
+        store(minimums + g * kLanes, has_supers ? super_minimum * minimum : minimum);
+    }
+}
+
+// ---- the "float" family: a unit is two codes of each of 16 lanes, of one f32 it is one
+
+// Inputs of a vector of 64 bytes.
+static inline int float_inputs(const WeightLayout& layout) { return layout.bits == 4 ? 8 : 2; }
+
+// The code of input i of a step for one of its columns.
+static inline int float_code(const WeightLayout& layout, const char* codes, int i, int column) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(codes);
+    if (layout.bits == 8) return bytes[(i / 2 * kLanes + column) * 2 + i % 2];
+    const int place = i / 2 % 4;
+    const uint8_t byte = bytes[i / 8 * kVectorBytes + column * 4 + i % 2 * 2 + place / 2];
+    return byte >> (place % 2 * 4) & 15;
+}
+
+template <class Elem>
+static inline void expand_floats(const WeightLayout& layout, const char* codes, char* units) {
+    const auto* table = static_cast<const typename Elem::Storage*>(layout.table);
+    auto* to = reinterpret_cast<typename Elem::Storage*>(units);
+    for (int i = 0; i < layout.step; i += Elem::kPerUnit)
+        for (int column = 0; column < kLanes; ++column)
+            for (int part = 0; part < Elem::kPerUnit; ++part) *to++ = table[float_code(layout, codes, i + part, column)];
+}
+
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+
+// The values of 4-bit codes, twice, so that the lowest bit of the next code in a word does not matter.
+struct NibbleTable {
+    __m512i v;
+    explicit NibbleTable(const void* values)
+        : v(_mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(values)))) {}
+    template <int kPlace>
+    Units of(Units words) const {
+        const __m512i index = kPlace == 0 ? words.v : _mm512_srli_epi16(words.v, 4 * kPlace);
+        return {_mm512_permutexvar_epi16(index, v)};
+    }
+};
+
+// Values of 256 codes whose upper half is the negative of the lower one, as FP8's is.
+struct SignedTable {
+    __m512i v[4];
+    explicit SignedTable(const void* values) {
+        for (int i = 0; i < 4; ++i) v[i] = _mm512_loadu_si512(static_cast<const char*>(values) + i * 64);
+    }
+    Units of(__m256i codes) const {
+        const __m512i words = _mm512_cvtepu8_epi16(codes);
+        const __mmask32 upper = _mm512_test_epi16_mask(words, _mm512_set1_epi16(64));
+        const __m512i low = _mm512_permutex2var_epi16(v[0], words, v[1]);
+        const __m512i high = _mm512_permutex2var_epi16(v[2], words, v[3]);
+        const __m512i sign = _mm512_slli_epi16(_mm512_srli_epi16(words, 7), 15);
+        return {_mm512_or_si512(sign, _mm512_mask_blend_epi16(upper, low, high))};
+    }
+};
+
+// Signed bytes, exact in bf16.
+static inline Units bf16_of_int8(__m256i codes) {
+    const __m512i words = _mm512_cvtepi8_epi16(codes);
+    const __m512 odd = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
+    const __m512 even = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
+    const __m512i upper = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32(int(0xffff0000u)));
+    return {_mm512_or_si512(upper, _mm512_srli_epi32(_mm512_castps_si512(even), 16))};
+}
+
+template <>
+inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, char* units) {
+    auto* to = reinterpret_cast<uint32_t*>(units);
+    if (layout.bits == 4) {
+        const NibbleTable table(layout.table);
+        for (int v = 0; v < layout.step / 8; ++v, to += 4 * kLanes) {
+            const Units words = load_vector(codes, v);
+            store_units(to, table.of<0>(words));
+            store_units(to + kLanes, table.of<1>(words));
+            store_units(to + 2 * kLanes, table.of<2>(words));
+            store_units(to + 3 * kLanes, table.of<3>(words));
+        }
+        return;
+    }
+    const auto* pairs = reinterpret_cast<const __m256i*>(codes);
+    if (layout.offset == 0) {
+        const SignedTable table(layout.table);
+        for (int u = 0; u < layout.step / 2; ++u, to += kLanes) store_units(to, table.of(_mm256_loadu_si256(pairs + u)));
+        return;
+    }
+    // Integers: code - 128.
+    for (int u = 0; u < layout.step / 2; ++u, to += kLanes)
+        store_units(to, bf16_of_int8(_mm256_xor_si256(_mm256_loadu_si256(pairs + u), _mm256_set1_epi8(-128))));
+}
+
+#endif
+
+}  // namespace penstock::PENSTOCK_ISA

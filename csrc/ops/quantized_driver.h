@@ -1,0 +1,238 @@
+// The quantised linear layer around a block kernel. As in linear_driver.h, threads draw panels of a few tiles, and the
+// rows of x pass over one block of a panel's k after another, while the next block is fetched. A block's scales are
+// made f32 once, and codes that the kernel does not take as they are become bytes (or floats) in a buffer that stays in
+// cache: for one strip of rows 256 inputs at a time, in the first level, else more, in the second.
+#pragma once
+
+#include "ops/quantized_activations.h"
+#include "ops/quantized_block.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+constexpr int64_t kQuantizedBlockInputs = 2048;  // of k that all rows pass over: at most 200 KB of a panel's values
+constexpr int64_t kQuantizedMaxRows = 512;
+constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
+constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x are converted before threads are woken
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class Kernel>
+class QuantizedJob {
+    using Family = typename Kernel::Family;
+    static constexpr bool kIsBytes = __is_same(typename Family::Acc, Ints);
+
+public:
+    QuantizedJob(const QuantizedLinearArgs& args, const Activations& x, int threads)
+        : args_(args),
+          layout_(args.layout),
+          x_(x),
+          kernel_(args.layout),
+          steps_(divide_up(args.k, layout_.step)),
+          tiles_(divide_up(args.n, kLanes)),
+          panel_tiles_(tiles_ >= 2 * kQuantizedTiles * threads ? kQuantizedTiles : 1),
+          panels_(divide_up(tiles_, panel_tiles_)),
+          row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
+          block_steps_((args.m <= kQuantizedRows ? kXBlock : kQuantizedBlockInputs) / layout_.step),
+          k_blocks_(divide_up(steps_, block_steps_)),
+          expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
+          unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
+          expanded_step_bytes_(int64_t(layout_.step) / unit_inputs_ * kVectorBytes) {}
+
+    void run() {
+        static thread_local Scratch<float> sums_scratch, scales_scratch;
+        static thread_local Scratch<char> codes_scratch;
+        const int64_t block_groups = block_steps_ * groups_per_step();
+        float* scales = scales_scratch.at_least(2 * kQuantizedTiles * block_groups * kLanes + kLanes);
+        float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * kQuantizedTiles * kLanes);
+        char* codes = expands_ ? codes_scratch.at_least(kQuantizedTiles * block_steps_ * expanded_step_bytes_) : nullptr;
+        const int64_t items = panels_ * row_blocks_;
+        for (int64_t item = draw(); item < items;) {
+            const int64_t next = draw();
+            for (int64_t b = 0; b < k_blocks_; ++b) {
+                const char* ahead = b + 1 < k_blocks_ ? address(item % panels_, b + 1)
+                                    : next < items    ? address(next % panels_, 0)
+                                                      : nullptr;
+                multiply({split(args_.m, row_blocks_, int(item / panels_)), item % panels_, b, ahead}, scales, codes, sums);
+            }
+            item = next;
+        }
+    }
+
+private:
+    // A part of a panel's k, while all rows of a row block pass over it.
+    struct PanelBlock {
+        Range rows;
+        int64_t panel, index;
+        const char* ahead;  // the block after it, or null
+    };
+
+    int64_t draw() { return __atomic_fetch_add(&next_item_, 1, __ATOMIC_RELAXED); }
+    int groups_per_step() const { return layout_.group_size ? layout_.step / layout_.group_size : 0; }
+    int64_t tile_stride() const { return steps_ * layout_.step_bytes; }
+    const char* tile(int64_t index) const { return static_cast<const char*>(args_.weight) + index * tile_stride(); }
+    const char* address(int64_t panel, int64_t block) const {
+        return tile(panel * panel_tiles_) + block * block_steps_ * layout_.step_bytes;
+    }
+
+    void multiply(const PanelBlock& block, float* scales, char* codes, float* sums) const {
+        const int64_t first_step = block.index * block_steps_, steps = smaller(block_steps_, steps_ - first_step);
+        const int tiles = int(smaller(panel_tiles_, tiles_ - block.panel * panel_tiles_));
+        const char* packed = address(block.panel, block.index);
+        expand(packed, steps, tiles, scales, codes);
+
+        QuantizedBlock work{};
+        work.codes = expands_ ? codes : packed + layout_.header_bytes;
+        work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
+        work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
+        work.scales_stride = steps * groups_per_step() * kLanes;
+        const int64_t rows = block.rows.end - block.rows.begin;
+        const int strips = int(divide_up(rows, kQuantizedRows));
+        const bool is_last = block.index + 1 == k_blocks_;
+        for (int s = 0; s < strips; ++s) {
+            const Range strip = split(rows, strips, s);
+            const int64_t row = block.rows.begin + strip.begin;
+            const int height = int(strip.end - strip.begin);
+            float* strip_sums = sums + strip.begin * panel_tiles_ * kLanes;
+            for (int64_t step = 0; step < steps;) {
+                const int64_t count = smaller(kXBlock / layout_.step, steps - step);
+                locate(work, row, first_step + step, int(count));
+                work.ahead = plan_ahead(block, {s, strips}, {step, steps}, work.steps * work.groups);
+                QuantizedBlock part = work;
+                part.codes += step * work.step_stride;
+                part.scales = scales + step * groups_per_step() * kLanes;
+                part.minimums = part.scales + tiles * work.scales_stride;
+                part.first = first_step + step == 0;
+                multiply_tiles(part, height, tiles, strip_sums);
+                step += count;
+            }
+            if (!is_last) continue;
+            if (args_.out_dtype == DType::f32)
+                write(static_cast<float*>(args_.out), row, height, block.panel, tiles, strip_sums);
+            else
+                write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, strip_sums);
+        }
+    }
+
+    // All tiles at once, or, of a panel that is not full, each for itself (its sums follow one another then, too).
+    void multiply_tiles(QuantizedBlock part, int height, int tiles, float* sums) const {
+        if (tiles == kQuantizedTiles) {
+            part.sums = sums;
+            return kernel_.multiply(part, height, kQuantizedTiles);
+        }
+        for (int t = 0; t < tiles; ++t) {
+            part.sums = sums + t * height * kLanes;
+            kernel_.multiply(part, height, 1);
+            part.codes += part.tile_stride;
+            part.scales += part.scales_stride;
+            part.minimums += part.scales_stride;
+            part.ahead.at += tile_stride();
+        }
+    }
+
+    // The scales of a block, and where the kernel needs them, its codes.
+    void expand(const char* packed, int64_t steps, int tiles, float* scales, char* codes) const {
+        const int groups = groups_per_step();
+        if (groups == 0 && !expands_) return;
+        float* minimums = scales + tiles * steps * groups * kLanes;
+        for (int t = 0; t < tiles; ++t)
+            for (int64_t step = 0; step < steps; ++step) {
+                const char* from = packed + t * tile_stride() + step * layout_.step_bytes;
+                const int64_t at = (t * steps + step) * groups * kLanes;
+                if (groups) expand_header(layout_, from, scales + at, minimums + at);
+                if (!expands_) continue;
+                char* to = codes + (t * steps + step) * expanded_step_bytes_;
+                if constexpr (kIsBytes)
+                    expand_step(layout_, from + layout_.header_bytes, to);
+                else
+                    expand_floats<typename Family::Elem>(layout_, from + layout_.header_bytes, to);
+            }
+    }
+
+    // Where x of some steps is. Without groups they are one.
+    void locate(QuantizedBlock& work, int64_t row, int64_t step, int count) const {
+        const int64_t input = step * layout_.step;
+        work.x = x_.x + row * x_.x_stride + input / unit_inputs_ * 4;
+        work.x_stride = x_.x_stride;
+        work.x_scales = x_.scales ? x_.scales + row * x_.scale_stride + input / kXBlock : nullptr;
+        work.x_scale_stride = x_.scale_stride;
+        const int group = layout_.group_size ? layout_.group_size : kXBlock;
+        work.x_sums = x_.sums ? x_.sums + row * x_.sum_stride + input / group : nullptr;
+        work.x_sum_stride = x_.sum_stride;
+        work.steps = layout_.group_size ? count : 1;
+        work.groups = layout_.group_size ? groups_per_step() : 1;
+        work.group_units = (layout_.group_size ? layout_.group_size : count * layout_.step) / unit_inputs_;
+    }
+
+    // The last strips fetch the next block, each its share, some lines with each group.
+    Ahead plan_ahead(const PanelBlock& block, Range strip, Range step, int groups) const {
+        constexpr int64_t kFetchingStrips = 8;
+        const int64_t fetching = smaller(strip.end, kFetchingStrips), place = strip.begin - (strip.end - fetching);
+        if (block.ahead == nullptr || place < 0) return {};
+        const int64_t lines = divide_up(step.end * layout_.step_bytes, kVectorBytes);  // of the block, for a tile
+        const int64_t calls = fetching * divide_up(step.end * layout_.step, kXBlock);
+        const int64_t call = place * (calls / fetching) + step.begin * layout_.step / kXBlock;
+        const int64_t per_group = divide_up(lines, calls * groups);
+        if (call * per_group * groups >= lines) return {};
+        return {block.ahead + call * per_group * groups * kVectorBytes, tile_stride(), int(per_group)};
+    }
+
+    template <class Out>
+    void write(Out* out, int64_t row, int height, int64_t panel, int tiles, const float* sums) const {
+        const bool is_whole = tiles == kQuantizedTiles;
+        for (int t = 0; t < tiles; ++t) {
+            const int64_t column = (panel * panel_tiles_ + t) * kLanes;
+            const int columns = int(smaller(kLanes, args_.n - column));
+            const Vec bias = load_bias(column, columns);
+            const Vec scale = Kernel::kScaling == Scaling::row ? load(row_scales() + column) : splat(1.0f);
+            for (int r = 0; r < height; ++r) {
+                const float* sum = sums + (is_whole ? r * tiles + t : t * height + r) * kLanes;
+                const Vec value = load(sum) * scale + bias;
+                Out* to = out + (row + r) * args_.n + column;
+                columns == kLanes ? store(to, value) : store_n(to, value, columns);
+            }
+        }
+    }
+
+    const float* row_scales() const { return reinterpret_cast<const float*>(tile(tiles_)); }
+
+    Vec load_bias(int64_t column, int columns) const {
+        if (!args_.bias) return zero();
+        if (args_.dtype == DType::f32) return load_n(static_cast<const float*>(args_.bias) + column, columns);
+        return load_n(static_cast<const bf16_t*>(args_.bias) + column, columns);
+    }
+
+    const QuantizedLinearArgs& args_;
+    const WeightLayout& layout_;
+    const Activations& x_;
+    const Kernel kernel_;
+    const int64_t steps_, tiles_;
+    const int panel_tiles_;
+    const int64_t panels_;
+    const int row_blocks_;
+    const int64_t block_steps_, k_blocks_;
+    const bool expands_;
+    const int unit_inputs_;
+    const int64_t expanded_step_bytes_;
+    int64_t next_item_ = 0;
+};
+
+template <class Kernel, class Rows>
+void run_quantized(const QuantizedLinearArgs& args) {
+    const int threads = threads_for(args.m * args.n * args.k, kQuantizedMinWork, args.num_threads);
+    const Rows rows(args, divide_up(args.k, args.layout.step) * args.layout.step);
+    QuantizedJob<Kernel> job(args, rows.result(), threads);
+    if (threads == 1 || args.m <= kRowsConvertedAlone)
+        for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
+    if (threads == 1) return job.run();
+#pragma omp parallel num_threads(threads)
+    {
+        if (args.m > kRowsConvertedAlone) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
+        }
+        job.run();
+    }
+}
+
+}  // namespace penstock::PENSTOCK_ISA

@@ -1,0 +1,186 @@
+// Sixteen 32-bit integers, and units of four bytes: what products of 8-bit codes are made of.
+#pragma once
+
+#include "simd.h"
+
+namespace penstock::PENSTOCK_ISA {
+
+// A unit is four codes (u8) or four activations (s8) of each of 16 lanes.
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+
+struct Ints {
+    __m512i v;
+};
+
+static inline Ints splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline Vec to_vec(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+static inline Ints dot_bytes(Ints acc, Units codes, Units x) { return {_mm512_dpbusd_epi32(acc.v, codes.v, x.v)}; }
+// (bytes >> kShift) & mask
+template <int kShift, int kMask>
+static inline Units field(Units bytes) {
+    const __m512i shifted = kShift == 0 ? bytes.v : _mm512_srli_epi16(bytes.v, kShift);
+    return {_mm512_and_si512(shifted, _mm512_set1_epi8(char(kMask)))};
+}
+// upper << kShift | lower
+template <int kShift>
+static inline Units join(Units upper, Units lower) {
+    return {_mm512_or_si512(_mm512_slli_epi16(upper.v, kShift), lower.v)};
+}
+struct ByteTable {
+    __m512i v;
+    explicit ByteTable(const uint8_t* bytes) : v(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)bytes))) {}
+    Units of(Units codes) const { return {_mm512_shuffle_epi8(v, codes.v)}; }
+};
+static inline void store_units(uint32_t* p, Units x) { _mm512_storeu_si512(p, x.v); }
+static inline Vec load_int8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+static inline Vec load_uint8(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+static inline Vec load_half(const f16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+// Whole numbers of at most 127 in magnitude; returns their sum.
+static inline int32_t store_int8(int8_t* p, Vec x) {
+    const __m512i whole = _mm512_cvtps_epi32(x.v);
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(whole));
+    return _mm512_reduce_add_epi32(whole);
+}
+static inline Vec magnitude(Vec x) { return {_mm512_abs_ps(x.v)}; }
+
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
+
+struct Ints {
+    __m256i low, high;
+};
+
+static inline Ints splat_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline Vec to_vec(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+// In 16 bits by even and odd bytes: the products of maddubs would saturate.
+static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
+    const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(codes, 8);
+    const __m256i x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), x_odd = _mm256_srai_epi16(x, 8);
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(even, x_even));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(odd, x_odd));
+}
+static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
+    return {dot_bytes8(acc.low, codes.low, x.low), dot_bytes8(acc.high, codes.high, x.high)};
+}
+template <int kShift, int kMask>
+static inline Units field(Units bytes) {
+    const __m256i mask = _mm256_set1_epi8(char(kMask));
+    return {_mm256_and_si256(_mm256_srli_epi16(bytes.low, kShift), mask),
+            _mm256_and_si256(_mm256_srli_epi16(bytes.high, kShift), mask)};
+}
+template <int kShift>
+static inline Units join(Units upper, Units lower) {
+    return {_mm256_or_si256(_mm256_slli_epi16(upper.low, kShift), lower.low),
+            _mm256_or_si256(_mm256_slli_epi16(upper.high, kShift), lower.high)};
+}
+struct ByteTable {
+    __m256i v;
+    explicit ByteTable(const uint8_t* bytes) : v(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)bytes))) {}
+    Units of(Units codes) const { return {_mm256_shuffle_epi8(v, codes.low), _mm256_shuffle_epi8(v, codes.high)}; }
+};
+static inline void store_units(uint32_t* p, Units x) {
+    _mm256_storeu_si256((__m256i*)p, x.low);
+    _mm256_storeu_si256((__m256i*)(p + 8), x.high);
+}
+static inline Vec load_int8(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+static inline Vec load_uint8(const uint8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+static inline Vec load_half(const f16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+static inline int32_t store_int8(int8_t* p, Vec x) {
+    alignas(32) int32_t whole[16];
+    _mm256_store_si256((__m256i*)whole, _mm256_cvtps_epi32(x.low));
+    _mm256_store_si256((__m256i*)(whole + 8), _mm256_cvtps_epi32(x.high));
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) {
+        p[i] = int8_t(whole[i]);
+        sum += whole[i];
+    }
+    return sum;
+}
+static inline Vec magnitude(Vec x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
+}
+
+#else
+
+struct Ints {
+    Int4 part[4];
+};
+
+static inline Ints splat_int(int32_t x) {
+    const Int4 part = {x, x, x, x};
+    return {{part, part, part, part}};
+}
+static inline Vec to_vec(Ints x) {
+    Vec result;
+    for (int i = 0; i < 4; ++i) result.part[i] = __builtin_convertvector(x.part[i], Float4);
+    return result;
+}
+static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
+    for (int i = 0; i < 4; ++i)
+        for (int byte = 0; byte < 4; ++byte)
+            acc.part[i] += (Int4)((codes.part[i] >> (8 * byte)) & 255u) * ((Int4)(x.part[i] << (24 - 8 * byte)) >> 24);
+    return acc;
+}
+template <int kShift, int kMask>
+static inline Units field(Units bytes) {
+    for (int i = 0; i < 4; ++i) bytes.part[i] = (bytes.part[i] >> kShift) & (uint32_t(kMask) * 0x01010101u);
+    return bytes;
+}
+template <int kShift>
+static inline Units join(Units upper, Units lower) {
+    for (int i = 0; i < 4; ++i) lower.part[i] |= upper.part[i] << kShift;
+    return lower;
+}
+struct ByteTable {
+    uint8_t bytes[16];
+    explicit ByteTable(const uint8_t* from) { memcpy(bytes, from, sizeof bytes); }
+    Units of(Units codes) const {
+        uint8_t lanes[64];
+        memcpy(lanes, &codes, sizeof lanes);
+        for (uint8_t& lane : lanes) lane = bytes[lane & 15];
+        memcpy(&codes, lanes, sizeof lanes);
+        return codes;
+    }
+};
+static inline void store_units(uint32_t* p, Units x) { memcpy(p, &x, sizeof x); }
+template <class T>
+static inline Vec load_whole(const T* p) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = float(p[i]);
+    return load(lanes);
+}
+static inline Vec load_int8(const int8_t* p) { return load_whole(p); }
+static inline Vec load_uint8(const uint8_t* p) { return load_whole(p); }
+static inline Vec load_half(const f16_t* p) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = f32_of_f16(p[i]);
+    return load(lanes);
+}
+static inline int32_t store_int8(int8_t* p, Vec x) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) {
+        p[i] = int8_t(x.lane(i));
+        sum += p[i];
+    }
+    return sum;
+}
+static inline Vec magnitude(Vec x) {
+    for (int i = 0; i < 4; ++i) x.part[i] = (Float4)((Uint4)x.part[i] & 0x7fffffffu);
+    return x;
+}
+
+#endif
+
+}  // namespace penstock::PENSTOCK_ISA

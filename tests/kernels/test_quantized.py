@@ -1,0 +1,236 @@
+"""Quantised linears: the reference against the gguf package and float64, the kernels against the reference."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import quants
+
+from penstock.kernels import ops
+from penstock.kernels.quantized import (
+    GGUF_LAYOUTS,
+    INT4,
+    INT8_CHANNEL,
+    NF4,
+    Q4_0,
+    Q8_0,
+    W8A8,
+    W8A16,
+    QuantizedLinear,
+    WeightLayout,
+    empty_quantized,
+    fp8,
+    w4a16,
+)
+from penstock.kernels.reference.gguf_blocks import BLOCKS
+from penstock.kernels.reference.quantized import dequantize, quantize_activations, values_of
+
+REFERENCE = ops.load("reference", 1)
+PART_LAYOUTS = [
+    INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, W8A8, W8A16, NF4, w4a16(128), w4a16(32, "bf16"), w4a16(64, "f16", "point"),
+    w4a16(256, "f32", "point"), fp8(), fp8("e5m2", 128, "bf16"), WeightLayout(4, 64, "int8", "f32", "point"),
+    WeightLayout(8, 128, "int8", "bf16", offset=128),
+]  # fmt: skip
+
+
+def random_blocks(ggml_type: int, rows: int, k: int) -> torch.Tensor:
+    """Rows of blocks of random bits, whose 16-bit floats are finite and of a usual size."""
+    inputs, block_bytes, _ = BLOCKS[ggml_type]
+    blocks = np.random.default_rng(rows + k).integers(0, 256, (rows * k // inputs, block_bytes), dtype=np.uint8)
+    halves = {2: [0], 3: [0, 2], 6: [0], 7: [0, 2], 8: [0], 20: [0], 10: [80, 82], 11: [108], 12: [0, 2], 13: [0, 2],
+              14: [208], 23: [0], 39: []}[ggml_type]  # fmt: skip
+    for at in halves:
+        scales = np.random.default_rng(at).standard_normal(len(blocks)).astype(np.float16) * np.float16(0.01)
+        blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+    if ggml_type == 39:
+        blocks[:, 0] = blocks[:, 0] % 20 + 110
+    return torch.from_numpy(blocks.reshape(rows, -1))
+
+
+def random_parts(layout: WeightLayout, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Codes, scales, and minimums or points."""
+    groups = -(-k // layout.group_size) if layout.group_size else 1
+    values = values_of(layout, torch.float32)
+    codes = torch.randint(0, 1 << layout.bits, (n, k), dtype=torch.uint8)
+    codes[~values[codes.long()].isfinite()] = 1
+    scales = torch.randn(n, groups) * 0.01
+    if layout.scales != "f32":
+        scales = scales.to(torch.float16 if layout.scales == "f16" else torch.bfloat16).float()
+    if layout.minimums == "none":
+        return codes, scales, None
+    return codes, scales, torch.randint(0, 16, (n, groups)).float()
+
+
+def pack_random(table: ops.Ops, layout: WeightLayout, n: int, k: int, dtype: torch.dtype) -> QuantizedLinear:
+    packed = empty_quantized(n, k, layout, dtype)
+    packed.steps().zero_()
+    table.pack_parts(packed, 0, *random_parts(layout, n, k))
+    return packed
+
+
+class TestReference:
+    @pytest.mark.parametrize("ggml_type", list(GGUF_LAYOUTS))
+    def test_blocks_mean_what_the_gguf_package_says(self, ggml_type: int) -> None:
+        blocks = random_blocks(ggml_type, 21, 512)
+        packed = empty_quantized(21, 512, GGUF_LAYOUTS[ggml_type], torch.bfloat16)
+        REFERENCE.pack_gguf(packed, 0, blocks[:5], ggml_type)
+        REFERENCE.pack_gguf(packed, 5, blocks[5:], ggml_type)
+        expected = quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType(ggml_type))
+        assert np.array_equal(REFERENCE.dequantize(packed).numpy(), expected)
+        assert np.array_equal(REFERENCE.dequantize(packed, 7, 9).numpy(), expected[7:16])
+
+    @pytest.mark.parametrize("layout", PART_LAYOUTS, ids=str)
+    @pytest.mark.parametrize("shape", [(33, 352), (16, 64), (5, 1000)], ids=str)
+    def test_parts_mean_scale_times_value(self, layout: WeightLayout, shape: tuple[int, int]) -> None:
+        n, k = shape
+        codes, scales, minimums = random_parts(layout, n, k)
+        packed = empty_quantized(n, k, layout, torch.float32)
+        REFERENCE.pack_parts(packed, 0, codes, scales, minimums)
+        by_input = scales.repeat_interleave(layout.group_size or k, 1)[:, :k].double()
+        points = 0 if minimums is None else minimums.repeat_interleave(layout.group_size, 1)[:, :k].double()
+        expected = by_input * (values_of(layout, torch.float32)[codes.long()].double() - points)
+        assert torch.allclose(dequantize(packed).double(), expected, rtol=1e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("ggml_type", [Q4_0, Q8_0])
+    def test_rounding_is_the_gguf_packages(self, ggml_type: int) -> None:
+        weight = torch.randn(40, 320)
+        packed = empty_quantized(40, 320, GGUF_LAYOUTS[ggml_type], torch.bfloat16)
+        REFERENCE.quantize_into(packed, 0, weight)
+        kind = gguf.GGMLQuantizationType(ggml_type)
+        assert np.array_equal(
+            dequantize(packed).numpy(), quants.dequantize(quants.quantize(weight.numpy(), kind), kind)
+        )
+
+    def test_rounding_a_row(self) -> None:
+        weight = torch.randn(40, 320)
+        packed = empty_quantized(40, 320, INT8_CHANNEL, torch.bfloat16)
+        REFERENCE.quantize_into(packed, 0, weight)
+        assert ((dequantize(packed) - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.501).all()
+
+    def test_activations(self) -> None:
+        x = torch.randn(3, 600)
+        assert ((quantize_activations(x, 256) - x).abs() <= x.abs().amax() / 253).all()
+        x[1, 300] = torch.inf
+        blocks = quantize_activations(x, 256)
+        assert blocks[1, 256:512].isnan().all()
+        assert blocks[1, :256].isfinite().all()
+        assert quantize_activations(x, 0)[1].isnan().all()
+        assert not quantize_activations(torch.zeros(1, 8), 0).any()
+
+
+EDGES = [
+    (1, 1, 1),
+    (1, 16, 64),
+    (2, 33, 96),
+    (7, 130, 352),
+    (8, 48, 2048),
+    (9, 100, 2304),
+    (17, 49, 4160),
+    (70, 200, 640),
+]
+
+
+def assert_linear_close(actual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Against float64: sums of k products in float32, rounded to bfloat16 at the end where that is the type."""
+    exact = x.double() @ weight.double().T + bias.double()
+    tolerance = (x.double().abs() @ weight.double().abs().T + bias.double().abs()) * 4e-6 + 1e-6
+    if actual.dtype == torch.bfloat16:
+        tolerance = tolerance + exact.abs() * 2**-8
+    assert ((actual.double() - exact).abs() <= tolerance).all()
+
+
+def exact_activations(x: torch.Tensor, layout: WeightLayout) -> torch.Tensor:
+    return quantize_activations(x, layout.x_block) if layout.activations == "int8" else x.float()
+
+
+class TestLinear:
+    @pytest.mark.parametrize("layout", PART_LAYOUTS, ids=str)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    def test_parity(self, native: ops.Ops, layout: WeightLayout, dtype: torch.dtype) -> None:
+        for tokens, n, k in EDGES:
+            packed = pack_random(native, layout, n, k, dtype)
+            x, bias = torch.randn(tokens, k).to(dtype), torch.randn(n).to(dtype)
+            weight, rounded = dequantize(packed), exact_activations(x, layout)
+            assert_linear_close(native.linear(x, packed, bias), rounded, weight, bias)
+            assert_linear_close(native.linear(x, packed, bias, torch.float32), rounded, weight, bias)
+            assert_linear_close(REFERENCE.linear(x, packed, bias), rounded, weight, bias)
+            assert_linear_close(native.linear(x, packed), rounded, weight, torch.zeros(n))
+
+    @pytest.mark.parametrize("ggml_type", list(GGUF_LAYOUTS))
+    def test_blocks(self, native: ops.Ops, ggml_type: int) -> None:
+        for tokens, n, k in [(1, 40, 256), (11, 130, 2560)]:
+            layout = GGUF_LAYOUTS[ggml_type]
+            packed = empty_quantized(n, k, layout, torch.bfloat16)
+            native.pack_gguf(packed, 0, random_blocks(ggml_type, n, k), ggml_type)
+            x = torch.randn(tokens, k).to(torch.bfloat16)
+            out = native.linear(x, packed, None, torch.float32)
+            assert_linear_close(out, exact_activations(x, layout), dequantize(packed), torch.zeros(n))
+
+    @pytest.mark.parametrize("layout", [*PART_LAYOUTS, *(GGUF_LAYOUTS[t] for t in (3, 7, 20))], ids=str)
+    def test_a_row_is_the_same_in_any_batch(self, native: ops.Ops, layout: WeightLayout) -> None:
+        packed = pack_random(native, layout, 200, 2500, torch.bfloat16)
+        x = torch.randn(530, 2500).to(torch.bfloat16)
+        alone = torch.cat([native.linear(x[i : i + 1], packed) for i in range(19)])
+        for tokens in (2, 3, 4, 5, 6, 7, 8, 9, 16, 19):
+            assert torch.equal(native.linear(x[:tokens], packed), alone[:tokens])
+        assert torch.equal(native.linear(x, packed)[:19], alone)
+        assert torch.equal(ops.load("native", 1, native.isa).linear(x[:19], packed), alone)
+
+    def test_what_is_not_finite_stays_in_its_row(self, native: ops.Ops) -> None:
+        packed = pack_random(native, INT4, 40, 512, torch.bfloat16)
+        x = torch.randn(3, 512)
+        x[1, 300] = torch.inf
+        x[2, 5] = torch.nan
+        out = native.linear(x.to(torch.bfloat16), packed)
+        assert out[0].isfinite().all()
+        assert out[1:].isnan().all()
+
+    def test_no_rows(self, native: ops.Ops) -> None:
+        packed = pack_random(native, INT4, 16, 64, torch.float32)
+        assert native.linear(torch.empty(0, 64), packed).shape == (0, 16)
+
+
+class TestPacking:
+    @pytest.mark.parametrize("layout", PART_LAYOUTS, ids=str)
+    @pytest.mark.parametrize("shape", [(33, 352), (16, 64), (40, 1000)], ids=str)
+    def test_parts(self, native: ops.Ops, layout: WeightLayout, shape: tuple[int, int]) -> None:
+        n, k = shape
+        parts = random_parts(layout, n, k)
+        expected, actual = (empty_quantized(n, k, layout, torch.bfloat16) for _ in range(2))
+        expected.steps().zero_()
+        actual.steps().zero_()
+        REFERENCE.pack_parts(expected, 0, *parts)
+        for begin, end in ((0, 5), (5, 16), (16, n)):
+            native.pack_parts(actual, begin, *(None if part is None else part[begin:end] for part in parts))
+        assert torch.equal(actual.data, expected.data)
+        assert torch.equal(native.dequantize(actual), dequantize(expected))
+        assert torch.equal(native.dequantize(actual, 3, 9), dequantize(expected)[3:12])
+        ids = torch.randint(0, n, (77,))
+        assert torch.equal(native.embedding(ids, actual), dequantize(expected)[ids].to(torch.bfloat16))
+
+    @pytest.mark.parametrize("ggml_type", list(GGUF_LAYOUTS))
+    def test_blocks(self, native: ops.Ops, ggml_type: int) -> None:
+        blocks = random_blocks(ggml_type, 37, 768)
+        expected, actual = (empty_quantized(37, 768, GGUF_LAYOUTS[ggml_type], torch.bfloat16) for _ in range(2))
+        expected.steps().zero_()
+        actual.steps().zero_()
+        REFERENCE.pack_gguf(expected, 0, blocks, ggml_type)
+        native.pack_gguf(actual, 20, blocks[20:], ggml_type)
+        native.pack_gguf(actual, 0, blocks[:20], ggml_type)
+        assert torch.equal(actual.data, expected.data)
+        assert torch.equal(native.dequantize(actual), dequantize(expected))
+
+    @pytest.mark.parametrize("layout", [INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, W8A8], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_rounding(self, native: ops.Ops, layout: WeightLayout, dtype: torch.dtype) -> None:
+        weight = torch.randn(37, 352).to(dtype)
+        weight[3] = 0
+        expected, actual = (empty_quantized(37, 352, layout, torch.bfloat16) for _ in range(2))
+        expected.steps().zero_()
+        actual.steps().zero_()
+        REFERENCE.quantize_into(expected, 0, weight)
+        native.quantize_into(actual, 0, weight[:9])
+        native.quantize_into(actual, 9, weight[9:])
+        assert torch.equal(actual.data, expected.data)
