@@ -107,8 +107,6 @@ void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
     float* volatile stored_at = stored;  // in memory: as variables they would be moved in and out of registers anyhow
     float* parts = stored_at;
     const char* ahead = block.ahead.at;
-    const int ahead_lines = block.ahead.lines;
-    const int64_t x_stride = block.x_stride;
 
     for (int step = 0, group = 0; step < block.steps; ++step) {
         const char* codes = block.codes + step * block.step_stride;
@@ -119,9 +117,9 @@ void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
                 for (int t = 0; t < kTiles; ++t) acc[r][t] = Family::start(kMinimum, x_sum);
             }
             for (int t = 0; t < kTiles; ++t)
-                for (int line = 0; line < ahead_lines; ++line)
+                for (int line = 0; line < block.ahead.lines; ++line)
                     __builtin_prefetch(ahead + t * block.ahead.tile_stride + line * 64, 0, 2);
-            ahead += ahead_lines * 64;
+            ahead += block.ahead.lines * 64;
             const int64_t begin = int64_t(in_step) * block.group_units;
             const char* x = block.x + (int64_t(step) * block.groups * block.group_units + begin) * 4;
             for (int64_t u = 0; u < block.group_units; u += 4) {
@@ -131,7 +129,7 @@ void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
                         w[t] = reader.template unit<kPlace>(codes + t * block.tile_stride, begin + u);
                     for (int r = 0; r < kRows; ++r) {
                         const Units splat =
-                            splat_unit(reinterpret_cast<const uint32_t*>(x + r * x_stride) + u + kPlace);
+                            splat_unit(reinterpret_cast<const uint32_t*>(x + r * block.x_stride) + u + kPlace);
                         for (int t = 0; t < kTiles; ++t) acc[r][t] = Family::dot(acc[r][t], w[t], splat);
                     }
                 };

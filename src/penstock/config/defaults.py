@@ -35,6 +35,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         max_num_queued_requests=settings.max_num_queued_requests,
         max_num_queued_tokens=settings.max_num_queued_tokens,
         scheduling_policy=settings.scheduling_policy,
+        kv_cache_dtype=settings.kv_cache_dtype,
         enable_prefix_caching=settings.enable_prefix_caching,
     )
 

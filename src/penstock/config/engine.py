@@ -8,11 +8,15 @@ from penstock.config.model import ModelConfig
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """num_blocks: blocks of `block_size` tokens in the pool. enable_prefix_caching: keep finished blocks for reuse."""
+    """num_blocks: blocks of `block_size` tokens in the pool. enable_prefix_caching: keep finished blocks for reuse.
+
+    dtype: "model" (as activations are), "int8" or "fp8".
+    """
 
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool = True
+    dtype: str = "model"
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):

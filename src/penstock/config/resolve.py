@@ -28,6 +28,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_queued_requests: int = 10_000
     max_num_queued_tokens: int = 50_000_000
     scheduling_policy: str = "fcfs"
+    kv_cache_dtype: str = "model"
     enable_prefix_caching: bool = True
 
 
@@ -72,7 +73,12 @@ def resolve_engine_config(
         num_threads=options.num_threads or machine.num_cores,
         kernels=kernels,
         max_memory_bytes=options.max_memory,
-        cache=CacheConfig(block_size=BLOCK_SIZE, num_blocks=0, enable_prefix_caching=options.enable_prefix_caching),
+        cache=CacheConfig(
+            block_size=BLOCK_SIZE,
+            num_blocks=0,
+            enable_prefix_caching=options.enable_prefix_caching,
+            dtype=options.kv_cache_dtype,
+        ),
         scheduler=SchedulerConfig(
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),

@@ -161,6 +161,14 @@ class Settings:
         "Most prompt tokens that wait. Beyond it: 429 with Retry-After.",
         bounds=(1, 2**40),
     )
+    kv_cache_dtype: str = _setting(
+        "text",
+        "model",
+        _ENGINE,
+        "How keys and values are kept: as the model's activations, or in 8 bits with a scale for each token and head: "
+        "half the memory, at the cost of some exactness.",
+        choices=("model", "int8", "fp8"),
+    )
     enable_prefix_caching: bool = _setting(
         "flag", True, _ENGINE, "Keeps computed prompts, so that a request that begins alike starts where they differ."
     )

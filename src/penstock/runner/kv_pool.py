@@ -9,17 +9,29 @@ Never: knows which block belongs to whom.
 from __future__ import annotations
 
 import mmap
+from typing import Final
 
 import torch
 
+from penstock.config.engine import EngineConfig
 from penstock.config.model import ModelConfig
-from penstock.kernels.kv_layout import key_cache_shape, value_cache_shape
+from penstock.kernels.kv_layout import BLOCK_SLOTS, head_block_elements, key_cache_shape, value_cache_shape
 from penstock.layers import KVCache
+from penstock.runner.loading import torch_dtype
+
+_DTYPES: Final = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+
+def cache_dtype(config: EngineConfig) -> torch.dtype:
+    """What keys and values are kept as."""
+    return torch_dtype(config.dtype) if config.cache.dtype == "model" else _DTYPES[config.cache.dtype]
 
 
 def block_nbytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers, keys and values."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * block_size * dtype.itemsize
+    assert block_size == BLOCK_SLOTS, block_size
+    head = head_block_elements(model.head_dim, dtype) * dtype.itemsize
+    return 2 * model.num_layers * model.num_kv_heads * head
 
 
 class KVPool:
@@ -30,11 +42,11 @@ class KVPool:
         heads, size = model.num_kv_heads, model.head_dim
         key_shape = key_cache_shape(num_blocks, heads, size, dtype)
         value_shape = value_cache_shape(num_blocks, heads, size, dtype)
-        count = num_blocks * heads * size * block_size
+        count = num_blocks * heads * head_block_elements(size, dtype)
         self._memory = mmap.mmap(-1, num_blocks * block_nbytes(model, block_size, dtype))
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
-        arena = torch.frombuffer(self._memory, dtype=dtype)
+        arena = torch.frombuffer(self._memory, dtype=torch.uint8).view(dtype)
         pieces = arena.view(model.num_layers, 2, count).unbind(0)
         self.caches = [KVCache(piece[0].view(key_shape), piece[1].view(value_shape)) for piece in pieces]
         self.tensors = [tensor for cache in self.caches for tensor in cache]

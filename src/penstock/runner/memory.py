@@ -20,7 +20,7 @@ from penstock.config.defaults import available_memory_bytes
 from penstock.config.engine import EngineConfig, SchedulerConfig
 from penstock.kernels import ops as op_table
 from penstock.layers.mlp import MAX_TOKENS_AT_ONCE
-from penstock.runner.kv_pool import block_nbytes
+from penstock.runner.kv_pool import block_nbytes, cache_dtype
 from penstock.runner.loading import torch_dtype, weights_nbytes
 
 # Left to the interpreter, torch's libraries, the server process and the system when the limit is what is free.
@@ -84,7 +84,7 @@ class _Needs:
 
     def __init__(self, config: EngineConfig, weights: int) -> None:
         self.weights = weights
-        self.block = block_nbytes(config.model, config.cache.block_size, torch_dtype(config.dtype))
+        self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config))
         self._block_size = config.cache.block_size
 
     def least_blocks(self, max_model_len: int) -> int:

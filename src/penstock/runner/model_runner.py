@@ -31,8 +31,8 @@ from penstock.messages import (
     TokenLogprobs,
 )
 from penstock.runner.input_batch import InputBatch, StepInputs
-from penstock.runner.kv_pool import KVPool
-from penstock.runner.loading import load_model, torch_dtype
+from penstock.runner.kv_pool import KVPool, cache_dtype
+from penstock.runner.loading import load_model
 from penstock.sampling import NO_TOKEN, sample, token_logprobs
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ModelRunner:
         limits = config.scheduler
         self.ops = op_table.load(config.kernels, config.num_threads)
         self._model = load_model(config, self.ops, lambda fraction: on_progress("weights", fraction))
-        self._pool = KVPool(config.model, config.cache.num_blocks, config.cache.block_size, torch_dtype(config.dtype))
+        self._pool = KVPool(config.model, config.cache.num_blocks, config.cache.block_size, cache_dtype(config))
         self._batch = InputBatch(
             limits.max_num_seqs, limits.max_model_len, config.cache.block_size, config.model.vocab_size
         )
