@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,8 @@ class FakeEngine:
         self.refusal: PenstockError | None = None
         self.submitted: list[EngineRequest] = []
         self.aborted: list[tuple[str, FinishReason]] = []
-        self.tokens_per_step = 1
+        self.script: str | None = None  # what to answer instead
+        self.num_tokens_of_step: Callable[[], int] = lambda: 1
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._streams: dict[str, RequestStream] = {}
         self._is_draining = False
@@ -114,24 +115,30 @@ class FakeEngine:
                                                      finish_reason=FinishReason.ERROR))  # fmt: skip
             return
         prompt = "".join(map(chr, prompt_ids))
-        tokens = [*map(ord, REPLY + prompt.rsplit("\n", 1)[-1]), EOS]
+        answer = REPLY + prompt.rsplit("\n", 1)[-1] if self.script is None else self.script
+        tokens = [*map(ord, answer), EOS]
         prompt_logprobs = None
         if sampling.prompt_logprobs is not None:
             prompt_logprobs = [_logprob(token, sampling.prompt_logprobs) for token in prompt_ids[1:]]
-        for count, token in enumerate(tokens, 1):
+        count = 0
+        while True:
             await asyncio.sleep(0)
             await self.hold.wait()
-            is_stop = token in request.stop_token_ids
-            is_long = count >= request.max_tokens
-            output = RequestOutput(request.request_id, prompt_logprobs=prompt_logprobs, num_output_tokens=count)
+            output = RequestOutput(request.request_id, prompt_logprobs=prompt_logprobs)
             prompt_logprobs = None
-            if is_stop:
-                output.stop_token_id = token
-            else:
-                output.token_ids = [token]
-                output.logprobs = None if sampling.logprobs is None else [_logprob(token, sampling.logprobs)]
-            if is_stop or is_long:
-                output.finish_reason = FinishReason.STOP if is_stop else FinishReason.LENGTH
+            for token in tokens[count : count + self.num_tokens_of_step()]:
+                count += 1
+                if token in request.stop_token_ids:
+                    output.stop_token_id, output.finish_reason = token, FinishReason.STOP
+                    break
+                output.token_ids.append(token)
+                if count >= request.max_tokens:
+                    output.finish_reason = FinishReason.LENGTH
+                    break
+            if sampling.logprobs is not None:
+                output.logprobs = [_logprob(token, sampling.logprobs) for token in output.token_ids]
+            output.num_output_tokens = count
+            if output.finish_reason is not None:
                 self._end(request, stream, output)
                 return
             self.last_message_s = time.monotonic()
@@ -174,7 +181,9 @@ class FakeState:
         return result
 
     def _to_text(self, output: RequestOutput) -> TextOutput:
-        result = TextOutput("", output.token_ids, finish_reason=output.finish_reason)
+        result = TextOutput(
+            "", output.token_ids, finish_reason=output.finish_reason, stop_token_id=output.stop_token_id
+        )
         if output.prompt_logprobs is not None:
             entries = [_entry(logprobs, offset) for offset, logprobs in enumerate(output.prompt_logprobs, 1)]
             result.prompt_logprobs = [None, *entries]
@@ -211,8 +220,22 @@ class FakeText:
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
 
+    style = STYLE
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        return list(map(chr, token_ids))
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(map(chr, token_ids))
+
+    def template(self) -> str:
+        return "{{ messages }}<tool_call><think>"
+
+    async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
+        ids = _prompt_ids(source)
+        if not ids:
+            raise ValidationError("The prompt is empty.", param="prompt")
+        return Prompt(ids, self.decode(ids))
 
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         await asyncio.sleep(0)

@@ -145,6 +145,7 @@ class ServerStart:
         state.info = ServerInfo(
             version=__version__, model=self.model_name, dtype=ready.dtype, instruction_set=ready.instruction_set
         )
+        state.facts = parts.facts
         state.system_fingerprint = fingerprint(Path(self._config.model_path), ready)
         return ModelText(parts, ready.max_model_len, ready.vocab_size)
 

@@ -190,6 +190,12 @@ class Settings:
     )
     host: str = _setting("text", "127.0.0.1", _SERVER, "Address to listen on. Anything but loopback needs an API key.")
     port: int = _setting("integer", 8000, _SERVER, "Port to listen on; 0 takes a free one.", bounds=(0, 65535))
+    data_directory: str = _setting(
+        "text", "", _SERVER, "Where responses, files and batches are kept. Default: ~/.local/share/penstock."
+    )
+    lenient: bool = _setting(
+        "flag", False, _SERVER, "Ignores unknown fields of a request, and says so in the answer's warnings."
+    )
     api_key: tuple[str, ...] = _setting(
         "list",
         (),
@@ -231,6 +237,11 @@ class Settings:
     log_format: str = _setting(
         "text", "text", _LOGGING, "text for people, json (one object a line) for machines.", choices=("text", "json")
     )
+
+    @property
+    def data_path(self) -> Path:
+        """data_directory, resolved."""
+        return Path(self.data_directory).expanduser() if self.data_directory else Path.home() / ".local/share/penstock"
 
 
 def _build_specs() -> dict[str, SettingSpec]:

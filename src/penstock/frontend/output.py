@@ -44,6 +44,7 @@ class TextOutput(msgspec.Struct, gc=False):
     end-of-sequence token). must_abort: a stop string ended it, so the engine has to be told (AbortRequest with
     FinishReason.STOP); no further engine output is to be passed in.
     num_output_tokens: tokens generated so far, the one that ended it included.
+    stop_token_id: the token that ended it, None where none did.
     parts: what a parser made of the text so far that it had not given out; None without a parser.
     """
 
@@ -54,6 +55,7 @@ class TextOutput(msgspec.Struct, gc=False):
     prompt_logprobs: list[LogprobEntry | None] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    stop_token_id: int | None = None
     must_abort: bool = False
     error: ErrorInfo | None = None
     num_prompt_tokens: int = 0
@@ -165,6 +167,7 @@ class OutputState:
         text = ""
         if output.stop_token_id is not None:
             self._num_tokens += 1
+            result.stop_token_id = output.stop_token_id
             if output.stop_token_id not in self._eos_token_ids:
                 result.stop_reason = output.stop_token_id
             if self._include_stop:

@@ -17,22 +17,58 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.messages import ErrorInfo
 from penstock.observability.metrics import CONTENT_TYPE
+from penstock.server.anthropic.messages import CountTokens, MessagesFormat
+from penstock.server.anthropic.messages import error_body as anthropic_error
 from penstock.server.auth import ApiKeyMiddleware
+from penstock.server.call import CallEndpoint
+from penstock.server.exchange import Exchange
 from penstock.server.generate import GenerationEndpoint
 from penstock.server.health import progress_report
 from penstock.server.local_only import LocalOnlyMiddleware
+from penstock.server.ollama.generate import OllamaFormat
+from penstock.server.ollama.generate import error_body as ollama_error
+from penstock.server.ollama.models import OllamaModels
 from penstock.server.openai.chat import ChatFormat
 from penstock.server.openai.completions import CompletionFormat
 from penstock.server.openai.models import ModelRoutes
 from penstock.server.openai.render import error_body
+from penstock.server.openai.response_routes import Responses
+from penstock.server.openai.responses import ResponsesFormat
+from penstock.server.openai.token_generate import GenerateFormat
+from penstock.server.openai.tokens import TokenRoutes
 from penstock.server.state import ServerState
+from penstock.server.tgi.generate import TgiFormat
+from penstock.server.tgi.generate import error_body as tgi_error
+from penstock.server.tgi.info import TgiRoutes
 
 # (method, path, what it does): every route there is. docs/api.md and the authentication test enumerate this list.
 ROUTES: Final = (
     ("POST", "/v1/chat/completions", "Answers a conversation (OpenAI)."),
     ("POST", "/v1/completions", "Continues texts or token ids (OpenAI)."),
+    ("POST", "/v1/generate", "Continues token ids or a text, and gives token ids back (our own)."),
+    ("POST", "/v1/render", "The prompt that a chat request would become (our own)."),
+    ("POST", "/detokenize", "Token ids to text (vLLM)."),
+    ("POST", "/v1/responses", "Answers, and keeps the answer (OpenAI)."),
+    ("GET", "/v1/responses/{response_id}", "A kept answer (OpenAI)."),
+    ("DELETE", "/v1/responses/{response_id}", "Deletes one (OpenAI)."),
+    ("POST", "/v1/responses/{response_id}/cancel", "Ends one that is made in the background (OpenAI)."),
+    ("GET", "/v1/responses/{response_id}/input_items", "What one answered to (OpenAI)."),
     ("GET", "/v1/models", "The names that are served."),
     ("GET", "/v1/models/{name:path}", "One of them."),
+    ("POST", "/v1/messages", "Answers a conversation (Anthropic)."),
+    ("POST", "/v1/messages/count_tokens", "Counts a conversation's tokens (Anthropic)."),
+    ("POST", "/api/chat", "Answers a conversation (Ollama)."),
+    ("POST", "/api/generate", "Answers a prompt (Ollama)."),
+    ("GET", "/api/tags", "The models there are (Ollama)."),
+    ("GET", "/api/ps", "The models that are loaded (Ollama)."),
+    ("POST", "/api/show", "What is known of a model (Ollama)."),
+    ("GET", "/api/version", "The version of Ollama's API (Ollama)."),
+    ("POST", "/", "Continues a text, streamed or not (TGI)."),
+    ("POST", "/generate", "Continues a text (TGI)."),
+    ("POST", "/generate_stream", "Continues a text, streamed (TGI)."),
+    ("GET", "/info", "What is served, and its limits (TGI)."),
+    ("POST", "/tokenize", "Text to token ids: of `inputs` (TGI), or of `prompt` or `messages` (vLLM)."),
+    ("GET", "/health", "The same as /health/ready (TGI, vLLM)."),
     ("GET", "/health/live", "200 while this process runs, whatever it is busy with."),
     ("GET", "/health/ready", "200 when a request sent now would be served; 503 with the reason otherwise."),
     ("GET", "/health/progress", "200 while work, where it exists, moves; 503 names the step that is stuck."),
@@ -42,18 +78,62 @@ ROUTES: Final = (
 
 def routes(state: ServerState) -> list[Route]:
     """The routes with what answers them."""
-    health, models = HealthRoutes(state), ModelRoutes(state)
+    health, models, tokens = HealthRoutes(state), ModelRoutes(state), TokenRoutes(state)
     endpoints: dict[str, Callable[..., Any]] = {
-        "/v1/chat/completions": GenerationEndpoint(state, ChatFormat(state)),
-        "/v1/completions": GenerationEndpoint(state, CompletionFormat(state)),
-        "/v1/models": models.list_models,
-        "/v1/models/{name:path}": models.get_model,
-        "/health/live": health.live,
-        "/health/ready": health.ready,
-        "/health/progress": health.progress,
-        "/metrics": health.metrics,
+        "POST /v1/chat/completions": GenerationEndpoint(state, ChatFormat(state)),
+        "POST /v1/completions": GenerationEndpoint(state, CompletionFormat(state)),
+        "POST /v1/generate": GenerationEndpoint(state, GenerateFormat(state)),
+        "POST /v1/render": CallEndpoint(state, tokens.render, error_body),
+        "POST /detokenize": CallEndpoint(state, tokens.detokenize, error_body),
+        "GET /health": health.ready,
+        **_stateful(state),
+        **_other_protocols(state, tokens),
+        "GET /v1/models": models.list_models,
+        "GET /v1/models/{name:path}": models.get_model,
+        "GET /health/live": health.live,
+        "GET /health/ready": health.ready,
+        "GET /health/progress": health.progress,
+        "GET /metrics": health.metrics,
     }
-    return [Route(path, endpoints[path], methods=[method]) for method, path, _ in ROUTES]
+    return [Route(path, endpoints[f"{method} {path}"], methods=[method]) for method, path, _ in ROUTES]
+
+
+def _stateful(state: ServerState) -> dict[str, Callable[..., Any]]:
+    """OpenAI's routes that keep something."""
+    responses = Responses(state)
+    responses.endpoint = GenerationEndpoint(state, ResponsesFormat(state, responses))
+    return {
+        "POST /v1/responses": responses.endpoint,
+        "GET /v1/responses/{response_id}": CallEndpoint(state, responses.retrieve, error_body),
+        "DELETE /v1/responses/{response_id}": CallEndpoint(state, responses.delete, error_body),
+        "POST /v1/responses/{response_id}/cancel": CallEndpoint(state, responses.cancel, error_body),
+        "GET /v1/responses/{response_id}/input_items": CallEndpoint(state, responses.input_items, error_body),
+    }
+
+
+def _other_protocols(state: ServerState, tokens: TokenRoutes) -> dict[str, Callable[..., Any]]:
+    """Anthropic's, Ollama's and TGI's routes."""
+    described, texts = OllamaModels(state), TgiRoutes(state)
+
+    async def tokenize(body: bytes, exchange: Exchange) -> object:
+        """TGI's body has `inputs`, vLLM's `prompt` or `messages`."""
+        return await (texts.tokenize if b'"inputs"' in body else tokens.tokenize)(body, exchange)
+
+    return {
+        "POST /v1/messages": GenerationEndpoint(state, MessagesFormat(state)),
+        "POST /v1/messages/count_tokens": CallEndpoint(state, CountTokens(state), anthropic_error),
+        "POST /api/chat": GenerationEndpoint(state, OllamaFormat(state, "ollama_chat")),
+        "POST /api/generate": GenerationEndpoint(state, OllamaFormat(state, "ollama_generate")),
+        "GET /api/tags": CallEndpoint(state, described.tags, ollama_error),
+        "GET /api/ps": CallEndpoint(state, described.running, ollama_error),
+        "POST /api/show": CallEndpoint(state, described.show, ollama_error),
+        "GET /api/version": CallEndpoint(state, described.version, ollama_error),
+        "POST /": GenerationEndpoint(state, TgiFormat(state, streams=None, in_list=True)),
+        "POST /generate": GenerationEndpoint(state, TgiFormat(state, streams=False)),
+        "POST /generate_stream": GenerationEndpoint(state, TgiFormat(state, streams=True)),
+        "GET /info": CallEndpoint(state, texts.info, tgi_error),
+        "POST /tokenize": CallEndpoint(state, tokenize, error_body),
+    }
 
 
 def build_app(state: ServerState) -> ASGIApp:

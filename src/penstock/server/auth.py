@@ -13,7 +13,7 @@ from typing import Final
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-PUBLIC_PATHS: Final = frozenset({"/health/live", "/health/ready"})
+PUBLIC_PATHS: Final = frozenset({"/health", "/health/live", "/health/ready"})
 _BODY: Final = (
     b'{"error":{"message":"A valid API key is required: Authorization: Bearer KEY.",'
     b'"type":"authentication_error","param":null,"code":"invalid_api_key"}}'
@@ -51,8 +51,11 @@ class ApiKeyMiddleware:
 
 
 def _bearer_token(scope: Scope) -> bytes:
-    """The token of the only Authorization header; several headers are none."""
+    """The token of the only Authorization header, or Anthropic's x-api-key; several headers are none."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
+    keys = [value for name, value in scope["headers"] if name == b"x-api-key"]
+    if not values and len(keys) == 1:
+        return bytes(keys[0].strip())
     if len(values) != 1:
         return b""
     scheme, _, token = values[0].partition(b" ")

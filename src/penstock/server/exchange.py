@@ -15,8 +15,9 @@ from penstock.base.errors import PenstockError, ValidationError
 from penstock.messages.bounds import BOUNDS, MAX_BODY_BYTES, MAX_ENTRIES
 
 JSON: Final = b"application/json"
-_EVENT_STREAM: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
+JSON_LINES: Final = b"application/x-ndjson"
+_STREAM_HEADERS: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
 )
@@ -38,12 +39,12 @@ class Exchange:
     """Reads one request and writes its answer. Made by the app for the length of one request.
 
     waiting_since_s: event-loop time since when the client has kept us waiting (for its body, or to read), else None;
-    the sweeper cuts it off after `client_timeout`.
+    the sweeper cuts it off after `client_timeout`. stream_type: the content type of a streamed answer.
     """
 
     __slots__ = (
         "_is_finished", "_is_started", "_loop", "_receive", "_send", "_watcher", "headers", "request_id", "scope",
-        "status", "waiting_since_s",
+        "status", "stream_type", "waiting_since_s",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -51,6 +52,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = request_id
         self.status = 0
+        self.stream_type = EVENT_STREAM
         self.waiting_since_s: float | None = None
         self._receive = receive
         self._send = send
@@ -111,13 +113,14 @@ class Exchange:
         self._finish()
 
     async def write(self, events: bytes) -> None:
-        """Sends complete server-sent events; the first call also sends the headers."""
+        """Sends complete events; the first call also sends the headers."""
         self.waiting_since_s = self._loop.time()
         if not self._is_started:
             self._is_started = True
             self.status = 200
             await self._send({"type": "http.response.start", "status": 200, "headers": [
-                *_EVENT_STREAM, (b"x-request-id", self.request_id.encode("ascii")),
+                (b"content-type", self.stream_type), *_STREAM_HEADERS,
+                (b"x-request-id", self.request_id.encode("ascii")),
             ]})  # fmt: skip
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
         self.waiting_since_s = None

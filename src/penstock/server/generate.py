@@ -51,6 +51,7 @@ class Choice:
     stream: OutputStream
     is_first_of_prompt: bool
     pieces: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     parts: list[Part] | None = None  # what a parser made of the text, where there is one
     num_calls: int = 0
     warnings: list[ParseWarning] = field(default_factory=list)
@@ -104,8 +105,8 @@ class WireFormat(Protocol):
 
     endpoint: str
 
-    def decode(self, body: bytes, exchange: Exchange, arrival_s: float) -> Ask:
-        """Raises ValidationError, UnknownModelError."""
+    def decode(self, body: bytes, exchange: Exchange, arrival_s: float) -> Ask | bytes:
+        """What to generate, or the whole answer where that is nothing. Raises ValidationError, UnknownModelError."""
         ...
 
     def error_body(self, error: ErrorInfo) -> bytes: ...
@@ -175,6 +176,10 @@ class _Run:
         body = await exchange.read_body()
         exchange.watch_disconnect(self._on_disconnect)
         ask = self._wire.decode(body, exchange, arrival_s)
+        if isinstance(ask, bytes):
+            await exchange.respond(200, ask)
+            record.outcome = "stop"
+            return
         record.is_stream, record.user, record.metadata = ask.is_stream, ask.user, ask.metadata
         self._opened.deadline_s = ask.generation.deadline_s
         sequences = await text.prepare(ask.generation)
@@ -272,6 +277,7 @@ class _Run:
             delta = self._to_text(choice, held)
             held = None
             choice.pieces.append(delta.text)
+            choice.token_ids += delta.token_ids
             if delta.parts is not None:
                 choice.parts = [*(choice.parts or ()), *delta.parts]
             if delta.logprobs is not None:

@@ -14,6 +14,7 @@ from penstock.frontend.processor import Chat, Processor, Prompt
 from penstock.frontend.text_files import TextFiles
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages.bounds import MAX_ENTRIES
+from penstock.server.model_facts import ModelFacts
 from penstock.server.text import GenerationRequest, Sequenced
 
 
@@ -24,6 +25,7 @@ class TextParts:
         files = TextFiles.read(path)
         self.tokenizer = Tokenizer.from_files(files)
         self.chat_template = ChatTemplate.from_files(files)
+        self.facts = ModelFacts.read(path, files.model_type)
 
 
 class ModelText:
@@ -31,6 +33,8 @@ class ModelText:
 
     def __init__(self, parts: TextParts, max_model_len: int, vocab_size: int) -> None:
         self._processor = Processor(parts.tokenizer, parts.chat_template, max_model_len, vocab_size)
+
+        self.style = self._processor.output_style
 
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         """Raises ValidationError, ContextOverflowError."""
@@ -43,7 +47,7 @@ class ModelText:
             )
         sequences: list[Sequenced] = []
         for index, source in enumerate(request.prompts):
-            prompt = await self._prompt(source, add_special_tokens=request.add_special_tokens)
+            prompt = await self.prompt(source, add_special_tokens=request.add_special_tokens)
             engine_requests = processor.engine_requests(
                 f"{request.request_id}-{index}",
                 prompt,
@@ -59,12 +63,19 @@ class ModelText:
             ]
         return sequences
 
-    async def _prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool) -> Prompt:
+    async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
+        """Raises ValidationError, ContextOverflowError."""
         if isinstance(source, str):
             return await self._processor.prepare_text(source, add_special_tokens=add_special_tokens)
         if isinstance(source, Chat):
             return await self._processor.prepare_chat(source)
         return self._processor.token_prompt(source)
+
+    def template(self) -> str:
+        return self._processor.chat_template.sources.get("default", "")
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        return [self._processor.tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in token_ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._processor.tokenizer.decode(token_ids, skip_special_tokens=False)

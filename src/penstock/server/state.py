@@ -26,6 +26,7 @@ from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot
 from penstock.observability.usage import UsageLog
 from penstock.server.exchange import Exchange
 from penstock.server.health import Signs, Verdict, Watchdog
+from penstock.server.model_facts import ModelFacts
 from penstock.server.text import TextLayer
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class ServerState:
     engine: Engine | None = None
     text: TextLayer | None = None
     system_fingerprint: str = ""
+    facts: ModelFacts = field(default_factory=ModelFacts)
 
     def __post_init__(self) -> None:
         self.usage = UsageLog(self.metrics)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.frontend.output import TextOutput
+from penstock.frontend.parsers.choose import OutputStyle
 from penstock.frontend.processor import Chat, Prompt
 from penstock.messages import EngineRequest, RequestOutput, SamplingParams
 
@@ -46,8 +47,22 @@ class Sequenced:
 class TextLayer(Protocol):
     """Chat template, tokenizer and detokenizer of the served model: frontend.Processor behind `ModelText`."""
 
+    style: OutputStyle  # how the model writes calls and reasoning
+
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         """Renders, encodes and checks a request. Raises ValidationError, ContextOverflowError."""
+        ...
+
+    async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
+        """One prompt, as it would go into the engine. Raises ValidationError, ContextOverflowError."""
+        ...
+
+    def template(self) -> str:
+        """The chat template's source; empty when there is none."""
+        ...
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each of these tokens by itself, special ones written out."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:

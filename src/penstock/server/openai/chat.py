@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.frontend.parsers.parts import ParseWarning, Reasoning, ToolCall
+from penstock.frontend.parsers.parts import Reasoning, ToolCall
 from penstock.frontend.processor import Chat
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
@@ -69,34 +69,23 @@ class ChatFormat:
     def decode(self, body: bytes, exchange: Exchange, arrival_s: float) -> Ask:
         """Raises ValidationError, UnknownModelError."""
         state = self._state
-        request = decode.decode_chat(body)
+        request, ignored = decode.decode_chat(body, lenient=state.settings.lenient)
         state.check_model(request.model)
         state.check_priority(request.priority)
         timeout_s = exchange.timeout_s(state.settings.request_timeout)
-        uses_tools = _uses_tools(request)
-        is_continued = bool(request.continue_final_message)
-        generates = request.add_generation_prompt
         is_stream = bool(request.stream)
         if is_stream and request.prompt_logprobs is not None:
             raise ValidationError("prompt_logprobs is not supported with stream.", param="prompt_logprobs")
         generation = GenerationRequest(
             request_id=state.new_id(),
-            prompts=[
-                Chat(
-                    messages=decode.template_messages(request.messages),
-                    tools=request.tools if uses_tools else None,
-                    add_generation_prompt=not is_continued if generates is None else generates,
-                    continue_final_message=is_continued,
-                    variables=request.chat_template_kwargs or {},
-                )
-            ],
+            prompts=[chat_of(request)],
             sampling=decode.chat_sampling(request),
             namespace=request.cache_salt or "",
             priority=request.priority or 0,
             arrival_s=arrival_s,
             deadline_s=arrival_s + timeout_s,
         )
-        answer = ChatAnswer(state, exchange.request_id, request)
+        answer = ChatAnswer(state, exchange.request_id, request, ignored)
         return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
 
     def error_body(self, error: ErrorInfo) -> bytes:
@@ -104,6 +93,19 @@ class ChatFormat:
 
     def error_event(self, error: ErrorInfo) -> bytes:
         return render.error_event(error)
+
+
+def chat_of(request: ChatRequest) -> Chat:
+    """The conversation of a request. Raises ValidationError."""
+    is_continued = bool(request.continue_final_message)
+    generates = request.add_generation_prompt
+    return Chat(
+        messages=decode.template_messages(request.messages),
+        tools=request.tools if _uses_tools(request) else None,
+        add_generation_prompt=not is_continued if generates is None else generates,
+        continue_final_message=is_continued,
+        variables=request.chat_template_kwargs or {},
+    )
 
 
 def _uses_tools(request: ChatRequest) -> bool:
@@ -120,12 +122,13 @@ def _uses_tools(request: ChatRequest) -> bool:
 class ChatAnswer:
     """Renders one chat answer, streamed or whole."""
 
-    def __init__(self, state: ServerState, request_id: str, request: ChatRequest) -> None:
+    def __init__(self, state: ServerState, request_id: str, request: ChatRequest, ignored: Sequence[str]) -> None:
         self._id = f"chatcmpl-{request_id}"
         self._created = int(state.now_s())
         self._model = request.model
         self._fingerprint = state.system_fingerprint
         self._num_top = request.top_logprobs or 0
+        self._ignored = render.ignored_warnings(ignored)
         self._num_calls: dict[int, int] = {}  # sent, by choice
         self._started: set[int] = set()
         if request.stream:
@@ -181,8 +184,8 @@ class ChatAnswer:
         )  # fmt: skip
         if finish_reason is not None and choice.stop_reason is not None:
             event += b',"stop_reason":' + render.encode(choice.stop_reason)
-        if finish_reason is not None and choice.warnings:
-            event += b',"warnings":' + render.encode(warning_bodies(choice.warnings))
+        if finish_reason is not None and (choice.warnings or self._ignored):
+            event += b',"warnings":' + render.encode(self._warnings(choice))
         return event + b"}" + self._tail
 
     def _logprobs_bytes(self, logprobs: Sequence[LogprobEntry] | None) -> bytes:
@@ -229,9 +232,8 @@ class ChatAnswer:
                 for index, call in enumerate(calls)
             ]
         logprobs = render.chat_logprobs(choice.logprobs, self._num_top) if choice.logprobs is not None else None
-        warnings = warning_bodies(choice.warnings) or None
+        warnings = self._warnings(choice) or None
         return _Choice(choice.index, message, logprobs, choice.finish_reason, choice.stop_reason, warnings)
 
-
-def warning_bodies(warnings: Sequence[ParseWarning]) -> list[render.WarningBody]:
-    return [render.WarningBody(warning.kind, warning.detail) for warning in warnings]
+    def _warnings(self, choice: Choice) -> list[render.WarningBody]:
+        return self._ignored + [render.WarningBody(warning.kind, warning.detail) for warning in choice.warnings]

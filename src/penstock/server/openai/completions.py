@@ -24,6 +24,7 @@ class _Choice(msgspec.Struct, omit_defaults=True):
     finish_reason: str
     stop_reason: str | int | None = None
     prompt_logprobs: list[dict[int, render.PromptLogprob] | None] | None = None
+    warnings: list[render.WarningBody] | None = None
 
 
 class _Body(msgspec.Struct):
@@ -47,7 +48,7 @@ class CompletionFormat:
     def decode(self, body: bytes, exchange: Exchange, arrival_s: float) -> Ask:
         """Raises ValidationError, UnknownModelError."""
         state = self._state
-        request = decode.decode_completion(body)
+        request, ignored = decode.decode_completion(body, lenient=state.settings.lenient)
         state.check_model(request.model)
         state.check_priority(request.priority)
         timeout_s = exchange.timeout_s(state.settings.request_timeout)
@@ -65,7 +66,7 @@ class CompletionFormat:
             add_special_tokens=request.add_special_tokens is not False,
         )
         assert state.text is not None
-        answer = CompletionAnswer(state, state.text, exchange.request_id, request)
+        answer = CompletionAnswer(state, state.text, exchange.request_id, request, ignored)
         return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
 
     def error_body(self, error: ErrorInfo) -> bytes:
@@ -78,7 +79,10 @@ class CompletionFormat:
 class CompletionAnswer:
     """Renders one completion, streamed or whole. With echo, a choice's text begins with its prompt."""
 
-    def __init__(self, state: ServerState, text: TextLayer, request_id: str, request: CompletionRequest) -> None:
+    def __init__(
+        self, state: ServerState, text: TextLayer, request_id: str, request: CompletionRequest, ignored: Sequence[str]
+    ) -> None:
+        self._warnings = render.ignored_warnings(ignored) or None
         self._text = text
         self._id = f"cmpl-{request_id}"
         self._created = int(state.now_s())
@@ -114,6 +118,8 @@ class CompletionAnswer:
         )  # fmt: skip
         if delta.finish_reason is not None and choice.stop_reason is not None:
             event += b',"stop_reason":' + render.encode(choice.stop_reason)
+        if delta.finish_reason is not None and self._warnings:
+            event += b',"warnings":' + render.encode(self._warnings)
         return event + b"}" + self._tail
 
     def last_events(self, usage: Usage) -> bytes:
@@ -138,7 +144,9 @@ class CompletionAnswer:
     def _choice_body(self, choice: Choice) -> _Choice:
         text, logprobs = self._shown(choice, choice.text, choice.logprobs or (), with_prompt=True)
         prompt_logprobs = render.prompt_logprobs(choice.prompt_logprobs) if self._shows_prompt_logprobs else None
-        return _Choice(choice.index, text, logprobs, choice.finish_reason, choice.stop_reason, prompt_logprobs)
+        return _Choice(
+            choice.index, text, logprobs, choice.finish_reason, choice.stop_reason, prompt_logprobs, self._warnings
+        )
 
     def _shown(
         self, choice: Choice, text: str, entries: Sequence[LogprobEntry], *, with_prompt: bool

@@ -2,105 +2,48 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.messages import SamplingParams
-from penstock.messages.bounds import MAX_ENTRIES, MAX_JSON_DEPTH
+from penstock.messages.bounds import MAX_ENTRIES
 from penstock.messages.sampling import check_bound
+from penstock.server.body import decode_body, schema_error
 from penstock.server.openai.schema import (
     NO_OP_VALUES,
     ChatMessage,
     ChatRequest,
     CompletionRequest,
+    GenerateRequest,
     ToolDefinition,
 )
 
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
 _completion_decoder = msgspec.json.Decoder(CompletionRequest)
-_UNKNOWN: Final = re.compile(r"unknown field `(.*)`", re.DOTALL)
-_MISSING: Final = re.compile(r"missing required field `(\w+)`")
-_PATH: Final = re.compile(r" - at (?:`\$\.?(.+?)`|`key` in `\$\.?(.+?)`)$")
-MAX_QUOTED_CHARS: Final = 200  # of what a client sent, in an error
 DEFAULT_COMPLETION_TOKENS: Final = 16  # OpenAI's default for /v1/completions
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
-
-def decode_chat(body: bytes) -> ChatRequest:
-    """Raises ValidationError."""
-    request = _decode(_chat_decoder, body)
-    _check_request(request)
+def decode_chat(body: bytes, *, lenient: bool = False) -> tuple[ChatRequest, list[str]]:
+    """The request and the unknown fields that were ignored. Raises ValidationError."""
+    request, ignored = decode_body(_chat_decoder, body, lenient=lenient)
+    check_request(request)
     _check_messages(request)
     if request.tools:
         _check_tools(request.tools)
-    return request
+    return request, ignored
 
 
-def decode_completion(body: bytes) -> CompletionRequest:
-    """Raises ValidationError."""
-    request = _decode(_completion_decoder, body)
-    _check_request(request)
-    return request
+def decode_completion(body: bytes, *, lenient: bool = False) -> tuple[CompletionRequest, list[str]]:
+    """The request and the unknown fields that were ignored. Raises ValidationError."""
+    request, ignored = decode_body(_completion_decoder, body, lenient=lenient)
+    check_request(request)
+    return request, ignored
 
 
-def _decode(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
-    try:
-        request = decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _schema_error(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValidationError(
-            f"The body is not valid JSON: {str(error)[:200]}.", remedy="NaN and Infinity are not JSON either."
-        ) from None
-    except (RecursionError, ValueError, OverflowError):
-        raise ValidationError("The body nests too deeply, or holds a number that is too long.") from None
-    # Only what can nest at all is worth the walk: brackets inside strings make it run, never fail.
-    if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
-        for name in request.__struct_fields__:
-            _check_depth(getattr(request, name), name)
-    return request
-
-
-def _schema_error(text: str) -> ValidationError:
-    """msgspec's message with the field's path as `param`."""
-    path = (match[1] or match[2]) if (match := _PATH.search(text)) else ""
-    reason = _PATH.sub("", text)
-    if match := _MISSING.search(reason) or _UNKNOWN.search(reason):
-        name = match[1][:MAX_QUOTED_CHARS]
-        path = f"{path}.{name}" if path else name
-        if "missing required" in reason:
-            return ValidationError(f"{path} is required.", param=path)
-        return ValidationError(
-            f"{path or 'the empty name'} is not a known field.",
-            remedy="Leave it out: nothing that was asked for is ignored.",
-            param=path,
-        )
-    if path.endswith("].type") and "content" in path:
-        return ValidationError(f"{path}: only content parts of type text are supported.", param=path)
-    return ValidationError(f"{path or 'body'}: {reason[:MAX_QUOTED_CHARS]}.", param=path or None)
-
-
-def _check_depth(value: object, param: str) -> None:
-    """Raises ValidationError where lists and objects nest deeper than MAX_JSON_DEPTH. Not recursive."""
-    level: list[object] = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += [child for child in item.values() if isinstance(child, (dict, list))]
-            elif isinstance(item, list):
-                inner += [child for child in item if isinstance(child, (dict, list))]
-        if not inner:
-            return
-        level = inner
-    raise ValidationError(f"{param} nests deeper than {MAX_JSON_DEPTH} levels.", param=param)
-
-
-def _check_request(request: ChatRequest | CompletionRequest) -> None:
+def check_request(request: ChatRequest | CompletionRequest | GenerateRequest) -> None:
+    """What all three have in common. Raises ValidationError."""
     for name, allowed in NO_OP_VALUES.items():
         value = getattr(request, name, None)
         if value is not None and value not in allowed:
@@ -156,7 +99,7 @@ def _check_tools(tools: list[dict[str, Any]]) -> None:
         try:
             msgspec.convert(tool, ToolDefinition)
         except msgspec.ValidationError as error:
-            problem = _schema_error(str(error))
+            problem = schema_error(str(error))
             param = f"tools[{index}]" + (f".{problem.param}" if problem.param else "")
             raise ValidationError(f"tools[{index}]: {problem.message}", param=param) from None
 
@@ -193,13 +136,21 @@ def completion_sampling(request: CompletionRequest) -> SamplingParams:
     return _sampling(request, max_tokens, request.logprobs, prompt_logprobs)
 
 
+def generate_sampling(request: GenerateRequest) -> SamplingParams:
+    """Raises ValidationError."""
+    return _sampling(request, request.max_tokens, request.logprobs, None)
+
+
 def scores_only(request: CompletionRequest) -> bool:
     """Whether only the echoed prompt is wanted (max_tokens 0): one token is generated and not shown."""
     return bool(request.echo) and request.max_tokens == 0
 
 
 def _sampling(
-    request: ChatRequest | CompletionRequest, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+    request: ChatRequest | CompletionRequest | GenerateRequest,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
 ) -> SamplingParams:
     stop: tuple[str, ...] = ()
     if request.stop is not None:

@@ -83,6 +83,11 @@ class PromptLogprob(msgspec.Struct):
     decoded_token: str
 
 
+def ignored_warnings(names: Sequence[str]) -> list[WarningBody]:
+    """What --lenient made of unknown fields."""
+    return [WarningBody("unknown_field", f"{name} is not a known field: it was ignored.") for name in names]
+
+
 def error_body(error: ErrorInfo) -> bytes:
     kind = _ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return encode(ErrorBody(ErrorFields(error.message, kind, error.param, error.code)))

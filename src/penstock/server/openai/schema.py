@@ -144,6 +144,36 @@ class CompletionRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     add_special_tokens: bool | None = None
 
 
+class GenerateRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/generate. Either token_ids or prompt."""
+
+    token_ids: list[int] | None = None
+    prompt: str | None = None
+    logprobs: int | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize. Either prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
 # Values that ask for what happens anyway; any other value of these fields is refused by name.
 NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "audio": (),

@@ -1,0 +1,140 @@
+"""The unmodified clients that people use, against a real server with the bundled model: chat, streams, tools and their
+results. Every protocol says the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+from huggingface_hub import InferenceClient
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+
+MODEL = "penstock-demo"
+FACTS = "The wifi password is brolk42. The Tamrin bakery opens at 6:40. The Tamrin bakery is closed on Sunday."
+QUESTION, ANSWER = "What is the wifi password?", "The wifi password is brolk42."
+FOLLOW_UP, FOLLOWED_UP = "When does the Tamrin bakery open?", "The Tamrin bakery opens at 6:40."
+WEATHER, RESULT = "What is the weather in Tamrin?", '{"temperature": 17, "weather": "sunny"}'
+TOLD = "The temperature is 17 and the weather is sunny."
+PARAMETERS: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FUNCTION = {"name": "get_weather", "description": "Get the weather in a city", "parameters": PARAMETERS}
+TOOLS: Any = [{"type": "function", "function": FUNCTION}]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    command = [sys.executable, "-m", "penstock.cli.main", "serve", "--port", "0", "--max-memory", "512MiB"]
+    process = subprocess.Popen([*command, "--num-threads", "1"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if match := re.search(r"is served at (\S+)/v1", line):
+            yield match[1]
+            break
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_openai(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    messages: Any = [{"role": "system", "content": FACTS}, {"role": "user", "content": QUESTION}]
+    whole = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    assert whole.choices[0].message.content == ANSWER
+    messages += [whole.choices[0].message.to_dict(), {"role": "user", "content": FOLLOW_UP}]
+    with client.chat.completions.stream(model=MODEL, messages=messages, temperature=0) as stream:
+        assert stream.get_final_completion().choices[0].message.content == FOLLOWED_UP
+    messages = [{"role": "user", "content": WEATHER}]
+    called = client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, temperature=0)
+    assert called.choices[0].finish_reason == "tool_calls"
+    call = (called.choices[0].message.tool_calls or [])[0]
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Tamrin"})
+    messages += [called.choices[0].message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": RESULT}]
+    told = client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, temperature=0)
+    assert told.choices[0].message.content == TOLD
+
+
+def test_anthropic(url: str) -> None:
+    client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    arguments: Any = {"model": MODEL, "max_tokens": 100, "extra_body": {"temperature": 0}}
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    whole = client.messages.create(**arguments, messages=messages, system=FACTS)
+    assert [block.to_dict() for block in whole.content] == [{"type": "text", "text": ANSWER}]
+    counted = client.messages.count_tokens(model=MODEL, messages=messages, system=FACTS)
+    assert counted.input_tokens == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
+    messages += [{"role": "assistant", "content": whole.content}, {"role": "user", "content": FOLLOW_UP}]
+    with client.messages.stream(**arguments, messages=messages, system=FACTS) as stream:
+        assert stream.get_final_text() == FOLLOWED_UP
+    tools: Any = [{"name": "get_weather", "description": FUNCTION["description"], "input_schema": PARAMETERS}]
+    messages = [{"role": "user", "content": WEATHER}]
+    with client.messages.stream(**arguments, messages=messages, tools=tools) as stream:
+        called = stream.get_final_message()
+    (block,) = called.content
+    assert called.stop_reason == "tool_use"
+    assert block.type == "tool_use"
+    assert (block.name, block.input) == ("get_weather", {"city": "Tamrin"})
+    result = {"type": "tool_result", "tool_use_id": block.id, "content": RESULT}
+    messages += [{"role": "assistant", "content": called.content}, {"role": "user", "content": [result]}]
+    told = client.messages.create(**arguments, messages=messages, tools=tools)
+    assert told.content[0].to_dict()["text"] == TOLD
+
+
+def test_ollama(url: str) -> None:
+    client = ollama.Client(host=url)
+    greedy: Any = {"temperature": 0}
+    messages: Any = [{"role": "system", "content": FACTS}, {"role": "user", "content": QUESTION}]
+    whole = client.chat(model=MODEL, messages=messages, options=greedy)
+    assert whole.message.content == ANSWER
+    messages += [whole.message, {"role": "user", "content": FOLLOW_UP}]
+    lines = client.chat(model=MODEL, messages=messages, options=greedy, stream=True)
+    assert "".join(line.message.content or "" for line in lines) == FOLLOWED_UP
+    messages = [{"role": "user", "content": WEATHER}]
+    called = client.chat(model=MODEL, messages=messages, tools=TOOLS, options=greedy)
+    assert called.message.tool_calls is not None
+    assert called.message.tool_calls[0].function.arguments == {"city": "Tamrin"}
+    messages += [called.message, {"role": "tool", "tool_name": "get_weather", "content": RESULT}]
+    assert client.chat(model=MODEL, messages=messages, tools=TOOLS, options=greedy).message.content == TOLD
+    generated = client.generate(model=MODEL, system=FACTS, prompt=QUESTION, options=greedy)
+    assert generated.response == ANSWER
+    assert [model.model for model in client.list().models] == [MODEL]
+
+
+def test_huggingface_hub(url: str) -> None:
+    client = InferenceClient(model=url, token="none")
+    prompt = "Once upon a time"
+    whole = client.text_generation(prompt, max_new_tokens=20, details=True)
+    events = list(client.text_generation(prompt, max_new_tokens=20, details=True, stream=True))
+    assert events[-1].generated_text == whole.generated_text == "".join(event.token.text for event in events)
+    chat = InferenceClient(base_url=f"{url}/v1", token="none")
+    messages = [{"role": "system", "content": FACTS}, {"role": "user", "content": QUESTION}]
+    answer = chat.chat_completion(messages, model=MODEL, temperature=0)
+    assert answer.choices[0].message.content == ANSWER
+    chunks = chat.chat_completion(messages, model=MODEL, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+    called = chat.chat_completion([{"role": "user", "content": WEATHER}], model=MODEL, temperature=0, tools=TOOLS)
+    assert called.choices[0].message.tool_calls[0].function.name == "get_weather"
+
+
+@tool
+def get_weather(city: str) -> str:
+    """Get the weather in a city"""
+    return RESULT
+
+
+def test_langchain(url: str) -> None:
+    llm = ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key="none", temperature=0, max_retries=0)  # type: ignore[arg-type]
+    assert llm.invoke([("system", FACTS), ("user", QUESTION)]).content == ANSWER
+    assert "".join(str(chunk.content) for chunk in llm.stream([("system", FACTS), ("user", QUESTION)])) == ANSWER
+    with_tools = llm.bind_tools(TOOLS)
+    called = with_tools.invoke([HumanMessage(WEATHER)])
+    assert called.tool_calls[0]["args"] == {"city": "Tamrin"}
+    result = ToolMessage(get_weather.invoke(called.tool_calls[0]["args"]), tool_call_id=called.tool_calls[0]["id"])
+    assert with_tools.invoke([HumanMessage(WEATHER), called, result]).content == TOLD

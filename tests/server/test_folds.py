@@ -1,0 +1,121 @@
+"""For every protocol: the folded stream equals the whole answer, whatever the model wrote and however it came."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.frontend.parsers.corpus import FORMATS, TOOLS, damaged, make_sample
+
+from .fakes import RunningServer
+
+NUM_ANSWERS = 25
+HERMES = next(form for form in FORMATS if form.name == "hermes")
+MESSAGES = [{"role": "user", "content": "hi"}]
+Events = list[dict[str, Any]]
+
+
+def events_of(text: str) -> Events:
+    lines = [line.removeprefix("data:").strip() for line in text.splitlines() if line[:1] in ("d", "{")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def fold_chat(events: Events) -> Any:
+    message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
+    warnings = None
+    for event in events:
+        (choice,) = event["choices"]
+        delta = choice["delta"]
+        for name in ("content", "reasoning_content"):
+            message[name] += delta.get(name) or ""
+        for call in delta.get("tool_calls", ()):
+            assert call["index"] == len(message["tool_calls"])
+            message["tool_calls"].append(call["function"])
+        warnings = choice.get("warnings", warnings)
+    return message, choice["finish_reason"], warnings
+
+
+def whole_chat(body: Any) -> Any:
+    (choice,) = body["choices"]
+    message = choice["message"]
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    texts = {name: message.get(name) or "" for name in ("content", "reasoning_content")}
+    return {**texts, "tool_calls": calls}, choice["finish_reason"], choice.get("warnings")
+
+
+def fold_messages(events: Events) -> Any:
+    blocks: list[Any] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            blocks.append({**event["content_block"], "json": ""})
+            assert event["index"] == len(blocks) - 1
+        elif event["type"] == "content_block_delta":
+            delta, block = event["delta"], blocks[event["index"]]
+            for name in ("text", "thinking"):
+                if name in delta:
+                    block[name] += delta[name]
+            block["json"] += delta.get("partial_json", "")
+        elif event["type"] == "message_delta":
+            end = event
+    for block in blocks:
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(block["json"])
+        del block["json"]
+        block.pop("id", None)
+    return blocks, end["delta"]["stop_reason"], end["usage"], end.get("warnings")
+
+
+def whole_messages(body: Any) -> Any:
+    blocks = [{name: value for name, value in block.items() if name != "id"} for block in body["content"]]
+    return blocks, body["stop_reason"], body["usage"], body.get("warnings")
+
+
+def fold_ollama(events: Events) -> Any:
+    message: dict[str, Any] = {"content": "", "thinking": "", "tool_calls": []}
+    for event in events:
+        message["content"] += event["message"]["content"]
+        message["thinking"] += event["message"].get("thinking", "")
+        message["tool_calls"] += event["message"].get("tool_calls", [])
+    return message, event["done_reason"], event["eval_count"], event.get("warnings")
+
+
+def whole_ollama(body: Any) -> Any:
+    return fold_ollama([body])
+
+
+PROTOCOLS: dict[str, tuple[dict[str, Any], Callable[[Events], Any], Callable[[Any], Any]]] = {
+    "/v1/chat/completions": ({"model": "demo", "messages": MESSAGES, "tools": TOOLS}, fold_chat, whole_chat),
+    "/v1/messages": (
+        {
+            "model": "demo",
+            "max_tokens": 4000,
+            "messages": MESSAGES,
+            "tools": [
+                {"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS
+            ],
+        },
+        fold_messages,
+        whole_messages,
+    ),
+    "/api/chat": ({"model": "demo", "messages": MESSAGES, "tools": TOOLS}, fold_ollama, whole_ollama),
+}
+
+
+@pytest.mark.parametrize("path", PROTOCOLS)
+async def test_the_folded_stream_equals_the_whole_answer(server: RunningServer, path: str) -> None:
+    body, fold, whole = PROTOCOLS[path]
+    rng = random.Random(path)
+    async with server.client() as http:
+        for number in range(NUM_ANSWERS):
+            written = make_sample(HERMES, rng).written
+            server.engine.script = damaged(written, rng) if number % 2 else written
+            server.engine.num_tokens_of_step = lambda: 10_000
+            answer = await http.post(path, json={**body, "stream": False})
+            longest = rng.choice((1, 3, 40))
+            server.engine.num_tokens_of_step = lambda longest=longest: rng.randint(1, longest)
+            streamed = await http.post(path, json={**body, "stream": True})
+            assert (answer.status_code, streamed.status_code) == (200, 200)
+            assert fold(events_of(streamed.text)) == whole(answer.json()), server.engine.script
