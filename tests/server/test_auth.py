@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def settings() -> Settings:
 def all_routes(server: RunningServer) -> list[tuple[str, str]]:
     """(method, path) of every route of the application."""
     return [
-        (method, route.path.replace("{name:path}", "demo"))
+        (method, re.sub(r"\{.*?\}", "demo", route.path))
         for route in routes(server.state)
         for method in route.methods or ()
     ]
@@ -46,7 +47,7 @@ async def test_every_route_needs_a_key_but_two(server: RunningServer, header: st
                 assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
             else:
                 public.add(path)
-        for path in ("/", "/nothing", "/v1", "/docs", "/openapi.json", "/health"):
+        for path in ("/", "/nothing", "/v1", "/docs", "/openapi.json", "/health/"):
             assert (await http.get(path, headers=headers)).status_code == 401
     assert public == PUBLIC_PATHS
     assert server.records == []
@@ -56,7 +57,7 @@ async def test_every_route_needs_a_key_but_two(server: RunningServer, header: st
 async def test_a_key_opens_every_route(server: RunningServer, key: str) -> None:
     async with server.client(headers={"authorization": f"bearer {key}"}) as http:
         for method, path in all_routes(server):
-            assert (await http.request(method, path)).status_code in (200, 400)
+            assert (await http.request(method, path)).status_code in (200, 400, 404)
 
 
 async def ask(app: Any, **scope: Any) -> int:

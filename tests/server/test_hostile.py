@@ -265,7 +265,7 @@ async def test_request_ids(server: RunningServer, given: str, kept: bool) -> Non
 
 
 @pytest.mark.parametrize(("path", "method", "status"), [
-    ("/v1/completions", "GET", 405), ("/v1/nothing", "POST", 404), ("/", "GET", 404), ("/v1/completions/", "POST", 404),
+    ("/v1/completions", "GET", 405), ("/v1/nothing", "POST", 404), ("/", "GET", 405), ("/v1/completions/", "POST", 404),
     ("/metrics", "POST", 405),
 ])  # fmt: skip
 async def test_wrong_routes_answer_in_openais_shape(server: RunningServer, path: str, method: str, status: int) -> None:

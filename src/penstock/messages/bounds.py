@@ -24,6 +24,9 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "timeout_s": (0.001, 86_400.0),
 }
 
+# Requests of this priority run after all others, also where priorities count for nothing else.
+BACKGROUND_PRIORITY: Final = 1000
+
 # name: most entries (or characters, for *_chars)
 MAX_ENTRIES: Final[dict[str, int]] = {
     "logit_bias": 1024,

@@ -21,6 +21,7 @@ from penstock.messages import (
     SchedulerOutput,
     StepResult,
 )
+from penstock.messages.bounds import BACKGROUND_PRIORITY
 from penstock.scheduler.admission import check_acceptable, check_room
 from penstock.scheduler.deadlines import Deadlines
 from penstock.scheduler.drain_rate import DrainRate
@@ -103,7 +104,8 @@ class Scheduler:
             self._stats.num_rejected += 1
             raise
         is_protected = self._config.max_preemptions == 0
-        rank = (not is_protected, request.priority if self._has_priorities else 0, self._num_arrivals)
+        priority = request.priority if self._has_priorities else int(request.priority >= BACKGROUND_PRIORITY)
+        rank = (not is_protected, priority, self._num_arrivals)
         try:
             accepted = Request(request, rank, is_protected)
         except (OverflowError, TypeError) as error:

@@ -28,8 +28,10 @@ from penstock.server.local_only import LocalOnlyMiddleware
 from penstock.server.ollama.generate import OllamaFormat
 from penstock.server.ollama.generate import error_body as ollama_error
 from penstock.server.ollama.models import OllamaModels
+from penstock.server.openai.batches import Batches
 from penstock.server.openai.chat import ChatFormat
 from penstock.server.openai.completions import CompletionFormat
+from penstock.server.openai.files import Files
 from penstock.server.openai.models import ModelRoutes
 from penstock.server.openai.render import error_body
 from penstock.server.openai.response_routes import Responses
@@ -53,6 +55,15 @@ ROUTES: Final = (
     ("DELETE", "/v1/responses/{response_id}", "Deletes one (OpenAI)."),
     ("POST", "/v1/responses/{response_id}/cancel", "Ends one that is made in the background (OpenAI)."),
     ("GET", "/v1/responses/{response_id}/input_items", "What one answered to (OpenAI)."),
+    ("POST", "/v1/files", "Uploads a file (OpenAI)."),
+    ("GET", "/v1/files", "The files there are (OpenAI)."),
+    ("GET", "/v1/files/{file_id}", "What is known of one (OpenAI)."),
+    ("GET", "/v1/files/{file_id}/content", "Downloads one (OpenAI)."),
+    ("DELETE", "/v1/files/{file_id}", "Deletes one (OpenAI)."),
+    ("POST", "/v1/batches", "Begins a job of many requests (OpenAI)."),
+    ("GET", "/v1/batches", "The batches there are (OpenAI)."),
+    ("GET", "/v1/batches/{batch_id}", "How far one is (OpenAI)."),
+    ("POST", "/v1/batches/{batch_id}/cancel", "Ends one; what is done stays (OpenAI)."),
     ("GET", "/v1/models", "The names that are served."),
     ("GET", "/v1/models/{name:path}", "One of them."),
     ("POST", "/v1/messages", "Answers a conversation (Anthropic)."),
@@ -79,14 +90,16 @@ ROUTES: Final = (
 def routes(state: ServerState) -> list[Route]:
     """The routes with what answers them."""
     health, models, tokens = HealthRoutes(state), ModelRoutes(state), TokenRoutes(state)
+    chat = GenerationEndpoint(state, ChatFormat(state))
+    completions = GenerationEndpoint(state, CompletionFormat(state))
     endpoints: dict[str, Callable[..., Any]] = {
-        "POST /v1/chat/completions": GenerationEndpoint(state, ChatFormat(state)),
-        "POST /v1/completions": GenerationEndpoint(state, CompletionFormat(state)),
+        "POST /v1/chat/completions": chat,
+        "POST /v1/completions": completions,
         "POST /v1/generate": GenerationEndpoint(state, GenerateFormat(state)),
         "POST /v1/render": CallEndpoint(state, tokens.render, error_body),
         "POST /detokenize": CallEndpoint(state, tokens.detokenize, error_body),
         "GET /health": health.ready,
-        **_stateful(state),
+        **_stateful(state, chat, completions),
         **_other_protocols(state, tokens),
         "GET /v1/models": models.list_models,
         "GET /v1/models/{name:path}": models.get_model,
@@ -98,11 +111,26 @@ def routes(state: ServerState) -> list[Route]:
     return [Route(path, endpoints[f"{method} {path}"], methods=[method]) for method, path, _ in ROUTES]
 
 
-def _stateful(state: ServerState) -> dict[str, Callable[..., Any]]:
+def _stateful(
+    state: ServerState, chat: GenerationEndpoint, completions: GenerationEndpoint
+) -> dict[str, Callable[..., Any]]:
     """OpenAI's routes that keep something."""
     responses = Responses(state)
     responses.endpoint = GenerationEndpoint(state, ResponsesFormat(state, responses))
+    files = Files(state)
+    in_batches = {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/responses": responses.endpoint}
+    batches = Batches(state, files, in_batches)
+    state.when_serving.append(batches.start)
     return {
+        "POST /v1/files": CallEndpoint(state, files.upload, error_body),
+        "GET /v1/files": CallEndpoint(state, files.list_files, error_body),
+        "GET /v1/files/{file_id}": CallEndpoint(state, files.retrieve, error_body),
+        "GET /v1/files/{file_id}/content": CallEndpoint(state, files.content, error_body),
+        "DELETE /v1/files/{file_id}": CallEndpoint(state, files.delete, error_body),
+        "POST /v1/batches": CallEndpoint(state, batches.create, error_body),
+        "GET /v1/batches": CallEndpoint(state, batches.list_batches, error_body),
+        "GET /v1/batches/{batch_id}": CallEndpoint(state, batches.retrieve, error_body),
+        "POST /v1/batches/{batch_id}/cancel": CallEndpoint(state, batches.cancel, error_body),
         "POST /v1/responses": responses.endpoint,
         "GET /v1/responses/{response_id}": CallEndpoint(state, responses.retrieve, error_body),
         "DELETE /v1/responses/{response_id}": CallEndpoint(state, responses.delete, error_body),

@@ -7,6 +7,7 @@ Owns: nothing; a request's state lives in its call.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from penstock.messages import ErrorInfo, FinishReason, RequestOutput
 from penstock.observability.metrics import ServerMetrics
 from penstock.observability.usage import UsageRecord
 from penstock.server.exchange import ClientGoneError, Exchange, choose_request_id
+from penstock.server.inner_call import PRIORITY_KEY
 from penstock.server.state import CutOffError, Engine, OpenRequest, OutputStream, ServerState
 from penstock.server.text import GenerationRequest, Sequenced
 
@@ -181,12 +183,15 @@ class _Run:
             record.outcome = "stop"
             return
         record.is_stream, record.user, record.metadata = ask.is_stream, ask.user, ask.metadata
-        self._opened.deadline_s = ask.generation.deadline_s
-        sequences = await text.prepare(ask.generation)
+        generation = ask.generation
+        if PRIORITY_KEY in exchange.scope:
+            generation = dataclasses.replace(generation, priority=exchange.scope[PRIORITY_KEY])
+        self._opened.deadline_s = generation.deadline_s
+        sequences = await text.prepare(generation)
         if self._is_gone:
             raise ClientGoneError("The client left.")
         record.num_choices = len(sequences)
-        self._submit(engine, sequences, ask.generation.sampling.n)
+        self._submit(engine, sequences, generation.sampling.n)
         try:
             if ask.is_stream:
                 await self._stream(ask.answer)

@@ -17,7 +17,7 @@ PRIORITY_KEY = "penstock.priority"
 RESPONSE_ID_KEY = "penstock.response_id"
 
 
-@dataclass
+@dataclass(eq=False)
 class InnerCall:
     """One POST of a JSON body to an endpoint. After `run`: status and body of the answer."""
 

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -121,6 +121,7 @@ class ServerState:
         self._emptied = asyncio.Event()
         self._emptied.set()
         self.engine_died = asyncio.Event()
+        self.when_serving: list[Callable[[], None]] = []  # called each time an engine has become ready
         self._id_prefix = secrets.token_hex(6)
         self._next_id = 0
 
@@ -131,6 +132,8 @@ class ServerState:
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
         self.observe_engine()
+        for begin in self.when_serving:
+            begin()
 
     def lose_engine(self) -> None:
         """Goes back to loading: the engine died, and another is being started."""

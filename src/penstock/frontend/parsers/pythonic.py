@@ -20,7 +20,7 @@ def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: AR
         body = ast.parse(text.strip(), mode="eval").body
         nodes = body.elts if isinstance(body, ast.List) else [body]
         calls = [_call(node) for node in nodes]
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, SystemError):
         return None
     return calls or None
 
