@@ -84,6 +84,7 @@ ROUTES: Final = (
     ("GET", "/health/ready", "200 when a request sent now would be served; 503 with the reason otherwise."),
     ("GET", "/health/progress", "200 while work, where it exists, moves; 503 names the step that is stuck."),
     ("GET", "/metrics", "Prometheus' text format."),
+    ("GET", "/openapi.json", "These routes and their requests, for programs (OpenAPI 3.1)."),
 )
 
 
@@ -99,6 +100,7 @@ def routes(state: ServerState) -> list[Route]:
         "POST /v1/render": CallEndpoint(state, tokens.render, error_body),
         "POST /detokenize": CallEndpoint(state, tokens.detokenize, error_body),
         "GET /health": health.ready,
+        "GET /openapi.json": CallEndpoint(state, _document, error_body),
         **_stateful(state, chat, completions),
         **_other_protocols(state, tokens),
         "GET /v1/models": models.list_models,
@@ -109,6 +111,12 @@ def routes(state: ServerState) -> list[Route]:
         "GET /metrics": health.metrics,
     }
     return [Route(path, endpoints[f"{method} {path}"], methods=[method]) for method, path, _ in ROUTES]
+
+
+async def _document(body: bytes, exchange: Exchange) -> object:  # noqa: ARG001 - a Handler
+    from penstock.server.openapi import openapi_document
+
+    return openapi_document(ROUTES)
 
 
 def _stateful(
