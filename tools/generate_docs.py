@@ -15,9 +15,20 @@ from penstock.config.settings import ENVIRONMENT_ONLY, SPECS, SettingSpec, forma
 from penstock.messages import EngineStats
 from penstock.messages.bounds import BOUNDS, MAX_BODY_BYTES, MAX_ENTRIES, MAX_HEAD_BYTES, MAX_JSON_DEPTH
 from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot, all_families
+from penstock.server.anthropic import schema as anthropic
 from penstock.server.app import ROUTES
 from penstock.server.auth import PUBLIC_PATHS
-from penstock.server.openai.schema import NO_OP_VALUES, ChatRequest, CompletionRequest
+from penstock.server.ollama import schema as ollama
+from penstock.server.openai import response_schema
+from penstock.server.openai.batches import BatchRequest
+from penstock.server.openai.schema import (
+    NO_OP_VALUES,
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    TokenizeRequest,
+)
+from penstock.server.tgi import schema as tgi
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Made by tools/generate_docs.py from the code: do not edit. -->"
@@ -33,7 +44,8 @@ def main() -> int:
     wanted = {
         ROOT / "docs/configuration.md": configuration(),
         api: fill(api.read_text(encoding="utf-8"), {
-            "routes": routes(), "fields": fields(), "bounds": bounds(), "metrics": metrics(),
+            "routes": routes(), "fields": fields(), "protocols": protocols(), "bounds": bounds(),
+            "metrics": metrics(),
         }),
     }  # fmt: skip
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -119,6 +131,43 @@ def fields() -> str:
         "|---|---|",
     ]
     return "\n".join(lines + refused)
+
+
+# Heading, request type, and the values that its unsupported fields may yet have.
+PROTOCOLS = (
+    ("POST /v1/responses", response_schema.ResponseRequest, response_schema.NO_OP_VALUES),
+    ("POST /v1/batches", BatchRequest, {}),
+    ("POST /v1/generate: chat's sampling fields, and", GenerateRequest, {}),
+    ("POST /tokenize (vLLM)", TokenizeRequest, {}),
+    ("POST /v1/messages", anthropic.MessagesRequest, anthropic.NO_OP_VALUES),
+    ("POST /api/chat", ollama.ChatRequest, ollama.NO_OP_VALUES),
+    ("POST /api/generate: what differs", ollama.GenerateRequest, ollama.NO_OP_VALUES),
+    ("options of /api/chat and /api/generate", ollama.Options, ollama.NO_OP_OPTIONS),
+    ("POST /, /generate and /generate_stream", tgi.GenerateRequest, {}),
+    ("parameters of /, /generate and /generate_stream", tgi.Parameters, tgi.NO_OP_VALUES),
+)
+LEFT_OUT = {GenerateRequest: CompletionRequest, ollama.GenerateRequest: ollama.ChatRequest}
+
+
+def protocols() -> str:
+    """Every field of the other protocols: it works, or only the values named here pass and others are refused."""
+    lines: list[str] = []
+    for title, request_type, allowed in PROTOCOLS:
+        lines += [f"**`{title}`**" if " " not in title else f"**{title}**", "", "| Field | Type | Accepted |"]
+        lines.append("|---|---|---|")
+        known = (
+            {field.name for field in msgspec.structs.fields(LEFT_OUT[request_type])} if request_type in LEFT_OUT else ()
+        )
+        for field in msgspec.structs.fields(request_type):
+            if field.name in known:
+                continue
+            if field.type is typing.Any:
+                values = ", ".join(f"`{_json(value)}`" for value in allowed.get(field.name, ()))
+                lines.append(f"| `{field.name}` |  | {'null, ' + values if values else 'null'} |")
+            else:
+                lines.append(f"| `{field.name}` | {_type(field.type)} | yes |")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def _entries(name: str) -> str:
