@@ -49,7 +49,7 @@ def serve_in_thread(settings: Settings) -> Iterator[str]:
 
 
 def test_it_names_every_route_and_every_request() -> None:
-    document = openapi_document(ROUTES)
+    document = openapi_document(ROUTES, "1")
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert named == {(method, path.replace(":path", "")) for method, path, _ in ROUTES}
     for method, path, _ in ROUTES:

@@ -93,6 +93,12 @@ def routes(state: ServerState) -> list[Route]:
     health, models, tokens = HealthRoutes(state), ModelRoutes(state), TokenRoutes(state)
     chat = GenerationEndpoint(state, ChatFormat(state))
     completions = GenerationEndpoint(state, CompletionFormat(state))
+
+    async def document(body: bytes, exchange: Exchange) -> object:  # noqa: ARG001 - a Handler
+        from penstock.server.openapi import openapi_document
+
+        return openapi_document(ROUTES, state.info.version)
+
     endpoints: dict[str, Callable[..., Any]] = {
         "POST /v1/chat/completions": chat,
         "POST /v1/completions": completions,
@@ -100,7 +106,7 @@ def routes(state: ServerState) -> list[Route]:
         "POST /v1/render": CallEndpoint(state, tokens.render, error_body),
         "POST /detokenize": CallEndpoint(state, tokens.detokenize, error_body),
         "GET /health": health.ready,
-        "GET /openapi.json": CallEndpoint(state, _document, error_body),
+        "GET /openapi.json": CallEndpoint(state, document, error_body),
         **_stateful(state, chat, completions),
         **_other_protocols(state, tokens),
         "GET /v1/models": models.list_models,
@@ -111,12 +117,6 @@ def routes(state: ServerState) -> list[Route]:
         "GET /metrics": health.metrics,
     }
     return [Route(path, endpoints[f"{method} {path}"], methods=[method]) for method, path, _ in ROUTES]
-
-
-async def _document(body: bytes, exchange: Exchange) -> object:  # noqa: ARG001 - a Handler
-    from penstock.server.openapi import openapi_document
-
-    return openapi_document(ROUTES)
 
 
 def _stateful(

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import msgspec
 
-from penstock import __version__
 from penstock.messages.bounds import BOUNDS, MAX_ENTRIES
 from penstock.server.anthropic import schema as anthropic
 from penstock.server.auth import PUBLIC_PATHS
@@ -62,8 +61,8 @@ _UPLOAD: Final = {
 }
 
 
-def openapi_document(table: Iterable[tuple[str, str, str]]) -> dict[str, Any]:
-    """An OpenAPI 3.1 document. table: method, path and description of every route."""
+def openapi_document(table: Iterable[tuple[str, str, str]], version: str) -> dict[str, Any]:
+    """An OpenAPI 3.1 document. table: method, path and description of every route. version: Penstock's."""
     types = list(dict.fromkeys(one for request in REQUESTS.values() for one in request))
     schemas, components = msgspec.json.schema_components(
         [*types, render.ErrorBody], ref_template="#/components/schemas/{name}"
@@ -79,7 +78,7 @@ def openapi_document(table: Iterable[tuple[str, str, str]]) -> dict[str, Any]:
         paths.setdefault(path.replace(":path", ""), {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Penstock", "version": __version__},
+        "info": {"title": "Penstock", "version": version},
         "paths": paths,
         "components": {
             "schemas": components,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from penstock import __version__
 from penstock.frontend.parsers.choose import OutputStyle
 from penstock.server.exchange import Exchange
 from penstock.server.ollama import decode
@@ -33,7 +32,7 @@ class OllamaModels:
         return {"models": [{**self._entry(name), **extra} for name in self._state.model_names]}
 
     async def version(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
-        return {"version": OLLAMA_VERSION, "penstock": __version__}
+        return {"version": OLLAMA_VERSION, "penstock": self._state.info.version}
 
     async def show(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         name = model_name(self._state, decode.decode_show(body))
