@@ -144,10 +144,16 @@ class ChatAnswer:
 
     def event(self, choice: Choice, delta: TextOutput) -> bytes:
         """The server-sent events for a delta; empty when it has nothing to say yet."""
+        text: object = delta.text
+        if delta.parts is not None:
+            text = delta.parts[0] if len(delta.parts) == 1 else None
+        if (
+            isinstance(text, str) and delta.finish_reason is None and delta.logprobs is None
+            and choice.index == 0 and 0 in self._started
+        ):  # fmt: skip
+            return self._text_head + render.encode(text) + self._text_tail if text else b""
         if delta.parts is not None:
             return self._events_of_parts(choice, delta)
-        if delta.finish_reason is None and delta.logprobs is None and choice.index == 0 and 0 in self._started:
-            return self._text_head + render.encode(delta.text) + self._text_tail if delta.text else b""
         if not delta.text and not delta.logprobs and delta.finish_reason is None:
             return b""
         content = b'"content":' + render.encode(delta.text) if delta.text or not delta.finish_reason else b""
