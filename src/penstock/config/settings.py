@@ -240,8 +240,11 @@ class Settings:
 
     @property
     def data_path(self) -> Path:
-        """data_directory, resolved."""
-        return Path(self.data_directory).expanduser() if self.data_directory else Path.home() / ".local/share/penstock"
+        """data_directory, resolved; where there is no home (in many containers), below the working directory."""
+        try:
+            return Path(self.data_directory or "~/.local/share/penstock").expanduser()
+        except RuntimeError:
+            return Path("penstock-data").absolute()
 
 
 def _build_specs() -> dict[str, SettingSpec]:

@@ -132,6 +132,7 @@ class Batches:
         """Works on what is open, unless it does already. Called when the server can serve, and for a new batch."""
         if self._files.exists and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._work())
+            self._task.add_done_callback(_report)
 
     async def stop(self) -> None:
         """Leaves the rest to the next start."""
@@ -248,6 +249,13 @@ class Batches:
         store.put_batch(batch_id, batch, is_open=False)
         store.drop_results(batch_id)
         self._cancelled.discard(batch_id)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A store that cannot be read ends the work on batches, not the server."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("batches cannot go on: %s", error)
 
 
 def parse_lines(content: bytes, endpoint: str) -> tuple[list[_Line], list[dict[str, Any]]]:
