@@ -86,6 +86,31 @@ def whole_ollama(body: Any) -> Any:
     return fold_ollama([body])
 
 
+def fold_responses(events: Events) -> Any:
+    items: list[Any] = []
+    for event in events:
+        kind = event["type"]
+        if kind == "response.output_item.added":
+            items.append(event["item"])
+        elif kind == "response.content_part.added":
+            items[event["output_index"]]["content"].append(event["part"])
+        elif kind.endswith("_text.delta"):
+            items[event["output_index"]]["content"][event["content_index"]]["text"] += event["delta"]
+        elif kind == "response.function_call_arguments.delta":
+            items[event["output_index"]]["arguments"] += event["delta"]
+        elif kind == "response.output_item.done":
+            item = items[event["output_index"]]
+            assert {**item, **({"status": "completed"} if "status" in item else {})} == event["item"]
+    response = events[-1]["response"]
+    assert [item["type"] for item in items] == [item["type"] for item in response["output"]]
+    return whole_responses(response)
+
+
+def whole_responses(body: Any) -> Any:
+    items = [{name: value for name, value in item.items() if name not in ("id", "call_id")} for item in body["output"]]
+    return items, body["status"], body["usage"], body.get("warnings")
+
+
 PROTOCOLS: dict[str, tuple[dict[str, Any], Callable[[Events], Any], Callable[[Any], Any]]] = {
     "/v1/chat/completions": ({"model": "demo", "messages": MESSAGES, "tools": TOOLS}, fold_chat, whole_chat),
     "/v1/messages": (
@@ -101,6 +126,16 @@ PROTOCOLS: dict[str, tuple[dict[str, Any], Callable[[Events], Any], Callable[[An
         whole_messages,
     ),
     "/api/chat": ({"model": "demo", "messages": MESSAGES, "tools": TOOLS}, fold_ollama, whole_ollama),
+    "/v1/responses": (
+        {
+            "model": "demo",
+            "input": "hi",
+            "store": False,
+            "tools": [{"type": "function", **tool["function"]} for tool in TOOLS],
+        },
+        fold_responses,
+        whole_responses,
+    ),
 }
 
 
