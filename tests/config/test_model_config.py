@@ -129,8 +129,8 @@ def test_an_unlisted_architecture_is_refused_with_the_list(architecture):
 def test_code_and_quantization_are_refused_by_name():
     with pytest.raises(CheckpointError, match="auto_map"):
         ModelConfig.from_hf({**LLAMA, "auto_map": {"AutoModel": "evil.Model"}})
-    with pytest.raises(CheckpointError, match=r"quantization_config.*gptq"):
-        ModelConfig.from_hf({**LLAMA, "quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(CheckpointError, match=r"quantization_config.*aqlm"):
+        ModelConfig.from_hf({**LLAMA, "quantization_config": {"quant_method": "aqlm"}})
 
 
 REQUIRED = (

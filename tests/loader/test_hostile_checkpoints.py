@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.base.errors import CheckpointError
-from penstock.loader import Checkpoint, SafetensorsFile, read_model_config
+from penstock.loader import SafetensorsCheckpoint, SafetensorsFile, read_model_config
 
 
 def safetensors_bytes(header: object, data: bytes = b"", *, claimed: int | None = None) -> bytes:
@@ -82,7 +82,7 @@ def directory(tmp_path) -> Path:
 
 
 def test_missing_and_misshapen_tensors_are_named(directory):
-    checkpoint = Checkpoint(directory)
+    checkpoint = SafetensorsCheckpoint(directory)
     with pytest.raises(CheckpointError, match=r"lacks the tensor 'v'"):
         checkpoint.read("v", (2, 2))
     with pytest.raises(CheckpointError, match=r"'w' has the shape \[2, 2\].*\[2, 3\]"):
@@ -93,7 +93,7 @@ def test_missing_and_misshapen_tensors_are_named(directory):
 def test_pickles_are_refused_with_the_remedy(suffix, tmp_path):
     (tmp_path / f"pytorch_model{suffix}").write_bytes(b"\x80\x04cposix\nsystem\n")
     with pytest.raises(CheckpointError, match=rf"(?s)pytorch_model\{suffix}.*save_pretrained"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,21 +107,21 @@ def test_an_index_cannot_name_files_elsewhere(name, directory):
     (directory.parent / "outside.safetensors").write_bytes(GOOD)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
     with pytest.raises(CheckpointError, match="index"):
-        Checkpoint(directory)
+        SafetensorsCheckpoint(directory)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": []}', '{"weight_map": {}}', "{}", "[" * 100_000])
 def test_a_broken_index_is_refused(text, directory):
     (directory / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="index"):
-        Checkpoint(directory)
+        SafetensorsCheckpoint(directory)
 
 
 def test_shards_that_are_missing_are_named(directory):
     names = {"w": "model.safetensors", "v": "model-00002-of-00002.safetensors"}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(CheckpointError, match="model-00002-of-00002"):
-        Checkpoint(directory)
+        SafetensorsCheckpoint(directory)
 
 
 def test_a_tensor_in_two_shards_is_refused(directory):
@@ -129,19 +129,19 @@ def test_a_tensor_in_two_shards_is_refused(directory):
     names = {"w": "model.safetensors", "v": "other.safetensors"}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(CheckpointError, match=r"'w' is in both"):
-        Checkpoint(directory)
+        SafetensorsCheckpoint(directory)
 
 
 def test_several_files_without_an_index_are_refused(tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(GOOD)
     with pytest.raises(CheckpointError, match=r"no model\.safetensors\.index\.json"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
 
 
 def test_an_empty_directory_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no safetensors"):
-        Checkpoint(tmp_path)
+        SafetensorsCheckpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         read_model_config(tmp_path)
 

@@ -45,6 +45,7 @@ def engine_config(path: Path, **overrides: Any) -> EngineConfig:
         "kernels": "native",
         "max_memory_bytes": 2 << 30,
         "max_model_len_is_auto": False,
+        "quantization": None,
     }
     for name, value in overrides.items():
         [target] = [part for part in (cache, scheduler, engine) if name in part]

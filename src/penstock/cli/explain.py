@@ -29,7 +29,7 @@ def explain(resolved: ResolvedSettings) -> int:
 def resolved_autos(resolved: ResolvedSettings) -> dict[str, str]:
     """What the auto settings become here. Nothing is downloaded for it: of a model that is not here less is known."""
     settings = resolved.values
-    if settings.model and not Path(settings.model).expanduser().is_dir():
+    if settings.model and not Path(settings.model).expanduser().exists():
         return {}
     try:
         config = engine_config(settings, find_checkpoint(settings))

@@ -43,7 +43,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine needs to start. It travels to the engine process as JSON.
 
-    model_path: a local directory. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
+    model_path: a local directory, or a GGUF file. quantization: what float weights are rounded to while they load,
+    or None. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
     max_memory_bytes: what all of the engine's tensors may take; 0: the
     memory plan decides from what is free. num_threads: of the compute pool.
     kernels: "native" or "reference".
@@ -62,3 +63,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheConfig
     scheduler: SchedulerConfig
     max_model_len_is_auto: bool = False
+    quantization: str | None = None

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from penstock.base.errors import CheckpointError
+from penstock.config.quantization import QuantizationConfig, quantization_of
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
@@ -72,7 +73,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     sliding_windows: for each layer the window in tokens, 0 for full attention.
     attention_bias: of q, k and v. output_bias: of the attention's output projection.
-    dtype: of the checkpoint ("bfloat16", "float16" or "float32").
+    dtype: of the checkpoint ("bfloat16", "float16" or "float32"). quantization: how its linears are stored; None: as
+    floats, or in a GGUF's types.
     """
 
     architecture: str
@@ -94,6 +96,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     qk_norm: bool = False
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+    quantization: QuantizationConfig | None = None
 
     @property
     def max_context_len(self) -> int:
@@ -145,6 +148,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             qk_norm=architecture == "Qwen3ForCausalLM",
             eos_token_ids=eos_token_ids(config),
             dtype=_dtype(config),
+            quantization=quantization_of(config),
         )
 
 
@@ -207,13 +211,6 @@ def _architecture(config: Mapping[str, Any]) -> str:
             "config.json has auto_map: this checkpoint wants to run its own Python code.",
             remedy="Penstock never runs code that came with a model. Use a checkpoint of a listed architecture: "
             f"{', '.join(SUPPORTED_ARCHITECTURES)}.",
-        )
-    if config.get("quantization_config") is not None:
-        settings = config["quantization_config"]
-        method = settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else "unknown"
-        raise CheckpointError(
-            f"config.json has a quantization_config (method {_shown(method)}), which Penstock cannot read.",
-            remedy="Use the unquantized checkpoint of this model.",
         )
     names = config.get("architectures")
     if not isinstance(names, list) or not names:

@@ -18,6 +18,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     dtype: str = "auto"
     load_format: str = "auto"
+    quantization: str = "none"
     seed: int = 0
     num_threads: int = 0
     kernels: str = "auto"
@@ -69,6 +70,7 @@ def resolve_engine_config(
         model=model,
         load_format="safetensors" if options.load_format == "auto" else options.load_format,
         dtype=_resolve_dtype(options.dtype, model.dtype),
+        quantization=None if options.quantization == "none" else options.quantization,
         seed=options.seed,
         num_threads=options.num_threads or machine.num_cores,
         kernels=kernels,

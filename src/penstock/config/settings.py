@@ -88,7 +88,8 @@ class Settings:
         "text",
         "",
         _MODEL,
-        "A local directory or a hub id. Without it, the small model that comes with Penstock is served.",
+        "A local directory, a GGUF file, or a hub id (org/name, or org/name:Q4_K_M for a GGUF in it). Without it, the "
+        "small model that comes with Penstock is served.",
     )
     served_model_name: tuple[str, ...] = _setting(
         "list",
@@ -103,7 +104,7 @@ class Settings:
         "text",
         None,
         _MODEL,
-        "safetensors reads the weights; dummy makes random ones from the configuration alone.",
+        "safetensors reads the weights (of a GGUF too); dummy makes random ones from the configuration alone.",
         choices=("safetensors", "dummy"),
         auto="safetensors",
     )
@@ -114,6 +115,13 @@ class Settings:
         "Type of weights, activations and KV cache.",
         choices=("bfloat16", "float32"),
         auto="float32 for a float32 checkpoint, else bfloat16",
+    )
+    quantization: str = _setting(
+        "text",
+        "none",
+        _MODEL,
+        "What the weights of a float checkpoint are rounded to while they load. Quantized checkpoints need no setting.",
+        choices=("none", "int8", "int4"),
     )
     max_model_len: int | None = _setting(
         "integer",

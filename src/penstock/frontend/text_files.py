@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from tokenizers import Tokenizer as Backend
+
 from penstock.base.errors import CheckpointError
+from penstock.frontend.gguf_tokenizer import GGUFText
 
 Pipeline = Literal["file", "llama", "qwen2"]
 
@@ -43,6 +46,7 @@ class TextFiles:
     extra_special_tokens: further tokens declared special, by content.
     templates: chat templates by name; the unnamed one is "default".
     eos_token_ids: ids that config.json or generation_config.json name; empty when they name none.
+    backend: the tokenizer of a GGUF; None for a directory, whose tokenizer.json is yet to be read.
     """
 
     path: Path
@@ -54,10 +58,13 @@ class TextFiles:
     templates: dict[str, str]
     eos_token_ids: list[int]
     pipeline: Pipeline
+    backend: Backend | None = None
 
     @classmethod
     def read(cls, path: Path) -> TextFiles:
-        """Reads the checkpoint's directory. Raises CheckpointError, naming what is missing or malformed."""
+        """Reads the checkpoint's directory, or its GGUF file. Raises CheckpointError, naming what is wrong."""
+        if path.is_file():
+            return cls._from_gguf(path)
         if not (path / "tokenizer.json").is_file():
             _refuse(path)
         model = _read_json(path / "config.json")
@@ -77,6 +84,22 @@ class TextFiles:
             templates=_templates(path, config),
             eos_token_ids=_eos_token_ids(_read_json(path / "generation_config.json"), model),
             pipeline=pipeline,
+        )
+
+    @classmethod
+    def _from_gguf(cls, path: Path) -> TextFiles:
+        text = GGUFText(path)
+        return cls(
+            path=path,
+            model_type="",
+            tokenizer_config={},
+            special_tokens=text.special_tokens,
+            added_tokens=[],
+            extra_special_tokens=[],
+            templates=text.templates,
+            eos_token_ids=text.eos_token_ids,
+            pipeline="file",
+            backend=text.backend,
         )
 
 

@@ -95,6 +95,8 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, files: TextFiles) -> Tokenizer:
+        if files.backend is not None:
+            return cls(files.backend, files)
         file = files.path / "tokenizer.json"
         try:
             backend = Backend.from_file(str(file))

@@ -16,6 +16,7 @@ from penstock.engine.build import build_engine
 from penstock.frontend.chat_template import ChatTemplate
 from penstock.frontend.output import OutputState
 from penstock.frontend.processor import Chat, Processor, Prompt
+from penstock.frontend.text_files import TextFiles
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.llm.results import Completion, Generation
 from penstock.loader import read_model_config, resolve
@@ -60,8 +61,9 @@ class LLM:
         config = resolve_engine_config(
             str(path), read_model_config(path), EngineOptions(**options), machine_facts(), target_step_s=0.0
         )
-        tokenizer = Tokenizer.load(path)
-        chat_template = ChatTemplate.load(path)
+        files = TextFiles.read(path)
+        chat_template = ChatTemplate.from_files(files)
+        tokenizer = Tokenizer.from_files(files)
         self._core, self.ready = build_engine(config, on_progress or _ignore_progress)
         self._processor = Processor(tokenizer, chat_template, self.ready.max_model_len, self.ready.vocab_size)
         self._lock = threading.Lock()

@@ -1,11 +1,24 @@
-"""Finding and reading checkpoints: hub cache, safetensors mapping.
+"""Finding and reading checkpoints: hub cache, mapped safetensors and GGUF.
 
 Owns: mappings of checkpoint files.
 Never: executes anything that came with a model; imports torch (the frontend loads tokenizers through here).
 """
 
-from penstock.loader.checkpoint import Checkpoint, read_model_config
+from penstock.loader.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint, read_model_config
+from penstock.loader.gguf_checkpoint import GGUFCheckpoint
+from penstock.loader.gguf_file import GGUFFile
 from penstock.loader.hub import resolve
-from penstock.loader.safetensors_file import SafetensorsFile, TensorView
+from penstock.loader.mapped_tensor import TensorView
+from penstock.loader.safetensors_file import SafetensorsFile
 
-__all__ = ["Checkpoint", "SafetensorsFile", "TensorView", "read_model_config", "resolve"]
+__all__ = [
+    "Checkpoint",
+    "GGUFCheckpoint",
+    "GGUFFile",
+    "SafetensorsCheckpoint",
+    "SafetensorsFile",
+    "TensorView",
+    "open_checkpoint",
+    "read_model_config",
+    "resolve",
+]

@@ -1,4 +1,4 @@
-"""A checkpoint directory: config.json and the safetensors files with the tensors they hold.
+"""A checkpoint: a directory with config.json and safetensors files, or a GGUF file.
 
 Owns: the mappings of its files.
 Never: unpickles; follows a name out of its directory.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from penstock.base.errors import CheckpointError
 from penstock.config.model import ModelConfig, eos_token_ids
-from penstock.loader.safetensors_file import SafetensorsFile, TensorView
+from penstock.loader.gguf_checkpoint import GGUFCheckpoint
+from penstock.loader.mapped_tensor import TensorView
+from penstock.loader.safetensors_file import SafetensorsFile
 
 _MAX_JSON_BYTES: Final = 64 * 1024 * 1024
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -22,10 +24,13 @@ _INDEX: Final = "model.safetensors.index.json"
 
 
 def read_model_config(path: Path) -> ModelConfig:
-    """The ModelConfig of the checkpoint directory `path`. Raises CheckpointError.
+    """The ModelConfig of the checkpoint `path`: a directory, or a GGUF file. Raises CheckpointError.
 
     generation_config.json adds end-of-sequence ids: instruction-tuned models list their turn end only there.
     """
+    if path.is_file():
+        with contextlib.closing(GGUFCheckpoint(path)) as checkpoint:
+            return checkpoint.model_config()
     config = _read_json(path / "config.json")
     model = ModelConfig.from_hf(config)
     generation_path = path / "generation_config.json"
@@ -35,7 +40,26 @@ def read_model_config(path: Path) -> ModelConfig:
     return msgspec.structs.replace(model, eos_token_ids=tuple(ids))
 
 
-class Checkpoint:
+class Checkpoint(Protocol):
+    """The tensors of a checkpoint by their Hugging Face names, in whatever files and types they are stored."""
+
+    def names(self) -> set[str]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def tensor_type(self, name: str) -> str: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def size_bytes(self, name: str) -> int: ...
+    def row_bytes(self, name: str) -> int: ...
+    def read(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> TensorView: ...
+    def release(self, name: str, begin: int = 0, end: int | None = None) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a directory of safetensors, or a GGUF file. Raises CheckpointError."""
+    return GGUFCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
+
+
+class SafetensorsCheckpoint:
     """The tensors of a checkpoint directory by name, over all of its files. Raises CheckpointError."""
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +78,13 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
+
+    def tensor_type(self, name: str) -> str:
+        """The type of a tensor that is there: "BF16", "I32", ..."""
+        return self._file_of[name].dtype(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file_of[name].shape(name)
 
     def size_bytes(self, name: str) -> int:
         return self._file_of[name].size_bytes(name)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeGuard
 import msgspec
 
 from penstock.base.errors import CheckpointError
+from penstock.loader.mapped_tensor import TensorView, page_span
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _MAX_DIMENSIONS: Final = 8
@@ -22,14 +23,6 @@ _ITEM_BYTES: Final = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-
-
-class TensorView(msgspec.Struct, frozen=True):
-    """A tensor inside a mapping: safetensors dtype name, shape, and its bytes (not copied, C order)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -61,6 +54,9 @@ class SafetensorsFile:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    def dtype(self, name: str) -> str:
+        return self._entries[name].dtype
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
 
@@ -78,7 +74,7 @@ class SafetensorsFile:
         entry = self._entries[name]
         first, last = self._span(name, begin, end)
         shape = entry.shape if end is None else (end - begin, *entry.shape[1:])
-        start, length = _page_span(first, last, outward=True)
+        start, length = page_span(first, last, outward=True)
         if length:
             ahead = min(length + _READ_AHEAD_BYTES, len(self._mapping) - start)
             self._mapping.madvise(mmap.MADV_WILLNEED, start, ahead)
@@ -87,7 +83,7 @@ class SafetensorsFile:
     def release(self, name: str, begin: int = 0, end: int | None = None) -> None:
         """Gives the resident pages of rows [begin, end) back to the system. A later read maps them again."""
         first, last = self._span(name, begin, end)
-        start, length = _page_span(first, last, outward=False)
+        start, length = page_span(first, last, outward=False)
         if length:
             self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
 
@@ -102,16 +98,6 @@ class SafetensorsFile:
     def close(self) -> None:
         """Ends the mapping. Every view must be gone by then."""
         self._mapping.close()
-
-
-def _page_span(begin: int, end: int, *, outward: bool) -> tuple[int, int]:
-    """Start and length of the whole pages around (outward) or inside [begin, end)."""
-    page = mmap.PAGESIZE
-    if outward:
-        first, last = begin // page * page, -(-end // page) * page
-    else:
-        first, last = -(-begin // page) * page, end // page * page
-    return first, max(last - first, 0)
 
 
 def _parse_header(path: Path, mapping: mmap.mmap, size: int) -> dict[str, _Entry]:

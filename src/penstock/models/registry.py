@@ -48,4 +48,6 @@ assert tuple(ARCHITECTURES) == SUPPORTED_ARCHITECTURES
 
 def is_ignored_tensor(name: str, config: ModelConfig) -> bool:
     """Tensors that some checkpoints carry and no model needs: stored rotary tables, the copy of a tied head."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+    return name.endswith(("rotary_emb.inv_freq", "rope_freqs.weight")) or (
+        config.tie_word_embeddings and name == "lm_head.weight"
+    )

@@ -4,7 +4,11 @@ Owns: nothing.
 Never: knows about models.
 """
 
+from penstock.quantization.gguf import GGUFFormat, is_block_type
+from penstock.quantization.hub_formats import hub_format
 from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight
+from penstock.quantization.online import OnlineFormat
+from penstock.quantization.stored_format import StoredFormat
 from penstock.quantization.tensor_source import CheckpointSource, DummySource, TensorSource
 from penstock.quantization.unquantized import UnquantizedFormat
 
@@ -12,8 +16,13 @@ __all__ = [
     "CheckpointSource",
     "DummySource",
     "EmbeddingWeight",
+    "GGUFFormat",
     "LinearFormat",
     "LinearWeight",
+    "OnlineFormat",
+    "StoredFormat",
     "TensorSource",
     "UnquantizedFormat",
+    "hub_format",
+    "is_block_type",
 ]

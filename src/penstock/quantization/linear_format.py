@@ -1,7 +1,7 @@
 """What a weight format has to say to be one: how linears are stored, repacked and multiplied.
 
-To add a format: a file here with a LinearFormat and a LinearWeight, and a line where the runner chooses the format.
-Layers and models know these two protocols only; a format knows the tensor names it needs below a linear's name.
+To add a format: a file here with a StoredFormat (stored_format.py makes it a LinearFormat), and a line where the runner
+chooses the format. Layers and models know these protocols only; a format knows the tensors below a linear's name.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ class LinearFormat(Protocol):
         """The embedding `name` (without suffix)."""
         ...
 
-    def linear_nbytes(self, num_rows: int, num_columns: int) -> int:
-        """Bytes that a loaded weight of this shape takes: for the memory plan, before anything is read."""
+    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> int:
+        """Bytes that the loaded linears take: for the memory plan, before anything is read."""
         ...

@@ -42,7 +42,7 @@ class MeasuringFormat:
     def load_linear(
         self, source: TensorSource, names: Sequence[str], num_rows: Sequence[int], num_columns: int, ops: Ops | None
     ) -> AbsentWeight:
-        self.nbytes += self._format.linear_nbytes(sum(num_rows), num_columns)
+        self.nbytes += self._format.linear_nbytes(names, num_rows, num_columns)
         return AbsentWeight(sum(num_rows), num_columns)
 
     def load_embedding(
@@ -50,17 +50,23 @@ class MeasuringFormat:
     ) -> AbsentWeight:
         return self.load_linear(source, [name], [num_rows], num_columns, ops)
 
-    def linear_nbytes(self, num_rows: int, num_columns: int) -> int:
-        return self._format.linear_nbytes(num_rows, num_columns)
+    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> int:
+        return self._format.linear_nbytes(names, num_rows, num_columns)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         self.nbytes += math.prod(shape) * dtype.itemsize
         return torch.empty(0, dtype=dtype)
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        raise AssertionError("a measured model has no weights")
+
+    def stored(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> Tensor:
+        raise AssertionError("a measured model has no weights")
+
     def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
         raise AssertionError("a measured model has no weights")
 
-    def release(self, name: str, begin: int, end: int) -> None:
+    def release(self, name: str, begin: int = 0, end: int | None = None) -> None:
         raise AssertionError("a measured model has no weights")
 
     def finish(self) -> None:

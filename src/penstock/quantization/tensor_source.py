@@ -16,8 +16,13 @@ from torch import Tensor
 
 from penstock.base.errors import CheckpointError
 from penstock.loader import Checkpoint
+from penstock.quantization import gguf_types
 
-_TORCH_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOAT_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STORED_DTYPES: Final = {
+    **_FLOAT_DTYPES, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 class TensorSource(Protocol):
@@ -27,11 +32,22 @@ class TensorSource(Protocol):
         """A copy in `dtype`, for small tensors (norms, biases)."""
         ...
 
-    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of a matrix in the dtype it is stored in. Only valid until `release` of these rows."""
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape in elements of a tensor; None when there is none of this name."""
         ...
 
-    def release(self, name: str, begin: int, end: int) -> None:
+    def stored(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> Tensor:
+        """Rows as they are stored, valid until `release`. Of GGUF's block types: uint8 [rows, bytes of a row]."""
+        ...
+
+    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
+        """Rows [begin, end) of a matrix as floats, in the dtype they are stored in where that is one.
+
+        Only valid until `release` of these rows.
+        """
+        ...
+
+    def release(self, name: str, begin: int = 0, end: int | None = None) -> None:
         """The rows have been copied: their pages can go."""
         ...
 
@@ -41,7 +57,7 @@ class TensorSource(Protocol):
 
 
 class CheckpointSource:
-    """Reads from mapped safetensors files.
+    """Reads from mapped files.
 
     ignored: says of a tensor that nothing read whether that is as it should be.
     on_progress: gets the fraction of the checkpoint's bytes that were read.
@@ -57,17 +73,23 @@ class CheckpointSource:
         self._on_progress = on_progress
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        tensor = self._view(name, shape).to(dtype, copy=True)
-        self._advance(tensor.numel(), name)
-        self._checkpoint.release(name)
+        tensor = self._floats(name, shape).to(dtype, copy=True)
+        self.release(name)
         return tensor
 
-    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
-        return self._view(name, shape, begin, end)
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self._checkpoint.shape(name) if name in self._checkpoint else None
 
-    def release(self, name: str, begin: int, end: int) -> None:
+    def stored(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> Tensor:
+        return self._view(name, shape, begin, end)[1]
+
+    def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
+        return self._floats(name, shape, begin, end)
+
+    def release(self, name: str, begin: int = 0, end: int | None = None) -> None:
+        shape = self._checkpoint.shape(name)
         self._checkpoint.release(name, begin, end)
-        self._advance(end - begin, name)
+        self._advance((end if end is not None else shape[0] if shape else 1) - begin, name)
 
     def finish(self) -> None:
         if self._unread:
@@ -77,16 +99,27 @@ class CheckpointSource:
                 remedy="config.json and weights are not of the same model.",
             )
 
-    def _view(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> Tensor:
-        view = self._checkpoint.read(name, shape, begin, end)
-        dtype = _TORCH_DTYPES.get(view.dtype)
-        if dtype is None:
+    def _floats(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> Tensor:
+        stored_type, stored = self._view(name, shape, begin, end)
+        if stored_type in _FLOAT_DTYPES:
+            return stored
+        if not gguf_types.is_known(stored_type):
             raise CheckpointError(
-                f"Tensor {name!r} is stored as {view.dtype}, which is a quantized or unusual format.",
-                remedy="Use the bfloat16, float16 or float32 checkpoint of this model.",
+                f"Tensor {name!r} is stored as {stored_type}, and nothing in config.json says what that means.",
+                remedy="Is the checkpoint's quantization_config missing?",
             )
+        return gguf_types.dequantize(stored_type, stored)
+
+    def _view(self, name: str, shape: tuple[int, ...], begin: int = 0, end: int | None = None) -> tuple[str, Tensor]:
+        """The type's name and the rows as stored."""
+        view = self._checkpoint.read(name, shape, begin, end)
         self._unread.discard(name)
-        return torch.frombuffer(view.data, dtype=dtype).view(view.shape)
+        dtype = _STORED_DTYPES.get(view.dtype)
+        if not math.prod(view.shape):
+            raise CheckpointError(f"Tensor {name!r} is empty.")
+        if dtype is None:
+            return view.dtype, torch.frombuffer(view.data, dtype=torch.uint8).view(view.shape[0], -1)
+        return view.dtype, torch.frombuffer(view.data, dtype=dtype).view(view.shape)
 
     def _advance(self, count: int, name: str) -> None:
         self._read_bytes += count * self._checkpoint.row_bytes(name)
@@ -118,12 +151,18 @@ class DummySource:
             return torch.ones(shape, dtype=dtype)
         return self._draw(name, 0, math.prod(shape), 0.02).to(dtype, copy=True).view(shape)
 
+    def shape(self, name: str) -> tuple[int, ...] | None:  # noqa: ARG002  the protocol's signature
+        return None
+
+    def stored(self, *_: object) -> Tensor:
+        raise AssertionError("random weights are not stored")
+
     def rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Tensor:
         columns = shape[1]
         scale = 1.0 if "embed" in name else columns**-0.5
         return self._draw(name, begin * columns, (end - begin) * columns, scale).view(end - begin, columns)
 
-    def release(self, name: str, begin: int, end: int) -> None:  # noqa: ARG002  the protocol's signature
+    def release(self, name: str, begin: int = 0, end: int | None = None) -> None:  # noqa: ARG002
         return
 
     def finish(self) -> None:

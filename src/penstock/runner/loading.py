@@ -6,22 +6,33 @@ Never: reads a weight before the memory plan has been accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from penstock.base.errors import ConfigError
 from penstock.config.engine import EngineConfig
 from penstock.kernels.ops import Ops
 from penstock.layers import Weights
-from penstock.loader import Checkpoint
+from penstock.loader import Checkpoint, GGUFCheckpoint, open_checkpoint
 from penstock.models import ARCHITECTURES, CausalLM, is_ignored_tensor
-from penstock.quantization import CheckpointSource, DummySource, LinearFormat, UnquantizedFormat
+from penstock.quantization import (
+    CheckpointSource,
+    DummySource,
+    GGUFFormat,
+    OnlineFormat,
+    StoredFormat,
+    TensorSource,
+    UnquantizedFormat,
+    hub_format,
+    is_block_type,
+)
 from penstock.quantization.measuring import MeasuringFormat
-from penstock.quantization.tensor_source import TensorSource
 
+EMBEDDING_NAME: Final = "model.embed_tokens"
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -29,31 +40,71 @@ def torch_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def linear_format(config: EngineConfig) -> LinearFormat:
-    """The format of the checkpoint's linears."""
-    return UnquantizedFormat(torch_dtype(config.dtype))
+def linear_format(config: EngineConfig, checkpoint: Checkpoint | None) -> StoredFormat:
+    """The format of the checkpoint's linears (None: of random weights), or what they are quantised to."""
+    dtype = torch_dtype(config.dtype)
+    kept = frozenset() if config.model.tie_word_embeddings else frozenset({EMBEDDING_NAME})
+    if isinstance(checkpoint, GGUFCheckpoint):
+        types = {name: checkpoint.tensor_type(name) for name in checkpoint.names()}
+        if config.quantization is None:
+            return GGUFFormat(dtype, types)
+        if any(is_block_type(kind) for kind in types.values()):
+            raise _quantized_twice(config)
+    stored = config.model.quantization
+    if checkpoint is not None and stored is not None:
+        if config.quantization is not None:
+            raise _quantized_twice(config)
+        return hub_format(dtype, stored, {name: checkpoint.tensor_type(name) for name in checkpoint.names()})
+    if config.quantization is not None:
+        return OnlineFormat(dtype, config.quantization, kept)
+    return UnquantizedFormat(dtype)
 
 
 def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
     """Bytes the weights will take: the model's own constructor runs, on nothing."""
-    measuring = MeasuringFormat(linear_format(config))
+    with _opened(config) as checkpoint:
+        return _measure(config, linear_format(config, checkpoint), ops)
+
+
+def load_model(config: EngineConfig, ops: Ops, on_progress: Callable[[float], None]) -> CausalLM:
+    """Builds the model. Raises CheckpointError."""
+    with _opened(config) as checkpoint:
+        chosen = linear_format(config, checkpoint)
+        source: TensorSource
+        if checkpoint is None:
+            dtype = torch_dtype(config.dtype)
+            source = DummySource(config.seed, dtype, on_progress, _measure(config, UnquantizedFormat(dtype), ops))
+        else:
+            source = CheckpointSource(
+                checkpoint, lambda name: is_ignored_tensor(name, config.model) or chosen.ignores(name), on_progress
+            )
+        if isinstance(chosen, GGUFFormat):
+            chosen.report_widened()
+        weights = Weights(source, chosen, torch_dtype(config.dtype), ops)
+        model = ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
+        source.finish()
+        return model
+
+
+@contextmanager
+def _opened(config: EngineConfig) -> Iterator[Checkpoint | None]:
+    if config.load_format == "dummy":
+        yield None
+        return
+    with closing(open_checkpoint(Path(config.model_path))) as checkpoint:
+        yield checkpoint
+
+
+def _measure(config: EngineConfig, chosen: StoredFormat, ops: Ops) -> int:
+    measuring = MeasuringFormat(chosen)
     weights = Weights(measuring, measuring, torch_dtype(config.dtype), ops)
     ARCHITECTURES[config.model.architecture](config.model, weights, 1)
     return measuring.nbytes
 
 
-def load_model(config: EngineConfig, ops: Ops, on_progress: Callable[[float], None]) -> CausalLM:
-    """Builds the model. Raises CheckpointError."""
-    if config.load_format == "dummy":
-        dtype = torch_dtype(config.dtype)
-        return _build(config, DummySource(config.seed, dtype, on_progress, weights_nbytes(config, ops)), ops)
-    with closing(Checkpoint(Path(config.model_path))) as checkpoint:
-        source = CheckpointSource(checkpoint, lambda name: is_ignored_tensor(name, config.model), on_progress)
-        return _build(config, source, ops)
-
-
-def _build(config: EngineConfig, source: TensorSource, ops: Ops) -> CausalLM:
-    weights = Weights(source, linear_format(config), torch_dtype(config.dtype), ops)
-    model = ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
-    source.finish()
-    return model
+def _quantized_twice(config: EngineConfig) -> ConfigError:
+    return ConfigError(
+        f"{Path(config.model_path).name} is quantized already; --quantization {config.quantization} would lose twice.",
+        remedy="Leave --quantization out, or give the bfloat16 or float16 checkpoint.",
+        param="quantization",
+    )

@@ -1,0 +1,47 @@
+"""Blocks that we write: equal to ggml's where its rule is simple, and no worse than its search elsewhere."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from penstock.quantization.gguf_encode import ENCODABLE, encode
+from penstock.quantization.gguf_types import dequantize
+
+
+def rows(kind: str) -> np.ndarray:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((64, 1024)).astype(np.float32) * random.uniform(0.001, 3, (64, 1)).astype(
+        np.float32
+    )
+    values[3, 256:512] = 0
+    values[4] = np.abs(values[4])
+    if kind == "heavy tails":
+        values *= np.abs(random.standard_normal(values.shape)).astype(np.float32) ** 2
+    return values
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "F16", "BF16", "F32"])
+def test_simple_types_equal_ggml(name: str) -> None:
+    for kind in ("normal", "heavy tails"):
+        values = rows(kind)
+        expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+        found = encode(name, torch.from_numpy(values)).numpy()
+        np.testing.assert_array_equal(found, np.ascontiguousarray(expected).view(np.uint8))
+
+
+# Root mean square error relative to the values'.
+@pytest.mark.parametrize(("name", "most"), [("Q4_K", 0.080), ("Q6_K", 0.021)])
+def test_k_types_are_close(name: str, most: float) -> None:
+    values = torch.from_numpy(rows("normal"))
+    blocks = encode(name, values)
+    again = dequantize(name, blocks)
+    expected = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name])
+    np.testing.assert_array_equal(again.numpy(), expected)
+    used = values.abs().amax(1) > 0
+    error = (again - values)[used].square().mean(1).sqrt() / values[used].square().mean(1).sqrt()
+    assert error.max() < most
+    assert not again[3, 256:512].any()
+    assert set(ENCODABLE) >= {"Q4_K", "Q6_K", "Q8_0", "Q4_0", "F16", "BF16", "F32"}
