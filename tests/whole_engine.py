@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.config.engine import CacheConfig, EngineConfig, SchedulerConfig
-from penstock.config.model import ModelConfig
 from penstock.engine.build import build_engine
 from penstock.engine.core import EngineCore
+from penstock.loader import read_model_config
 from penstock.messages import EngineRequest, FinishReason, RequestOutput, SamplingParams, TokenLogprobs
 
 
@@ -46,7 +45,7 @@ def engine_config(
     dtype: str = "float32",
 ) -> EngineConfig:
     """An EngineConfig for a checkpoint on disk, with a pool of exactly `num_blocks`."""
-    model = ModelConfig.from_hf(json.loads((path / "config.json").read_text()))
+    model = read_model_config(path)
     return EngineConfig(
         model_path=str(path), model=model, load_format="safetensors", dtype=dtype, seed=0, num_threads=2,
         kernels=kernels, max_memory_bytes=4 << 30,

@@ -46,6 +46,8 @@ def build_parser() -> Parser:
     _add_chat(commands)
     _add_run(commands)
     add_bench(commands, _command, Parser)
+    _add_quantize(commands)
+    _add_eval(commands)
     _add_doctor(commands)
     _add_config(commands)
     return parser
@@ -79,6 +81,31 @@ def _add_run(commands: Any) -> None:
     command.add_argument("--url", help="send the requests to this server instead of loading a model")
     command.add_argument("--concurrency", type=int, default=64, help="most requests at the same time")
     _add_settings(command, [spec for spec in _local_specs() if spec.name != "model"])
+
+
+def _add_quantize(commands: Any) -> None:
+    command = _command(commands, "quantize", "write a float model as a smaller file", _run_quantize)
+    command.add_argument("input", metavar="INPUT", help="a directory or hub id of a float model")
+    command.add_argument(
+        "output", metavar="OUTPUT", help="the .gguf file or, for w8a8 and w4a16, the directory to write"
+    )
+    formats = "q8_0, q4_0, q4_k_m, f16, bf16 (GGUF); w8a8, w4a16 (compressed-tensors)"
+    command.add_argument("--to", metavar="FORMAT", required=True, help=formats)
+    command.add_argument("--revision", help=SPECS["revision"].help)
+    command.add_argument("--config", help=argparse.SUPPRESS)
+
+
+def _add_eval(commands: Any) -> None:
+    evaluation = commands.add_parser("eval", help="measure a model")
+    inner = evaluation.add_subparsers(dest="eval_command", metavar="perplexity", parser_class=Parser, required=True)
+    text = "how well a model predicts a text, and what its quantization lost"
+    command = _command(inner, "perplexity", text, _run_perplexity)
+    evaluation.set_defaults(command_parser=command)
+    command.add_argument("--text", metavar="FILE", required=True, help="UTF-8 text to predict")
+    command.add_argument("--reference", metavar="MODEL", help="the float model, to compare with")
+    command.add_argument("--context", type=int, default=512, help="tokens of a window; windows do not overlap [512]")
+    command.add_argument("--max-tokens", type=int, default=0, help="predict only so many tokens [all]")
+    _add_settings(command, [spec for spec in _local_specs() if spec.name != "api_key"])
 
 
 def _add_doctor(commands: Any) -> None:
@@ -149,6 +176,18 @@ def _run_batch(options: argparse.Namespace) -> int:
     from penstock.cli.batch import run_batch
 
     return run_batch(settings_from(options), options)
+
+
+def _run_quantize(options: argparse.Namespace) -> int:
+    from penstock.cli.quantize import quantize
+
+    return quantize(options)
+
+
+def _run_perplexity(options: argparse.Namespace) -> int:
+    from penstock.cli.evaluate import eval_perplexity
+
+    return eval_perplexity(settings_from(options), options)
 
 
 def _run_doctor(options: argparse.Namespace) -> int:  # noqa: ARG001 - the commands' one signature

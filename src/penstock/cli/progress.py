@@ -53,3 +53,29 @@ class ProgressBar:
         left = f", {(self._total - self._count) * elapsed_s / new:.0f} s left" if 0 < new < self._total else ""
         bar = "#" * round(share * WIDTH)
         return f"[{bar:<{WIDTH}}] {self._count}/{self._total}{rate}{left}"
+
+
+class ShareBar:
+    """The same for a share between 0 and 1 that somebody else counts."""
+
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        self._name = name
+        self._stream = stream if stream is not None else sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._drawn_s = 0.0
+        self._tenths = 0
+
+    def show(self, share: float) -> None:
+        now_s = time.monotonic()
+        is_due = now_s - self._drawn_s >= REDRAW_S if self._is_terminal else int(share * 10) > self._tenths
+        if not is_due:
+            return
+        self._drawn_s, self._tenths = now_s, int(share * 10)
+        bar = "#" * round(min(share, 1.0) * WIDTH)
+        line = f"{self._name} [{bar:<{WIDTH}}] {share:.0%}"
+        self._stream.write(f"\r\x1b[K{line}" if self._is_terminal else f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._is_terminal:
+            self._stream.write("\r\x1b[K")

@@ -3,7 +3,8 @@
     qweight int32 [K * bits / 32, N]    scales [G, N]    qzeros int32 [G, N * bits / 32]    g_idx int32 [K]
     weight[n, k] = scales[g, n] * (code[k, n] - zero[g, n]) with g = g_idx[k]
 
-The first version of the format stores zero points less one (a zero of 0 as the largest code). With act-order ("desc_act") the members of a group lie anywhere: columns are sorted by group at load, and the input is
+The first version of the format stores zero points less one (a zero of 0 as the largest code). With act-order
+("desc_act") the members of a group lie anywhere: columns are sorted by group at load, and the input is
 gathered in that order before it is multiplied.
 """
 
