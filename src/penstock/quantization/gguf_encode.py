@@ -63,14 +63,14 @@ def _q4_0(blocks: Tensor) -> Tensor:
 def _scale_and_minimum(x_NGE: Tensor) -> tuple[Tensor, Tensor]:
     """x = scale * code - minimum with codes 0 to 15 and minimum >= 0: both [N, G, 1]."""
     weight = x_NGE.abs() + x_NGE.square().mean(2, keepdim=True).sqrt()
-    low = x_NGE.amin(2, keepdim=True).clamp(max=0)
-    span = (x_NGE.amax(2, keepdim=True) - low).clamp(min=_TINY)
+    low, high = x_NGE.amin(2, keepdim=True).clamp(max=0), x_NGE.amax(2, keepdim=True)
     sum_w, sum_x = weight.sum(2, keepdim=True), (weight * x_NGE).sum(2, keepdim=True)
-    best_scale, best_low = span / 15, low
+    best_scale, best_low = (high - low).clamp(min=_TINY) / 15, low
     codes = ((x_NGE - low) / best_scale).round_().clamp_(0, 15)
     best_error = (weight * (best_scale * codes + low - x_NGE).square_()).sum(2, keepdim=True)
     for step in range(_Q4_K_STEPS):
-        codes = ((x_NGE - low) * ((14 + 0.1 * step) / span)).round_().clamp_(0, 15)
+        span = (high - best_low).clamp(min=_TINY)
+        codes = ((x_NGE - best_low) * ((14 + 0.1 * step) / span)).round_().clamp_(0, 15)
         weighted = weight * codes
         sum_l, sum_l2 = weighted.sum(2, keepdim=True), (weighted * codes).sum(2, keepdim=True)
         sum_xl = (weighted * x_NGE).sum(2, keepdim=True)

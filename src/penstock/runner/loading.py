@@ -61,7 +61,12 @@ def linear_format(config: EngineConfig, checkpoint: Checkpoint | None) -> Stored
 
 
 def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
-    """Bytes the weights will take: the model's own constructor runs, on nothing."""
+    """Bytes the weights will take: the model's own constructor runs, on nothing.
+
+    Only the headers of quantised checkpoints are read: of floats, the configuration says it all.
+    """
+    if config.model.quantization is None and not Path(config.model_path).is_file():
+        return _measure(config, linear_format(config, None), ops)
     with _opened(config) as checkpoint:
         return _measure(config, linear_format(config, checkpoint), ops)
 
