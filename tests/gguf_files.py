@@ -26,6 +26,7 @@ def write_gguf(
     tokenizer: bool = True,
     split_max_tensors: int = 0,
     change: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+    quantize: Callable[[np.ndarray, str], np.ndarray] | None = None,
 ) -> None:
     """Converts a safetensors checkpoint as llama.cpp does. type_of: a tensor type, or one by GGUF name."""
     config = json.loads((checkpoint / "config.json").read_text())
@@ -43,7 +44,8 @@ def write_gguf(
             values = _permute(values, config["num_key_value_heads"])
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
-        add_tensor(writer, theirs, values, type_of if isinstance(type_of, str) else type_of(theirs))
+        kind = type_of if isinstance(type_of, str) else type_of(theirs)
+        add_tensor(writer, theirs, values, kind, quantize or _by_package)
     change(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -51,11 +53,21 @@ def write_gguf(
     writer.close()
 
 
-def add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: str) -> None:
+def add_tensor(
+    writer: gguf.GGUFWriter,
+    name: str,
+    values: np.ndarray,
+    kind: str,
+    quantize: Callable[[np.ndarray, str], np.ndarray],
+) -> None:
     """Vectors stay F32, as everywhere in llama.cpp."""
     kind = "F32" if values.ndim == 1 else kind
-    stored = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    stored = values if kind == "F32" else quantize(values, kind)
     writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType[kind])
+
+
+def _by_package(values: np.ndarray, kind: str) -> np.ndarray:
+    return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
 
 
 def _permute(weights: np.ndarray, heads: int) -> np.ndarray:

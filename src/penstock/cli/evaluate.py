@@ -26,7 +26,7 @@ def eval_perplexity(resolved: ResolvedSettings, options: argparse.Namespace) -> 
 
     settings = resolved.values
     path = find_checkpoint(settings)
-    tokens = Tokenizer.load(path).encode_user(_read_text(Path(options.text)), add_special_tokens=False)
+    tokens = Tokenizer.load(path).encode(_read_text(Path(options.text)), add_special_tokens=False)
     if options.max_tokens:
         tokens = tokens[: options.max_tokens]
     config = _config(settings, path, options.context)

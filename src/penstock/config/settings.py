@@ -121,7 +121,7 @@ class Settings:
         "none",
         _MODEL,
         "What the weights of a float checkpoint are rounded to while they load. Quantized checkpoints need no setting.",
-        choices=("none", "int8", "int4"),
+        choices=("none", "int8", "int4", "q4_k_m", "fp8"),
     )
     max_model_len: int | None = _setting(
         "integer",

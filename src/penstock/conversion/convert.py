@@ -26,7 +26,7 @@ from penstock.loader.gguf_checkpoint import ROPE_FACTORS, gguf_name
 from penstock.loader.gguf_file import block_of
 from penstock.models import is_ignored_tensor
 from penstock.quantization import CheckpointSource
-from penstock.quantization.gguf_encode import encode
+from penstock.quantization.gguf_encode import encode, head_name, k_mixture
 from penstock.quantization.stored_format import row_pieces
 
 # Target -> general.file_type of a GGUF, and the type of most matrices.
@@ -137,13 +137,9 @@ def _tensor_type(name: str, rows: _Rows, target: str) -> str:
     if len(shape) < 2:
         return "F32"
     model = rows.model
-    is_head = name == ("model.embed_tokens.weight" if model.tie_word_embeddings else "lm_head.weight")
-    if target in ("q4_0", "q4_k_m") and is_head:
-        kind = "Q6_K"
-    if target == "q4_k_m" and name.endswith(("v_proj.weight", "down_proj.weight")):
-        layer, eighth = int(name.split(".")[2]), model.num_layers // 8
-        if layer < eighth or layer >= 7 * model.num_layers // 8 or (layer - eighth) % 3 == 2:
-            kind = "Q6_K"
+    linear = name.removesuffix(".weight")
+    if target == "q4_k_m" or (target == "q4_0" and linear == head_name(model)):
+        kind = k_mixture(linear, model)
     for fallback in (kind, "Q8_0"):
         if shape[1] % block_of(fallback)[0] == 0:
             return fallback

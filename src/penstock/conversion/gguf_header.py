@@ -6,10 +6,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from penstock.loader.gguf_file import DEFAULT_ALIGNMENT, MAGIC, TENSOR_TYPES, block_of
+from penstock.loader.gguf_file import DEFAULT_ALIGNMENT, MAGIC, TYPE_IDS, block_of
 
 _VERSION: Final = 3
-_TYPE_IDS: Final = {name: type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
 _STRING, _ARRAY = 8, 9
 # The file's number of a type, and how it is packed.
 _UINT32, _INT32, _FLOAT32, _BOOL = (4, "I"), (5, "i"), (6, "f"), (7, "?")
@@ -37,7 +36,7 @@ def gguf_header(values: Mapping[str, Any], plans: Sequence[TensorPlan]) -> bytes
     for plan in plans:
         dimensions = plan.shape[::-1]
         parts.append(_text(plan.name) + struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions))
-        parts.append(struct.pack("<IQ", _TYPE_IDS[plan.tensor_type], offset))
+        parts.append(struct.pack("<IQ", TYPE_IDS[plan.tensor_type], offset))
         offset += plan.nbytes + padding(plan.nbytes)
     header = b"".join(parts)
     return header + bytes(padding(len(header)))

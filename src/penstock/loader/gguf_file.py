@@ -49,6 +49,7 @@ TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
     22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4),
     27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
+TYPE_IDS: Final = {name: type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
 _BLOCKS: Final = {name: (items, size) for name, items, size in TENSOR_TYPES.values()}
 
 _STRING: Final = 8

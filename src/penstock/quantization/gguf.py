@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 
 from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import GGUF_LAYOUTS, QuantizedLinear, WeightLayout
-from penstock.loader.gguf_file import TENSOR_TYPES
+from penstock.loader.gguf_file import TYPE_IDS
 from penstock.quantization import gguf_types
 from penstock.quantization.stored_format import StoredFormat, row_pieces
 from penstock.quantization.tensor_source import TensorSource
 
 _log = logging.getLogger(__name__)
-_TYPE_IDS: Final = {name: type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
 
 
 def is_block_type(kind: str) -> bool:
     """Whether a tensor type is a quantised one."""
-    return kind in _TYPE_IDS and kind not in gguf_types.FLOAT_TYPES
+    return kind in TYPE_IDS and kind not in gguf_types.FLOAT_TYPES
 
 
 class GGUFFormat(StoredFormat):
@@ -35,12 +33,12 @@ class GGUFFormat(StoredFormat):
         self._types = tensor_types
 
     def layout(self, name: str, num_columns: int) -> WeightLayout | None:  # noqa: ARG002  the signature is the base's
-        return GGUF_LAYOUTS.get(_TYPE_IDS.get(self._types.get(f"{name}.weight", ""), -1))
+        return GGUF_LAYOUTS.get(TYPE_IDS.get(self._types.get(f"{name}.weight", ""), -1))
 
     def pack_rows(
         self, source: TensorSource, name: str, shape: tuple[int, int], packed: QuantizedLinear, first_row: int, ops: Ops
     ) -> None:
-        tensor, type_id = f"{name}.weight", _TYPE_IDS[self._types[f"{name}.weight"]]
+        tensor, type_id = f"{name}.weight", TYPE_IDS[self._types[f"{name}.weight"]]
         for begin, end in row_pieces(*shape):
             ops.pack_gguf(packed, first_row + begin, source.stored(tensor, shape, begin, end), type_id)
             source.release(tensor, begin, end)
@@ -48,7 +46,7 @@ class GGUFFormat(StoredFormat):
     def report_widened(self) -> None:
         """Logs which quantised types are held as floats."""
         widened = sorted(
-            {kind for kind in self._types.values() if is_block_type(kind) and _TYPE_IDS[kind] not in GGUF_LAYOUTS}
+            {kind for kind in self._types.values() if is_block_type(kind) and TYPE_IDS[kind] not in GGUF_LAYOUTS}
         )
         if widened:
             _log.warning(

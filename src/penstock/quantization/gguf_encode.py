@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from penstock.config.model import ModelConfig
 from penstock.loader.gguf_file import block_of
 
 _Q4_K_STEPS: Final = 21
@@ -30,6 +31,22 @@ def encode(tensor_type: str, rows_RK: Tensor) -> Tensor:
     items, _ = block_of(tensor_type)
     blocks = _ENCODERS[tensor_type](rows_RK.float().reshape(-1, items))
     return blocks.reshape(rows_RK.shape[0], -1)
+
+
+def head_name(model: ModelConfig) -> str:
+    """The linear that gives the logits; its rounding hurts most."""
+    return "model.embed_tokens" if model.tie_word_embeddings else "lm_head"
+
+
+def k_mixture(name: str, model: ModelConfig) -> str:
+    """The type of a linear (named without suffix) in llama.cpp's Q4_K_M: the head and some of v and down are finer."""
+    if name == head_name(model):
+        return "Q6_K"
+    if name.endswith(("v_proj", "down_proj")):
+        layer, eighth = int(name.split(".")[2]), model.num_layers // 8
+        if layer < eighth or layer >= 7 * model.num_layers // 8 or (layer - eighth) % 3 == 2:
+            return "Q6_K"
+    return "Q4_K"
 
 
 def _halves(values_NV: Tensor) -> Tensor:

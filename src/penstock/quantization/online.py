@@ -1,5 +1,10 @@
 """Float checkpoints quantised while they load: a piece of rows at a time, so the float weights are never all there.
 
+    int8      a scale an output, activations rounded to 8 bits
+    int4      4 bits with a scale for 32 inputs (GGUF's Q4_0), activations rounded to 8 bits; the head as int8
+    q4_k_m    GGUF's mixture of Q4_K and Q6_K: better than int4 and slower to load, for its scales are searched
+    fp8       E4M3 with a scale an output; activations stay as they are
+
 The embedding stays as it is unless the output head is tied to it, when it is the largest linear of all.
 """
 
@@ -9,29 +14,53 @@ from typing import Final
 
 import torch
 
+from penstock.config.model import ModelConfig
 from penstock.kernels.ops import Ops
-from penstock.kernels.quantized import INT4, INT8_CHANNEL, QuantizedLinear, WeightLayout
+from penstock.kernels.quantized import GGUF_LAYOUTS, INT4, INT8_CHANNEL, QuantizedLinear, WeightLayout, fp8
+from penstock.loader.gguf_file import TYPE_IDS, block_of
+from penstock.quantization.gguf_encode import encode, head_name, k_mixture
 from penstock.quantization.stored_format import StoredFormat, row_pieces
 from penstock.quantization.tensor_source import TensorSource
 
-LAYOUTS: Final = {"int8": INT8_CHANNEL, "int4": INT4}
+EMBEDDING: Final = "model.embed_tokens"
+_FP8: Final = fp8()
+_LAYOUTS: Final = {"int8": INT8_CHANNEL, "int4": INT4, "fp8": _FP8}
+_LARGEST_E4M3: Final = 448.0
 
 
 class OnlineFormat(StoredFormat):
-    """kind: a key of LAYOUTS. keep: linears that stay floats, by name."""
+    """kind: "int8", "int4", "q4_k_m" or "fp8"."""
 
-    def __init__(self, dtype: torch.dtype, kind: str, keep: frozenset[str] = frozenset()) -> None:
+    def __init__(self, dtype: torch.dtype, kind: str, model: ModelConfig) -> None:
         super().__init__(dtype)
-        self._layout = LAYOUTS[kind]
-        self._keep = keep
+        self._kind = kind
+        self._model = model
 
-    def layout(self, name: str, num_columns: int) -> WeightLayout | None:  # noqa: ARG002  the signature is the base's
-        return None if name in self._keep else self._layout
+    def layout(self, name: str, num_columns: int) -> WeightLayout | None:
+        if name == EMBEDDING and not self._model.tie_word_embeddings:
+            return None
+        if self._kind == "int4" and name == head_name(self._model):
+            return INT8_CHANNEL
+        if self._kind != "q4_k_m":
+            return _LAYOUTS[self._kind]
+        # Rows that are no whole K blocks are kept in 8 bits.
+        kind = k_mixture(name, self._model)
+        return INT8_CHANNEL if num_columns % block_of(kind)[0] else GGUF_LAYOUTS[TYPE_IDS[kind]]
 
     def pack_rows(
         self, source: TensorSource, name: str, shape: tuple[int, int], packed: QuantizedLinear, first_row: int, ops: Ops
     ) -> None:
         tensor = f"{name}.weight"
         for begin, end in row_pieces(*shape):
-            ops.quantize_into(packed, first_row + begin, source.rows(tensor, shape, begin, end))
+            rows_RK = source.rows(tensor, shape, begin, end)
+            if packed.layout == _FP8:
+                scales_R1 = (rows_RK.float().abs().amax(1, keepdim=True) / _LARGEST_E4M3).clamp(min=1e-12)
+                codes_RK = (rows_RK.float() / scales_R1).to(torch.float8_e4m3fn).view(torch.uint8)
+                groups = -(-shape[1] // packed.layout.group_size)
+                ops.pack_parts(packed, first_row + begin, codes_RK, scales_R1.expand(-1, groups).contiguous())
+            elif packed.layout in (INT8_CHANNEL, INT4):
+                ops.quantize_into(packed, first_row + begin, rows_RK)
+            else:
+                kind = k_mixture(name, self._model)
+                ops.pack_gguf(packed, first_row + begin, encode(kind, rows_RK), TYPE_IDS[kind])
             source.release(tensor, begin, end)

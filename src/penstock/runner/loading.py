@@ -32,7 +32,6 @@ from penstock.quantization import (
 )
 from penstock.quantization.measuring import MeasuringFormat
 
-EMBEDDING_NAME: Final = "model.embed_tokens"
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -43,7 +42,6 @@ def torch_dtype(name: str) -> torch.dtype:
 def linear_format(config: EngineConfig, checkpoint: Checkpoint | None) -> StoredFormat:
     """The format of the checkpoint's linears (None: of random weights), or what they are quantised to."""
     dtype = torch_dtype(config.dtype)
-    kept = frozenset() if config.model.tie_word_embeddings else frozenset({EMBEDDING_NAME})
     if isinstance(checkpoint, GGUFCheckpoint):
         types = {name: checkpoint.tensor_type(name) for name in checkpoint.names()}
         if config.quantization is None:
@@ -56,7 +54,7 @@ def linear_format(config: EngineConfig, checkpoint: Checkpoint | None) -> Stored
             raise _quantized_twice(config)
         return hub_format(dtype, stored, {name: checkpoint.tensor_type(name) for name in checkpoint.names()})
     if config.quantization is not None:
-        return OnlineFormat(dtype, config.quantization, kept)
+        return OnlineFormat(dtype, config.quantization, config.model)
     return UnquantizedFormat(dtype)
 
 
