@@ -15,7 +15,7 @@ from penstock.cli.parser import build_parser
 # For errors that come without one, such as those that an engine process reports in one line.
 _ANY_REMEDY = "`penstock doctor` checks this machine; --log-level debug shows where it happened."
 _REMEDIES = {
-    "invalid_checkpoint": "Name a directory with config.json, tokenizer.json and *.safetensors, or a hub id.",
+    "invalid_checkpoint": "Name a directory with config.json, tokenizer.json and *.safetensors, a GGUF, or a hub id.",
     "insufficient_memory": "Lower --max-model-len or --max-num-seqs, or raise --max-memory.",
     "invalid_configuration": "`penstock config explain` prints every setting with its bounds.",
 }

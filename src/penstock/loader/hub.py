@@ -68,7 +68,7 @@ def gguf_names(names: Iterable[str], quantization: str) -> list[str]:
     Raises CheckpointError when there is none, or more than one.
     """
     models = [name for name in names if name.lower().endswith(".gguf") and "mmproj" not in name.lower()]
-    wanted = re.compile(rf"(?:^|[-._/]){re.escape(quantization)}(?=[-._/])", re.IGNORECASE)
+    wanted = re.compile(rf"(?:^|[-._/]){re.escape(quantization)}(?=[-./])", re.IGNORECASE)
     found = sorted(name for name in models if wanted.search(name))
     whole = {_SPLIT_SUFFIX.sub("", name) for name in found}
     if len(whole) == 1:
