@@ -11,6 +11,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.messages.bounds import MAX_HEAD_BYTES
+from penstock.server.head_joiner import HeadJoiner
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -35,7 +36,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return type(cls.__name__, (cls,), {"head_timeout_s": head_timeout_s})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(HeadJoiner(transport, self.loop))  # type: ignore[arg-type]
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
