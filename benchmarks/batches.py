@@ -30,7 +30,7 @@ PATH = "/v1/chat/completions"
 def start(data: str, max_num_seqs: int) -> tuple[subprocess.Popen[str], str]:
     command = [sys.executable, "-m", "penstock.cli.main", "serve", "--port", "0", "--max-memory", "512MiB"]
     command += ["--num-threads", "1", "--data-directory", data, "--max-num-seqs", str(max_num_seqs)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if match := re.search(r"is served at (\S+)/v1", line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ async def test_files(server: RunningServer) -> None:
     assert (await client.files.content(uploaded.id)).content == data
     assert [file.id for file in (await client.files.list()).data] == [uploaded.id]
     assert (await client.files.retrieve(uploaded.id)).filename == "größe.bin"
+    second = await client.files.create(file=("b", b"x"), purpose="batch")
+    assert [file.id async for file in client.files.list(limit=1)] == [second.id, uploaded.id]
+    assert [file.id for file in (await client.files.list(purpose="batch")).data] == [second.id]
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        await client.files.list(limit=0)
+    with pytest.raises(openai.BadRequestError, match="order"):
+        await client.files.list(order="asc")
     await client.files.delete(uploaded.id)
     with pytest.raises(openai.NotFoundError):
         await client.files.content(uploaded.id)
@@ -97,16 +105,27 @@ async def test_a_batch_answers_every_line_once(server: RunningServer) -> None:
 async def test_others_come_first(server: RunningServer) -> None:
     client = client_of(server)
     server.engine.hold.clear()
+    asked = asyncio.create_task(
+        client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "hi"}])
+    )
+    await server.until(lambda: server.engine.num_open == 1)
+    batch_id = await begin(client, [line(number) for number in range(40)])
+    await server.until(lambda: server.engine.num_open == 2)  # so that the batch moves at all
+    await asyncio.sleep(0.2)
+    assert server.engine.num_open == 2
+    server.engine.hold.set()
+    assert (await asked).choices[0].message.content == REPLY + "hi"
+    server.state.last_interactive_s = 0.0
+    await until(client, server, batch_id, "completed")
+
+
+async def test_alone_a_batch_takes_its_share(server: RunningServer) -> None:
+    client = client_of(server)
+    server.engine.hold.clear()
     batch_id = await begin(client, [line(number) for number in range(10)])
     most = server.engine.ready.max_num_seqs // 4
     await server.until(lambda: server.engine.num_open == most)
-    asked = client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "hi"}])
-    import asyncio
-
-    task = asyncio.create_task(asked)
-    await server.until(lambda: server.engine.num_open == most + 1)
     server.engine.hold.set()
-    assert (await task).choices[0].message.content == REPLY + "hi"
     await until(client, server, batch_id, "completed")
 
 

@@ -12,7 +12,7 @@ from penstock.messages.bounds import BOUNDS, MAX_ENTRIES
 from penstock.server.anthropic import schema as anthropic
 from penstock.server.auth import PUBLIC_PATHS
 from penstock.server.ollama import schema as ollama
-from penstock.server.openai import batches, render, response_schema
+from penstock.server.openai import batches, files, render, response_schema
 from penstock.server.openai import schema as openai
 from penstock.server.tgi import schema as tgi
 
@@ -52,6 +52,7 @@ _NO_OPS: Final[dict[str, Mapping[str, tuple[Any, ...]]]] = {
     ollama.__name__: {**ollama.NO_OP_VALUES, **ollama.NO_OP_OPTIONS},
     tgi.__name__: tgi.NO_OP_VALUES,
 }
+_LISTS: Final = {"GET /v1/batches": batches.MAX_LISTED, "GET /v1/files": files.MAX_LISTED}  # and their longest page
 _TEXT: Final = {"type": "string"}
 _UPLOAD: Final = {
     "type": "object",
@@ -106,12 +107,14 @@ def _operation(route: str, description: str, requests: list[Any], error: Any) ->
     names = re.findall(r"{(\w+)", path)
     if names:
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names]
-    if route == "GET /v1/batches":
-        limit = {"type": "integer", "minimum": 1, "maximum": batches.MAX_LISTED}
+    if route in _LISTS:
+        limit = {"type": "integer", "minimum": 1, "maximum": _LISTS[route]}
         operation["parameters"] = [
             {"name": "after", "in": "query", "schema": _TEXT},
             {"name": "limit", "in": "query", "schema": limit},
         ]
+        if route == "GET /v1/files":
+            operation["parameters"].append({"name": "purpose", "in": "query", "schema": _TEXT})
     if route == "POST /v1/files":
         operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
     elif requests:

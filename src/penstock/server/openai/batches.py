@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Final, Literal
-from urllib.parse import parse_qs
 
 import msgspec
 from starlette.types import ASGIApp
@@ -21,6 +21,7 @@ from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.inner_call import PRIORITY_KEY, InnerCall
 from penstock.server.openai.files import Files
+from penstock.server.openai.paging import limit_of, page, query_of
 from penstock.server.state import Phase, ServerState
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,11 @@ MAX_LISTED: Final = 100
 WINDOW_S: Final = 86_400.0
 RETRIED: Final = frozenset({0, 429, 499, 503})  # the server's own trouble, not the request's
 RETRY_S: Final = 0.25
-# So many of a batch's requests are open at a time: a share of the engine's rows, or one while others are being served.
+POLL_S: Final = 0.05
+# So many of a batch's requests are open at a time: a share of the engine's rows once nobody else has asked for QUIET_S.
 ROWS_SHARE: Final = 4
+QUIET_S: Final = 1.0
+PROGRESS_S: Final = 1.0
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +71,7 @@ class Batches:
         self._calls: set[InnerCall] = set()
         self._current = ""
         self._cancelled: set[str] = set()
+        self._last_begun_s = 0.0
 
     # Routes: each is a `call.Handler`
 
@@ -106,13 +111,9 @@ class Batches:
         return self._files.store.batch(_id_of(exchange))
 
     async def list_batches(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
-        query = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"))
-        limit = query.get("limit", ["20"])[0]
-        if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_LISTED:
-            raise ValidationError(f"limit must be 1 to {MAX_LISTED}.", param="limit")
-        data, has_more = self._files.store.batches(query.get("after", [None])[0], int(limit))
-        edges = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-        return {"object": "list", "data": data, "has_more": has_more, **edges}
+        query = query_of(exchange, ("after", "limit"))
+        data, has_more = self._files.store.batches(query.get("after"), limit_of(query, 20, MAX_LISTED))
+        return page(data, has_more=has_more)
 
     async def cancel(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         batch = self._files.store.batch(_id_of(exchange))
@@ -193,13 +194,14 @@ class Batches:
                     waiting = []
                 while waiting and len(tasks) < self._room():
                     number = waiting.pop()
+                    self._last_begun_s = time.monotonic()
                     tasks.add(asyncio.create_task(self._answer(batch_id, number, lines[number])))
                 if tasks:
-                    done, tasks = await asyncio.wait(tasks, timeout=RETRY_S, return_when=asyncio.FIRST_COMPLETED)
+                    done, tasks = await asyncio.wait(tasks, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
                 elif waiting:
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(POLL_S)
         finally:
             for task in tasks:
                 task.cancel()
@@ -210,12 +212,16 @@ class Batches:
         return batch_id in self._cancelled
 
     def _room(self) -> int:
-        """How many of a batch's requests may be open now."""
-        engine = self._state.engine
+        """How many of a batch's requests may be open now: none beside others, but one in every PROGRESS_S."""
+        engine, now_s = self._state.engine, time.monotonic()
         if engine is None:
             return 0
-        has_others = self._state.num_open > len(self._calls)
-        return 1 if has_others else max(1, engine.ready.max_num_seqs // ROWS_SHARE)
+        if now_s - self._last_begun_s > PROGRESS_S:
+            return 1
+        if self._state.num_interactive:
+            return 0
+        is_quiet = now_s - self._state.last_interactive_s > QUIET_S
+        return max(1, engine.ready.max_num_seqs // ROWS_SHARE) if is_quiet else 1
 
     async def _answer(self, batch_id: str, number: int, line: _Line) -> None:
         """One line, until it has an answer that is its own."""

@@ -9,6 +9,7 @@ from penstock.messages.bounds import MAX_ENTRIES
 from penstock.server.exchange import Exchange
 from penstock.server.multipart import parse_form
 from penstock.server.openai.batch_store import BatchStore, StoredFile
+from penstock.server.openai.paging import limit_of, page, query_of
 from penstock.server.state import ServerState
 
 PURPOSES: Final = ("batch", "user_data")
@@ -54,9 +55,14 @@ class Files:
         return _describe(self.store.file(self.add(name, purpose, form["file"].data)))
 
     async def list_files(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
-        data = [_describe(file) for file in self.store.files()[:MAX_LISTED]]
-        edges = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
-        return {"object": "list", "data": data, "has_more": False, **edges}
+        """Newest first."""
+        query = query_of(exchange, ("after", "limit", "purpose"))
+        limit, purpose = limit_of(query, MAX_LISTED, MAX_LISTED), query.get("purpose")
+        files = [file for file in self.store.files() if purpose is None or file.purpose == purpose]
+        ids = [file.file_id for file in files]
+        start = ids.index(query["after"]) + 1 if query.get("after") in ids else 0
+        data = [_describe(file) for file in files[start : start + limit]]
+        return page(data, has_more=len(files) > start + limit)
 
     async def retrieve(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         return _describe(self.store.file(_id_of(exchange)))
