@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
+
+from penstock.server.model_facts import ModelFacts
 
 from .fakes import REPLY, RunningServer
 
@@ -115,3 +119,14 @@ async def test_refusals_name_the_field(server: RunningServer, field: str, value:
 async def test_errors_are_the_clients_own(client: ollama.AsyncClient) -> None:
     with pytest.raises(ollama.ResponseError, match="no model"):
         await client.chat(model="other", messages=MESSAGES)
+
+
+def test_the_facts_of_a_checkpoint_are_read_off_its_files(tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": {}, "a": {"shape": [2, 3]}, "b": {"shape": [4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
+    facts = ModelFacts.read(tmp_path, "llama")
+    assert (facts.num_parameters, facts.size_bytes, facts.family) == (10, 8 + len(header) + 20, "llama")
+    (tmp_path / "one.gguf").write_bytes(b"GGUF")
+    facts = ModelFacts.read(tmp_path / "one.gguf", "llama")
+    assert (facts.file_format, facts.size_bytes) == ("gguf", 4)

@@ -17,17 +17,20 @@ class ModelFacts:
     """family: config.json's model_type. modified_s: seconds since 1970 of the newest weights. Zeros: unknown."""
 
     family: str = ""
+    file_format: str = "safetensors"
     size_bytes: int = 0
     num_parameters: int = 0
     modified_s: float = 0.0
 
     @classmethod
     def read(cls, path: Path, family: str) -> ModelFacts:
-        """path: the checkpoint's directory."""
-        files = [file for file in path.iterdir() if file.suffix in (".safetensors", ".gguf")]
+        """path: the checkpoint's directory, or its GGUF file."""
+        found = [path] if path.is_file() else path.iterdir()
+        files = [file for file in found if file.suffix in (".safetensors", ".gguf")]
         stats = [file.stat() for file in files]
         return cls(
             family=family,
+            file_format="gguf" if path.is_file() else "safetensors",
             size_bytes=sum(stat.st_size for stat in stats),
             num_parameters=sum(_num_parameters(file) for file in files if file.suffix == ".safetensors"),
             modified_s=max((stat.st_mtime for stat in stats), default=0.0),

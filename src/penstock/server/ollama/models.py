@@ -67,7 +67,7 @@ class OllamaModels:
         facts = self._state.facts
         return {
             "parent_model": "",
-            "format": "safetensors",
+            "format": facts.file_format,
             "family": facts.family,
             "families": [facts.family] if facts.family else [],
             "parameter_size": _short(facts.num_parameters),
