@@ -15,6 +15,9 @@ import openai
 import psutil
 import pytest
 
+from penstock.assets import BUNDLED_MODEL
+from penstock.conversion import convert
+
 SERVE = [
     sys.executable,
     "-m",
@@ -132,6 +135,26 @@ def test_run_loads_the_model_itself_and_gives_what_a_server_gives(
         texts.append({answer["custom_id"]: answer["response"]["body"]["choices"][0]["text"] for answer in answers})
     assert len(texts[0]) == 20
     assert texts[0] == texts[1]
+
+
+def test_a_gguf_of_the_model_is_served_and_answers_alike(served: tuple[str, list[str]], tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    convert(BUNDLED_MODEL, file, "bf16", lambda _share: None)
+    process, lines = start(str(file))
+    match = re.search(r"is served at (\S+)", lines[-1])
+    assert match is not None
+    answers = []
+    for url in (served[0], match[1]):
+        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+        done = client.chat.completions.create(
+            model=client.models.list().data[0].id,
+            messages=[{"role": "user", "content": "Hello! Who are you?"}],
+            temperature=0,
+        )
+        answers.append((done.choices[0].message.content, done.usage.prompt_tokens, done.choices[0].finish_reason))
+    process.terminate()
+    process.communicate(timeout=30)
+    assert answers[0] == answers[1]
 
 
 def test_killing_the_server_kills_the_engine() -> None:

@@ -22,6 +22,7 @@ from penstock.cli.checkpoint import engine_config, find_checkpoint, model_names
 from penstock.config.engine import EngineConfig
 from penstock.config.settings import SPECS, ResolvedSettings
 from penstock.frontend.engine_client import EngineClient
+from penstock.loader.gguf_file import split_paths
 from penstock.messages import EngineReady, StartupProgress
 from penstock.observability.logs import LogSink
 from penstock.observability.phases import PhaseTimer
@@ -146,7 +147,9 @@ class ServerStart:
             version=__version__, model=self.model_name, dtype=ready.dtype, instruction_set=ready.instruction_set
         )
         state.facts = parts.facts
-        state.system_fingerprint = fingerprint(Path(self._config.model_path), ready)
+        state.system_fingerprint = fingerprint(
+            Path(self._config.model_path), ready, f"{self._config.quantization} {self._config.cache.dtype}"
+        )
         return ModelText(parts, ready.max_model_len, ready.vocab_size)
 
     def report(self) -> list[str]:
@@ -199,14 +202,16 @@ def choices(resolved: ResolvedSettings, config: EngineConfig, ready: EngineReady
     return {name: value for name, value in became.items() if SPECS[name].show(getattr(values, name)) != value}
 
 
-def fingerprint(path: Path, ready: EngineReady) -> str:
-    """Changes with whatever may change an answer: version, weights, tokenizer, template, dtype, kernels.
+def fingerprint(path: Path, ready: EngineReady, rounding: str = "") -> str:
+    """Changes with whatever may change an answer: version, weights, tokenizer, template, dtype, kernels, rounding.
 
     Files count by name, size and time of change: reading the weights once more would double the start.
     """
-    digest = hashlib.sha256(f"{__version__} {ready.dtype} {ready.instruction_set} {ready.max_model_len}".encode())
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".jinja", ".model"):
+    digest = hashlib.sha256(
+        f"{__version__} {ready.dtype} {ready.instruction_set} {ready.max_model_len} {rounding}".encode()
+    )
+    for file in split_paths(path) if path.is_file() else sorted(path.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".gguf"):
             facts = file.stat()
             digest.update(f"{file.name} {facts.st_size} {facts.st_mtime_ns}".encode())
     return f"fp_{digest.hexdigest()[:16]}"

@@ -73,6 +73,7 @@ class GGUFText:
         with contextlib.closing(GGUFCheckpoint(path)) as checkpoint:
             file = checkpoint.head
             self.name = path.name
+            self.architecture = checkpoint.architecture
             self.kind = file.text("tokenizer.ggml.model")
             self.tokens = file.strings("tokenizer.ggml.tokens")
             self.eos_token_ids = [token_id for token_id in checkpoint.end_token_ids() if token_id < len(self.tokens)]

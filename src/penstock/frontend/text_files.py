@@ -91,7 +91,7 @@ class TextFiles:
         text = GGUFText(path)
         return cls(
             path=path,
-            model_type="",
+            model_type=text.architecture,
             tokenizer_config={},
             special_tokens=text.special_tokens,
             added_tokens=[],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from penstock.loader.gguf_file import GGUFFile, split_paths
 
 _MAX_HEADER_BYTES: Final = 100_000_000
 _LENGTH_BYTES: Final = 8
@@ -25,16 +28,23 @@ class ModelFacts:
     @classmethod
     def read(cls, path: Path, family: str) -> ModelFacts:
         """path: the checkpoint's directory, or its GGUF file."""
-        found = [path] if path.is_file() else path.iterdir()
-        files = [file for file in found if file.suffix in (".safetensors", ".gguf")]
+        if path.is_file():
+            files = split_paths(path)
+        else:
+            files = [file for file in path.iterdir() if file.suffix == ".safetensors"]
         stats = [file.stat() for file in files]
         return cls(
             family=family,
             file_format="gguf" if path.is_file() else "safetensors",
             size_bytes=sum(stat.st_size for stat in stats),
-            num_parameters=sum(_num_parameters(file) for file in files if file.suffix == ".safetensors"),
+            num_parameters=sum(_gguf_parameters(file) if path.is_file() else _num_parameters(file) for file in files),
             modified_s=max((stat.st_mtime for stat in stats), default=0.0),
         )
+
+
+def _gguf_parameters(file: Path) -> int:
+    with closing(GGUFFile(file)) as opened:
+        return sum(math.prod(entry.shape) for entry in opened.tensors.values())
 
 
 def _num_parameters(file: Path) -> int:
