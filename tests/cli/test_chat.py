@@ -53,6 +53,26 @@ def test_answers_are_printed_and_remembered(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.count("[7 tokens, first after ") == 2
 
 
+def test_a_terminal_shows_reasoning_apart_from_the_answer() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    class ThinkingClient(ScriptedClient):
+        def stream(self, path: str, body: bytes) -> Iterator[dict[str, Any]]:
+            yield {"choices": [{"delta": {"reasoning_content": "Hm."}}]}
+            yield from super().stream(path, body)
+
+    shown = Terminal()
+    conversation = Conversation(ThinkingClient(["Hello"]), "m")
+    conversation.answer("Hi", shown)
+    assert shown.getvalue() == "\x1b[2mHm.\x1b[0m\n\nHello\n"
+    assert conversation.turns[-1]["content"] == "Hello"
+    piped = io.StringIO()
+    Conversation(ThinkingClient(["Hello"]), "m").answer("Hi", piped)
+    assert piped.getvalue() == "Hello\n"
+
+
 def test_commands() -> None:
     client = ScriptedClient(["ok"])
     status, output = talk(client, "one\n/reset\ntwo\n/system New.\nthree\n/what\n/exit\nfour\n")

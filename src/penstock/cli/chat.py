@@ -68,6 +68,7 @@ class Conversation:
         if self.max_tokens is not None:
             body["max_tokens"] = self.max_tokens
         pieces: list[str] = []
+        is_thinking = False
         usage: dict[str, Any] = {}
         start_s = first_s = time.perf_counter()
         events = self.client.stream("/v1/chat/completions", msgspec.json.encode(body))
@@ -75,12 +76,17 @@ class Conversation:
             with contextlib.closing(events):  # type: ignore[type-var]
                 for event in events:
                     usage = event.get("usage") or usage
-                    piece = _content(event)
+                    thought, piece = _delta(event)
+                    if (thought or piece) and first_s == start_s:
+                        first_s = time.perf_counter()
+                    if thought and output.isatty():
+                        is_thinking = True
+                        output.write(f"\x1b[2m{thought}\x1b[0m")
                     if piece:
-                        first_s = first_s if pieces else time.perf_counter()
+                        output.write(f"\n\n{piece}" if is_thinking else piece)
+                        is_thinking = False
                         pieces.append(piece)
-                        output.write(piece)
-                        output.flush()
+                    output.flush()
         except KeyboardInterrupt:
             output.write(" [stopped]")
         except ApiError:
@@ -91,9 +97,11 @@ class Conversation:
         return _speed(usage.get("completion_tokens", len(pieces)), first_s - start_s, time.perf_counter() - first_s)
 
 
-def _content(event: dict[str, Any]) -> str:
+def _delta(event: dict[str, Any]) -> tuple[str, str]:
+    """(reasoning, content)."""
     choices = event.get("choices") or []
-    return (choices[0]["delta"].get("content") or "") if choices else ""
+    delta = choices[0]["delta"] if choices else {}
+    return delta.get("reasoning_content") or "", delta.get("content") or ""
 
 
 def _speed(num_tokens: int, first_s: float, rest_s: float) -> str:
