@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.frontend.output import OutputState, TextOutput
+from penstock.frontend.parsers.blocks import Block, BlockParser, ToolFormat
+from penstock.frontend.parsers.json_calls import parse_json_calls
+from penstock.frontend.parsers.parts import ToolCall, merge_parts
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages import FinishReason, RequestOutput, SamplingParams, TokenLogprobs
 
@@ -154,3 +157,23 @@ def test_prompt_logprobs_have_an_entry_for_each_token(tokenizer: Tokenizer) -> N
     first = result.prompt_logprobs[1]
     assert shown[first.text_offset :].startswith(first.token.text)
     assert result.num_prompt_tokens == len(prompt)
+
+
+def test_a_parser_sees_its_markers_where_they_are_special_tokens(tokenizer: Tokenizer) -> None:
+    """Other special tokens stay out of the text, as without a parser."""
+    content = next(iter(tokenizer.special_tokens.values()))
+    other = next(token for token in tokenizer.special_token_ids if token != tokenizer.token_to_id(content))
+    marker_id = tokenizer.token_to_id(content)
+    assert marker_id is not None
+    call = ToolFormat("test", (), (Block(content, "", parse_json_calls),))
+    written = tokenizer.encode_user('{"name": "f", "arguments": {"a": 1}}', add_special_tokens=False)
+    ids = [*tokenizer.encode_user("So:", add_special_tokens=False), other, marker_id, *written]
+    for size in (1, 2, 100):
+        state = OutputState(tokenizer, SamplingParams(), [1], BlockParser(call, {}), call.markers)
+        parts: list[Any] = []
+        for start in range(0, len(ids), size):
+            is_last = start + size >= len(ids)
+            reason = FinishReason.STOP if is_last else None
+            parts += state.process(RequestOutput("r", ids[start : start + size], finish_reason=reason)).parts or []
+        assert merge_parts(parts) == ["So:", ToolCall("f", '{"a": 1}')]
+    assert tokenizer.decode(ids) == 'So:{"name": "f", "arguments": {"a": 1}}'
