@@ -114,6 +114,30 @@ def _pythonic(content: str, calls: Sequence[Call]) -> str:
     return "[" + ", ".join(f"{n}({', '.join(f'{k}={v!r}' for k, v in a.items())})" for n, a in calls) + "]"
 
 
+def _invoke(content: str, calls: Sequence[Call]) -> str:
+    inner = "".join(
+        f'<invoke name="{name}">\n'
+        + "".join(f'<parameter name="{key}">{_bare(value)}</parameter>\n' for key, value in arguments.items())
+        + "</invoke>\n"
+        for name, arguments in calls
+    )
+    return f"{content}<minimax:tool_call>\n{inner}</minimax:tool_call>"
+
+
+def _dsml(content: str, calls: Sequence[Call]) -> str:
+    inner = "".join(
+        f'<｜DSML｜invoke name="{name}">\n'
+        + "".join(
+            f'<｜DSML｜parameter name="{key}" string="{str(isinstance(value, str)).lower()}">{_bare(value)}'
+            "</｜DSML｜parameter>\n"
+            for key, value in arguments.items()
+        )
+        + "</｜DSML｜invoke>\n"
+        for name, arguments in calls
+    )
+    return f"{content}<｜DSML｜function_calls>\n{inner}</｜DSML｜function_calls>"
+
+
 def _harmony(content: str, calls: Sequence[Call]) -> str:
     text = f"<|channel|>commentary<|message|>{content}<|end|><|start|>assistant" if content else ""
     return text + "<|start|>assistant".join(
@@ -147,6 +171,14 @@ FORMATS = (
     Format("gemma", "<start_function_call>",
            lambda c, calls: c + "".join(f"<start_function_call>call:{n}{_gemma(a)}<end_function_call>"
                                         for n, a in calls), None),
+    Format("gemma_4", "<|tool_call><tool_call|><|channel>thought",
+           lambda c, calls: c + "".join(f"<|tool_call>call:{n}{_gemma(a)}<tool_call|>".replace("<escape>", '<|"|>')
+                                        for n, a in calls), ("<|channel>thought", "<channel|>")),
+    Format("invoke", "<minimax:tool_call></think>", _invoke),
+    Format("invoke_dsml", "<｜DSML｜function_calls></think>", _dsml),
+    Format("pythonic_lines", "<function_calls>",
+           lambda c, calls: c + "<function_calls>" + "\n".join(_pythonic("", [call])[1:-1] for call in calls)
+           + "</function_calls>", None),
     Format("granite", "<|tool_call|><think>",
            lambda c, calls: c + "<|tool_call|>" + dump([{"name": n, "arguments": a} for n, a in calls])),
     Format("granite_20b", "<function_call>",

@@ -33,4 +33,9 @@ def _call(text: str) -> ToolCall | None:
     return ToolCall(name, arguments, call_id)
 
 
-FORMAT = ToolFormat("kimi", ((_BEGIN,),), (Block(_BEGIN, _END, parse),), inner=(_CALL, _CALL_END, _ARGUMENTS))
+FORMAT = ToolFormat(
+    "kimi",
+    ((_BEGIN,), ("<|im_middle|>", "tool_declare")),
+    (Block(_BEGIN, _END, parse),),
+    inner=(_CALL, _CALL_END, _ARGUMENTS),
+)

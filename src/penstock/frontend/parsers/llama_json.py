@@ -7,10 +7,10 @@ import re
 from penstock.frontend.parsers.blocks import Block, ToolFormat
 from penstock.frontend.parsers.json_calls import parse_json_calls
 
-_CALL = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
+JSON_CALL = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
 
 FORMAT = ToolFormat(
     "llama_json",
     (("<|python_tag|>",), ("<|start_header_id|>", '"parameters"')),
-    (Block("<|python_tag|>", "", parse_json_calls), Block("{", "", parse_json_calls, _CALL)),
+    (Block("<|python_tag|>", "", parse_json_calls), Block("{", "", parse_json_calls, JSON_CALL)),
 )

@@ -1,4 +1,4 @@
-"""Llama 3.2, Llama 4 and LFM2: `[f(a=1, b="x"), g()]`, a Python list of calls with literal keyword arguments."""
+"""Llama 3.2, Llama 4, LFM2 and OLMo 3: `[f(a=1, b="x"), g()]`, Python calls with literal keyword arguments."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import re
 from typing import Any
 
 from penstock.frontend.parsers.blocks import Block, ToolFormat
-from penstock.frontend.parsers.json_calls import object_json
+from penstock.frontend.parsers.json_calls import object_json, parse_json_calls
+from penstock.frontend.parsers.llama_json import JSON_CALL
 from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
 
 _CALL = re.compile(r"\[\s*[A-Za-z_][\w.\-]*\s*\(")
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
-    """Reads the syntax tree; nothing is evaluated."""
+def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
+    """Reads the syntax tree; nothing is evaluated. Llama 4 also writes JSON between the markers."""
+    stripped = text.strip()
+    if stripped.startswith("{"):
+        return parse_json_calls(stripped, schemas)
     try:
-        body = ast.parse(text.strip(), mode="eval").body
-        nodes = body.elts if isinstance(body, ast.List) else [body]
-        calls = [_call(node) for node in nodes]
+        calls: list[ToolCall] = []
+        for statement in ast.parse(stripped).body:
+            if not isinstance(statement, ast.Expr):
+                return None
+            value = statement.value
+            calls += [_call(node) for node in (value.elts if isinstance(value, ast.List) else [value])]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, SystemError):
         return None
     return calls or None
@@ -58,11 +65,20 @@ def _key(node: ast.expr | None) -> str:
 
 FORMAT = ToolFormat(
     "pythonic",
-    (("<|python_start|>",), ("<|tool_call_start|>",), ("[func_name1(",), ("```tool_code",)),
+    (
+        ("<|python_start|>",),
+        ("<|tool_call_start|>",),
+        ("<|tool_list_start|>",),
+        ("[func_name1(",),
+        ("```tool_code",),
+        ("<function_calls>",),
+    ),
     (
         Block("<|python_start|>", "<|python_end|>", parse),
         Block("<|tool_call_start|>", "<|tool_call_end|>", parse),
         Block("```tool_code\n", "\n```", parse),
+        Block("<function_calls>", "</function_calls>", parse),
         Block("[", "", parse, _CALL),
+        Block("{", "", parse_json_calls, JSON_CALL),
     ),
 )

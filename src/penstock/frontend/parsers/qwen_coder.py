@@ -1,4 +1,4 @@
-"""Qwen3-Coder: `<tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>`, values bare."""
+"""Qwen3-Coder and Seed: `<tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>`, bare values."""
 
 from __future__ import annotations
 
@@ -46,5 +46,7 @@ def _values(body: str, properties: Any) -> dict[str, Any] | None:
 
 
 FORMAT = ToolFormat(
-    "qwen_coder", (("<tool_call>", _FUNCTION, _PARAMETER),), (Block("<tool_call>", "</tool_call>", parse),)
+    "qwen_coder",
+    (("<tool_call>", _FUNCTION, _PARAMETER), ("<seed:tool_call>",)),
+    (Block("<tool_call>", "</tool_call>", parse), Block("<seed:tool_call>", "</seed:tool_call>", parse)),
 )

@@ -33,6 +33,7 @@ _KNOWN: Final = (
     ReasoningTags("<think>", "</think>"),
     ReasoningTags("[THINK]", "[/THINK]"),
     ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),
+    ReasoningTags("<|channel>thought", "<channel|>"),
     ReasoningTags("<seed:think>", "</seed:think>"),
     ReasoningTags("◁think▷", "◁/think▷"),
     ReasoningTags("<thought>", "</thought>"),
