@@ -1,4 +1,4 @@
-"""Qwen3-Coder and Seed: `<tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>`, bare values."""
+"""Qwen3-Coder and Seed: `<tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>`."""
 
 from __future__ import annotations
 
