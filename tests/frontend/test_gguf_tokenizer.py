@@ -190,5 +190,14 @@ def test_what_cannot_be_used_is_named(key: str, value: Any, named: str, tmp_path
     assert named in refused(tmp_path, put(key, value))
 
 
+def test_an_endless_piece_is_refused(tmp_path: Path) -> None:
+    def change(writer: gguf.GGUFWriter) -> None:
+        put("tokenizer.ggml.model", "llama")(writer)
+        put("tokenizer.ggml.tokens", ["a", "b", "ab" * 100_000])(writer)
+        put("tokenizer.ggml.scores", [0.0, 0.0, -1.0])(writer)
+
+    assert "more than 1024 characters" in refused(tmp_path, change)
+
+
 def test_special_tokens_lie_inside_the_vocabulary(tmp_path: Path) -> None:
     assert "outside" in refused(tmp_path, lambda writer: writer.add_bos_token_id(99))

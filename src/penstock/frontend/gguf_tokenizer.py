@@ -23,6 +23,7 @@ METASPACE: Final = "\u2581"
 EMBEDDED_TOKENIZER: Final = "tokenizer.huggingface.json"
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _MAX_TEMPLATES: Final = 16
+_MAX_PIECE_CHARS: Final = 1024  # every way to cut a piece in two is looked at
 
 # Patterns of byte-level BPE, as the models' own tokenizer.json files have them.
 _CONTRACTIONS: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -157,6 +158,8 @@ class GGUFText:
             for token, token_id in vocabulary.items()
             if types[token_id] not in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         }
+        if max(map(len, pieces), default=0) > _MAX_PIECE_CHARS:
+            raise CheckpointError(f"{self.name} has a token of more than {_MAX_PIECE_CHARS} characters.")
         unknown = self.special_tokens.get("unk_token")
         backend = Backend(
             models.BPE(vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True)
