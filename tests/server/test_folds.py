@@ -12,7 +12,7 @@ from tests.frontend.parsers.corpus import FORMATS, TOOLS, damaged, make_sample
 
 from .fakes import RunningServer
 
-NUM_ANSWERS = 25
+NUM_ANSWERS = 75
 HERMES = next(form for form in FORMATS if form.name == "hermes")
 MESSAGES = [{"role": "user", "content": "hi"}]
 Events = list[dict[str, Any]]
