@@ -323,3 +323,4 @@ async def start_server(settings: Settings, *, is_serving: bool = True) -> AsyncI
         running.engine.hold.set()
         http.stop(at_once=True)
         await asyncio.wait_for(task, 10)
+        state.close()

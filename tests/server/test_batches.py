@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from penstock.base.errors import ValidationError
 from penstock.config.settings import Settings
 from penstock.messages.bounds import BACKGROUND_PRIORITY
 from penstock.server.multipart import parse_form
-from penstock.server.openai.batch_store import BatchStore
 from penstock.server.openai.batches import parse_lines
 
 from .fakes import REPLY, RunningServer, start_server
@@ -149,9 +150,12 @@ async def test_a_batch_goes_on_after_a_restart(settings: Settings) -> None:
         server.engine.hold.clear()
         batch_id = await begin(client, [line(number) for number in range(10)])
         await server.until(lambda: server.engine.num_open)
-        store = BatchStore(settings.data_path, 0.0)
-        store.add_result(batch_id, 3, b'{"custom_id":"c3"}', is_error=False)  # as if it had been finished
-        store.close()
+        finished = (batch_id, 3, False, b'{"custom_id":"c3"}')
+        with contextlib.closing(sqlite3.connect(settings.data_path / "batches.sqlite3")) as store, store:
+            store.execute("INSERT INTO results VALUES (?, ?, ?, ?)", finished)
+        async with start_server(settings) as second:
+            with pytest.raises(openai.InternalServerError, match="data-directory"):
+                await client_of(second).batches.list()
         server.state.drain()
     async with start_server(settings) as server:
         client = client_of(server)

@@ -117,3 +117,4 @@ class Lifecycle:
             await asyncio.wait_for(serving, HTTP_END_S)
         except Exception:  # the rest has ended well; this must not hide why the server stopped
             logger.exception("the HTTP server did not end cleanly")
+        self._state.close()

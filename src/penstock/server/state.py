@@ -121,6 +121,7 @@ class ServerState:
         self._emptied = asyncio.Event()
         self._emptied.set()
         self.engine_died = asyncio.Event()
+        self.when_closing: list[Callable[[], None]] = []  # called when nothing is served any more
         self.num_interactive = 0  # open requests that somebody waits for: batches give way to them
         self.last_interactive_s = 0.0  # monotonic; when the last of them ended
         self.when_serving: list[Callable[[], None]] = []  # called each time an engine has become ready
@@ -142,6 +143,11 @@ class ServerState:
         self.engine = self.text = None
         if self.phase is Phase.SERVING:
             self.phase = Phase.LOADING
+
+    def close(self) -> None:
+        """Nothing is served any more."""
+        for end in self.when_closing:
+            end()
 
     def drain(self) -> None:
         """Takes no more requests; those that are open go on."""

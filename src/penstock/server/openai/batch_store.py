@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import PenstockError, ValidationError
+from penstock.server.data_lock import DataLock
 
 MAX_FILES: Final = 10_000
 MAX_TOTAL_BYTES: Final = 1 << 33
@@ -53,10 +54,14 @@ class BatchStore:
     """Files, batches and the results so far."""
 
     def __init__(self, directory: Path, now_s: float) -> None:
-        """directory: is made. now_s: seconds since 1970; files that are too old are deleted."""
+        """directory: is made. now_s: seconds since 1970; files that are too old are deleted.
+
+        Raises DataInUseError.
+        """
         self._directory = directory / "files"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = directory / "batches.sqlite3"
+        self._lock = DataLock(path)
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -69,6 +74,7 @@ class BatchStore:
 
     def close(self) -> None:
         self._connection.close()
+        self._lock.release()
 
     # Files
 

@@ -71,6 +71,7 @@ class Batches:
         self._calls: set[InnerCall] = set()
         self._current = ""
         self._cancelled: set[str] = set()
+        state.when_closing.insert(0, self.close)  # before the store
         self._last_begun_s = 0.0
 
     # Routes: each is a `call.Handler`
@@ -135,11 +136,10 @@ class Batches:
             self._task = asyncio.create_task(self._work())
             self._task.add_done_callback(_report)
 
-    async def stop(self) -> None:
+    def close(self) -> None:
         """Leaves the rest to the next start."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait((self._task,))
 
     async def _work(self) -> None:
         while self._state.phase is not Phase.DRAINING:

@@ -22,6 +22,13 @@ class Files:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._store: BatchStore | None = None
+        state.when_closing.append(self.close)
+
+    def close(self) -> None:
+        """Ends the work on the store; the next use opens it again."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     @property
     def store(self) -> BatchStore:

@@ -29,6 +29,13 @@ class Responses:
         self._state = state
         self._store: ResponseStore | None = None
         self._running: dict[str, tuple[InnerCall, asyncio.Task[None]]] = {}
+        state.when_closing.append(self.close)
+
+    def close(self) -> None:
+        """Ends the work on the store; the next use opens it again."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     @property
     def store(self) -> ResponseStore:

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from penstock.base.errors import PenstockError
+from penstock.server.data_lock import DataLock
 
 EXPIRES_AFTER_S: Final = 30 * 86_400.0  # OpenAI's
 MAX_ROWS: Final = 100_000
@@ -51,8 +52,8 @@ class ResponseStore:
     """Responses by id. What is older than EXPIRES_AFTER_S, or beyond the bounds, is deleted, oldest first."""
 
     def __init__(self, path: Path, now_s: float) -> None:
-        """path: of the SQLite file; its directory is made. now_s: seconds since 1970."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """path: of the SQLite file; its directory is made. now_s: seconds since 1970. Raises DataInUseError."""
+        self._lock = DataLock(path)
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -111,6 +112,7 @@ class ResponseStore:
 
     def close(self) -> None:
         self._connection.close()
+        self._lock.release()
 
     def _fail_unfinished(self) -> None:
         """What a server that ended was still working on has failed."""
