@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from driving import Driver, engine_config, make_runner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from checkpoints import write_checkpoint
 from gguf_files import dequantized, write_gguf
 from penstock.base.errors import CheckpointError, ConfigError
+from penstock.frontend.text_files import TextFiles
 from penstock.kernels import ops as op_table
-from penstock.loader import read_model_config
+from penstock.loader import GGUFFile, read_model_config
 from penstock.runner.loading import load_model, weights_nbytes
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -156,3 +160,70 @@ def test_a_quantized_file_is_not_quantized_again(tmp_path: Path) -> None:
     write_gguf(file, checkpoint, "Q8_0")
     with pytest.raises(ConfigError, match="already"):
         weights_nbytes(engine_config(file, quantization="int8"), op_table.load("reference", 1))
+
+
+HOSTILE_VALUES: list[tuple[Any, gguf.GGUFValueType]] = [
+    ("text", gguf.GGUFValueType.STRING),
+    ("", gguf.GGUFValueType.STRING),
+    (-1, gguf.GGUFValueType.INT32),
+    (0, gguf.GGUFValueType.UINT32),
+    (2**63 - 1, gguf.GGUFValueType.UINT64),
+    (float("nan"), gguf.GGUFValueType.FLOAT32),
+    (float("-inf"), gguf.GGUFValueType.FLOAT32),
+    (True, gguf.GGUFValueType.BOOL),
+    ([], gguf.GGUFValueType.ARRAY),
+    ([3, 1], gguf.GGUFValueType.ARRAY),
+    (["a", "b c", "\ud7ff"], gguf.GGUFValueType.ARRAY),
+]
+
+
+def test_every_key_may_lie(tmp_path: Path) -> None:
+    """Any key with any value: a configuration and a tokenizer, or a CheckpointError."""
+    whole = tmp_path / "whole.gguf"
+    write_checkpoint(tmp_path / "safetensors", tokenizer=True, **SIZES)
+    write_gguf(whole, tmp_path / "safetensors", "Q8_0")
+    reader = gguf.GGUFReader(whole)
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    extra = ("llama.expert_count", "llama.rope.scaling.type", "tokenizer.ggml.scores", "tokenizer.huggingface.json")
+    path, refused = tmp_path / "lying.gguf", 0
+    for lie in (*fields, *extra):
+        for value, kind in HOSTILE_VALUES:
+            writer = gguf.GGUFWriter(path, "llama")
+            for name, field in fields.items():
+                if name not in (lie, "general.architecture") and field.contents() != []:
+                    item = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                    writer.add_key_value(name, field.contents(), field.types[0], sub_type=item)
+            writer.kv_data[0].pop(lie, None)
+            if value != []:  # the package cannot write an empty one
+                writer.add_key_value(lie, value, kind)
+            for tensor in reader.tensors:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            for read in (read_model_config, TextFiles.read):
+                try:
+                    read(path)
+                except CheckpointError:
+                    refused += 1
+    assert refused > 100
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=8))
+def test_damaged_headers_end_in_checkpoint_errors(changes: list[tuple[int, int]], tmp_path: Path) -> None:
+    """Whatever the metadata say: a configuration and a tokenizer, or a CheckpointError."""
+    whole = tmp_path / "whole.gguf"
+    if not whole.exists():
+        write_checkpoint(tmp_path / "safetensors", tokenizer=True, **SIZES)
+        write_gguf(whole, tmp_path / "safetensors", "Q8_0")
+    data = bytearray(whole.read_bytes())
+    header_bytes = min(entry.begin for entry in GGUFFile(whole).tensors.values())
+    for place, value in changes:
+        data[place % header_bytes] = value
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(data)
+    for read in (read_model_config, TextFiles.read):
+        with contextlib.suppress(CheckpointError):
+            read(path)

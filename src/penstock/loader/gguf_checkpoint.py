@@ -186,7 +186,7 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{self.path.name} lacks the embedding token_embd.weight.")
         heads = head.integer(f"{prefix}.attention.head_count")
         hidden = head.integer(f"{prefix}.embedding_length")
-        config = {
+        return {
             "architectures": [ARCHITECTURES[prefix]],
             "vocab_size": self.shape(embedding)[0],
             "hidden_size": hidden,
@@ -196,7 +196,7 @@ class GGUFCheckpoint:
             "num_key_value_heads": head.integer(f"{prefix}.attention.head_count_kv", heads),
             "head_dim": head.integer(f"{prefix}.attention.key_length", hidden // max(heads, 1)),
             "max_position_embeddings": head.integer(f"{prefix}.context_length"),
-            "rms_norm_eps": head.value(f"{prefix}.attention.layer_norm_rms_epsilon"),
+            "rms_norm_eps": head.number(f"{prefix}.attention.layer_norm_rms_epsilon"),
             "tie_word_embeddings": "lm_head.weight" not in self._place,
             "attention_bias": self._has("self_attn.o_proj.bias"),
             "mlp_bias": self._has("mlp.down_proj.bias"),
@@ -204,13 +204,10 @@ class GGUFCheckpoint:
             "rope_parameters": self._rope(),
             "eos_token_id": self.end_token_ids(),
         }
-        if config["rms_norm_eps"] is None:
-            raise CheckpointError(f"{self.path.name} lacks {prefix}.attention.layer_norm_rms_epsilon.")
-        return config
 
     def _rope(self) -> dict[str, Any]:
         head, prefix = self.head, self.architecture
-        rope: dict[str, Any] = {"rope_theta": head.value(f"{prefix}.rope.freq_base") or 10_000.0}
+        rope: dict[str, Any] = {"rope_theta": head.number(f"{prefix}.rope.freq_base", 10_000.0)}
         kind = head.text(f"{prefix}.rope.scaling.type", "none")
         original = head.integer(f"{prefix}.rope.scaling.original_context_length", 0)
         if ROPE_FACTORS in self._place:
@@ -225,7 +222,7 @@ class GGUFCheckpoint:
             }  # fmt: skip
         if kind == "none":
             return rope
-        rope |= {"rope_type": kind, "factor": head.value(f"{prefix}.rope.scaling.factor")}
+        rope |= {"rope_type": kind, "factor": head.number(f"{prefix}.rope.scaling.factor")}
         if original:
             rope["original_max_position_embeddings"] = original
         return rope

@@ -132,6 +132,13 @@ class GGUFFile:
             raise self._wrong(key, "a whole number", value)
         return value
 
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number. Raises CheckpointError when it is another type, or missing without a default."""
+        value = self._pairs.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(key, "a number", value)
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         """True or false. Raises CheckpointError when it is another type."""
         value = self._pairs.get(key, default)

@@ -25,12 +25,11 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of outputs 0 to 7 among the nibbles
 
 
 class AWQFormat(StoredFormat):
-    """tensor_types: of every tensor by name."""
+    """Built from the header of the checkpoint: the types of its tensors say which linears are quantised."""
 
     def __init__(self, dtype: torch.dtype, config: QuantizationConfig, tensor_types: Mapping[str, str]) -> None:
-        super().__init__(dtype)
+        super().__init__(dtype, tensor_types)
         self._config = config
-        self._types = tensor_types
 
     def layout(self, name: str, num_columns: int) -> WeightLayout | None:  # noqa: ARG002  the signature is the base's
         if f"{name}.qweight" not in self._types:

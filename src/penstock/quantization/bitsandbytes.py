@@ -32,11 +32,7 @@ _MAX_STATE_BYTES = 1 << 16
 
 
 class BitsAndBytesFormat(StoredFormat):
-    """tensor_types: of every tensor by name."""
-
-    def __init__(self, dtype: torch.dtype, tensor_types: Mapping[str, str]) -> None:
-        super().__init__(dtype)
-        self._types = tensor_types
+    """Built from the header of the checkpoint: the types of its tensors say which linears are quantised."""
 
     def ignores(self, tensor: str) -> bool:
         return tensor.endswith((".weight_format", ".weight.quant_map"))

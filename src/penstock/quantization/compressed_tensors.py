@@ -29,12 +29,11 @@ _MXFP4_GROUP = 32
 
 
 class CompressedTensorsFormat(StoredFormat):
-    """tensor_types: of every tensor by name."""
+    """Built from the header of the checkpoint: the types of its tensors say which linears are quantised."""
 
     def __init__(self, dtype: torch.dtype, config: QuantizationConfig, tensor_types: Mapping[str, str]) -> None:
-        super().__init__(dtype)
+        super().__init__(dtype, tensor_types)
         self._config = config
-        self._types = tensor_types
         self._floats = FP8Format(dtype, config.block, tensor_types)
 
     def ignores(self, tensor: str) -> bool:

@@ -31,9 +31,8 @@ class FP8Format(StoredFormat):
     """block: outputs and inputs that share a scale; (0, 0): there are no blocks. tensor_types: by tensor name."""
 
     def __init__(self, dtype: torch.dtype, block: tuple[int, int], tensor_types: Mapping[str, str]) -> None:
-        super().__init__(dtype)
+        super().__init__(dtype, tensor_types)
         self._block = block
-        self._types = tensor_types
 
     def ignores(self, tensor: str) -> bool:
         return tensor.endswith(IGNORED_SUFFIXES)

@@ -6,9 +6,6 @@ Types without a kernel (IQ1 to IQ3) become floats of the model's dtype at load, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-
-import torch
 
 from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import GGUF_LAYOUTS, QuantizedLinear, WeightLayout
@@ -27,10 +24,6 @@ def is_block_type(kind: str) -> bool:
 
 class GGUFFormat(StoredFormat):
     """tensor_types: of every tensor by its Hugging Face name."""
-
-    def __init__(self, dtype: torch.dtype, tensor_types: Mapping[str, str]) -> None:
-        super().__init__(dtype)
-        self._types = tensor_types
 
     def layout(self, name: str, num_columns: int) -> WeightLayout | None:  # noqa: ARG002  the signature is the base's
         return GGUF_LAYOUTS.get(TYPE_IDS.get(self._types.get(f"{name}.weight", ""), -1))

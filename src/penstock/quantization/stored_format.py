@@ -7,7 +7,7 @@ share a matrix, and how rows get from the source into it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -37,11 +37,15 @@ def row_pieces(num_rows: int, num_columns: int) -> Iterator[tuple[int, int]]:
 
 
 class StoredFormat(ABC):
-    """dtype: of activations, and of weights that are not quantised (bfloat16 or float32)."""
+    """dtype: of activations, and of weights that are not quantised (bfloat16 or float32).
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    tensor_types: of every tensor of the checkpoint by name, where the format decides by them.
+    """
+
+    def __init__(self, dtype: torch.dtype, tensor_types: Mapping[str, str] | None = None) -> None:
         assert dtype in (torch.bfloat16, torch.float32), dtype
         self.dtype = dtype
+        self._types = tensor_types or {}
 
     @abstractmethod
     def layout(self, name: str, num_columns: int) -> WeightLayout | None:
