@@ -59,6 +59,14 @@ class ToolFormat:
         return frozenset((*bounds, *self.dropped, *self.inner))
 
 
+def split_calls(text: str, opening: str, parse_one: Callable[[str], ToolCall | None]) -> list[ToolCall] | None:
+    """The calls of a block in which each begins with `opening`; None where one is malformed, or text stands before."""
+    head, *pieces = text.split(opening)
+    calls = [parse_one(piece) for piece in pieces]
+    known = [call for call in calls if call is not None]
+    return known if known and len(known) == len(calls) and not head.strip() else None
+
+
 class BlockParser:
     """Splits text into content and calls of one ToolFormat. White space around calls is not content.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.blocks import Block, ToolFormat, split_calls
 from penstock.frontend.parsers.json_calls import arguments_text
 from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
 
@@ -16,10 +16,7 @@ _SEPARATOR: Final = "<｜tool▁sep｜>"
 
 
 def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
-    head, *pieces = text.split(_CALL)
-    calls = [_call(piece) for piece in pieces]
-    known = [call for call in calls if call is not None]
-    return known if known and len(known) == len(calls) and not head.strip() else None
+    return split_calls(text, _CALL, _call)
 
 
 def _call(text: str) -> ToolCall | None:

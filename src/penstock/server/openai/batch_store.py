@@ -6,7 +6,6 @@ none. Owns: both. One instance lives in one event loop.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import PenstockError, ValidationError
-from penstock.server.data_lock import DataLock
+from penstock.server.database import Database
 
 MAX_FILES: Final = 10_000
 MAX_TOTAL_BYTES: Final = 1 << 33
@@ -60,21 +59,15 @@ class BatchStore:
         """
         self._directory = directory / "files"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = directory / "batches.sqlite3"
-        self._lock = DataLock(path)
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.executescript(_SCHEMA)
-        path.chmod(0o600)
+        self._database = Database(directory / "batches.sqlite3", _SCHEMA)
+        self._connection = self._database.connection
         old = now_s - EXPIRES_AFTER_S
         for (file_id,) in self._connection.execute("SELECT id FROM files WHERE created_s < ?", (old,)).fetchall():
             self.delete_file(file_id)
         self._connection.execute("DELETE FROM batches WHERE created_s < ? AND NOT is_open", (old,))
 
     def close(self) -> None:
-        self._connection.close()
-        self._lock.release()
+        self._database.close()
 
     # Files
 

@@ -5,7 +5,6 @@ Owns: the file. One instance lives in one event loop; a call takes well under a 
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ from typing import Final
 import msgspec
 
 from penstock.base.errors import PenstockError
-from penstock.server.data_lock import DataLock
+from penstock.server.database import Database
 
 EXPIRES_AFTER_S: Final = 30 * 86_400.0  # OpenAI's
 MAX_ROWS: Final = 100_000
@@ -53,12 +52,8 @@ class ResponseStore:
 
     def __init__(self, path: Path, now_s: float) -> None:
         """path: of the SQLite file; its directory is made. now_s: seconds since 1970. Raises DataInUseError."""
-        self._lock = DataLock(path)
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.executescript(_SCHEMA)
-        path.chmod(0o600)
+        self._database = Database(path, _SCHEMA)
+        self._connection = self._database.connection
         self._num_writes = 0
         self._fail_unfinished()
         self.clean(now_s)
@@ -111,8 +106,7 @@ class ResponseStore:
             rows -= len(oldest)
 
     def close(self) -> None:
-        self._connection.close()
-        self._lock.release()
+        self._database.close()
 
     def _fail_unfinished(self) -> None:
         """What a server that ended was still working on has failed."""
