@@ -49,7 +49,7 @@ def serve_in_thread(settings: Settings) -> Iterator[str]:
 
 
 def test_it_names_every_route_and_every_request() -> None:
-    document = openapi_document(ROUTES, "1")
+    document = openapi_document(ROUTES, "1", ["demo"])
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert named == {(method, path.replace(":path", "")) for method, path, _ in ROUTES}
     for method, path, _ in ROUTES:
@@ -61,6 +61,7 @@ def test_it_names_every_route_and_every_request() -> None:
     components = document["components"]["schemas"]
     fields = next(one for one in components.values() if {"n", "messages"} <= one.get("properties", {}).keys())
     assert fields["additionalProperties"] is False
+    assert fields["properties"]["model"] == {"type": "string", "enum": ["demo"]}
     temperature = fields["properties"]["temperature"]["anyOf"]
     assert {"type": "number", "minimum": 0.0, "maximum": 2.0} in temperature
     assert fields["properties"]["store"]["enum"] == [None, False]

@@ -97,7 +97,7 @@ def routes(state: ServerState) -> list[Route]:
     async def document(body: bytes, exchange: Exchange) -> object:  # noqa: ARG001 - a Handler
         from penstock.server.openapi import openapi_document
 
-        return openapi_document(ROUTES, state.info.version)
+        return openapi_document(ROUTES, state.info.version, state.model_names)
 
     endpoints: dict[str, Callable[..., Any]] = {
         "POST /v1/chat/completions": chat,

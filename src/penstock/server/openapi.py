@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -62,8 +62,11 @@ _UPLOAD: Final = {
 }
 
 
-def openapi_document(table: Iterable[tuple[str, str, str]], version: str) -> dict[str, Any]:
-    """An OpenAPI 3.1 document. table: method, path and description of every route. version: Penstock's."""
+def openapi_document(table: Iterable[tuple[str, str, str]], version: str, models: Sequence[str]) -> dict[str, Any]:
+    """An OpenAPI 3.1 document. table: method, path and description of every route. version: Penstock's.
+
+    models: the names that are served.
+    """
     types = list(dict.fromkeys(one for request in REQUESTS.values() for one in request))
     schemas, components = msgspec.json.schema_components(
         [*types, render.ErrorBody], ref_template="#/components/schemas/{name}"
@@ -71,6 +74,7 @@ def openapi_document(table: Iterable[tuple[str, str, str]], version: str) -> dic
     by_type = dict(zip([*types, render.ErrorBody], schemas, strict=True))
     requests = {route: [by_type[one] for one in request] for route, request in REQUESTS.items()}
     _add_bounds(components)
+    _add_models(components, models)
     _add_no_ops(components)
     paths: dict[str, dict[str, Any]] = {}
     for method, path, description in table:
@@ -132,6 +136,15 @@ def _add_bounds(components: dict[str, Any]) -> None:
                     one["minimum"], one["maximum"] = BOUNDS[name]
                 elif one.get("type") == "array" and name in MAX_ENTRIES:
                     one["maxItems"] = MAX_ENTRIES[name]
+
+
+def _add_models(components: dict[str, Any], models: Sequence[str]) -> None:
+    """The served names, for every field that takes one. (Ollama's routes also take them with `:latest`.)"""
+    for component in components.values():
+        schema = component.get("properties", {}).get("model", {})
+        for one in schema.get("anyOf", [schema]):
+            if one.get("type") == "string":
+                one["enum"] = list(models)
 
 
 def _add_no_ops(components: dict[str, Any]) -> None:
