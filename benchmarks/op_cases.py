@@ -244,6 +244,40 @@ def attentions(ops: Ops) -> Iterator[Case]:
         )
 
 
+def encoder_parts(ops: Ops, reference: Ops) -> Iterator[Case]:
+    """A layer of all-MiniLM-L6-v2: hidden size 384, inner 1536, 12 heads of 32."""
+    for texts, length in ((1, 16), (16, 128), (1, 512)):
+        rows = texts * length
+        x, residual = torch.randn(2, rows, 384).unbind()
+        weight, bias = torch.randn(2, 384).unbind()
+        inner, qkv = torch.randn(rows, 1536), torch.randn(rows, 3 * 384)
+        starts = torch.arange(texts + 1, dtype=torch.int32) * length
+        dense = qkv.view(texts, length, 3, 12, 32).permute(2, 0, 3, 1, 4)
+        yield Case(
+            "layer_norm",
+            f"{rows} x 384",
+            lambda c=(x, residual, weight, bias, 1e-12): ops.layer_norm(*c),  # type: ignore[misc]
+            lambda c=(x, residual, weight, bias, 1e-12): reference.layer_norm(*c),  # type: ignore[misc]
+            3 * x.nbytes,
+        )
+        yield Case(
+            "gelu",
+            f"{rows} x 1536",
+            lambda x=inner: ops.gelu(x),  # type: ignore[misc]
+            lambda x=inner: reference.gelu(x),  # type: ignore[misc]
+            2 * inner.nbytes,
+        )
+        yield Case(
+            "full_attention",
+            f"{texts} texts of {length}",
+            lambda q=qkv, s=starts: ops.full_attention(q, s, 12, 32**-0.5),  # type: ignore[misc]
+            lambda d=dense: F.scaled_dot_product_attention(*d),  # type: ignore[misc]
+            qkv.nbytes * 4 // 3,
+            dtype=F32,
+            flops=4 * texts * length * length * 384,
+        )
+
+
 def samplings(ops: Ops, reference: Ops) -> Iterator[Case]:
     for model, rows in ((TINY, 32), (LLAMA_1B, 1), (LLAMA_1B, 64)):
         logits = torch.randn(rows, model.vocabulary) * 3
@@ -297,5 +331,6 @@ def all_cases(ops: Ops, reference: Ops) -> Iterator[Case]:
     yield from elementwise(ops, reference)
     yield from ropes(ops, reference)
     yield from attentions(ops)
+    yield from encoder_parts(ops, reference)
     yield from samplings(ops, reference)
     yield from copies(ops, reference)

@@ -7,6 +7,7 @@
 #include "ops/activation.h"
 #include "ops/attention.h"
 #include "ops/copy.h"
+#include "ops/full_attention.h"
 #include "ops/limits.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
@@ -15,16 +16,17 @@
 #include "ops/rope.h"
 #include "ops/sampling.h"
 
-#define PENSTOCK_FOR_EACH_FAMILY(X)  \
-    X(activation, ActivationKernels) \
-    X(attention, AttentionKernels)   \
-    X(copy, CopyKernels)             \
-    X(limits, LimitsKernels)         \
-    X(linear, LinearKernels)         \
-    X(norm, NormKernels)             \
-    X(probe, ProbeKernels)           \
-    X(quantized, QuantizedKernels)   \
-    X(rope, RopeKernels)             \
+#define PENSTOCK_FOR_EACH_FAMILY(X)         \
+    X(activation, ActivationKernels)        \
+    X(attention, AttentionKernels)          \
+    X(copy, CopyKernels)                    \
+    X(full_attention, FullAttentionKernels) \
+    X(limits, LimitsKernels)                \
+    X(linear, LinearKernels)                \
+    X(norm, NormKernels)                    \
+    X(probe, ProbeKernels)                  \
+    X(quantized, QuantizedKernels)          \
+    X(rope, RopeKernels)                    \
     X(sampling, SamplingKernels)
 
 namespace penstock {

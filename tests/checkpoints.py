@@ -29,29 +29,45 @@ TINY = {
     "pad_token_id": 0,
 }
 
+# Encoders, as awkward.
+TINY_ENCODER = {
+    "vocab_size": 211,
+    "hidden_size": 60,
+    "intermediate_size": 90,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 130,
+    "initializer_range": 0.2,
+    "pad_token_id": 1,
+}
+ENCODERS = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def build_model(family: str = "llama", seed: int = 0, **overrides: Any) -> Any:
+def build_model(family: str = "llama", seed: int = 0, head: str = "", **overrides: Any) -> Any:
     """A transformers model with random weights: biases and norms too, which transformers starts at zero and one.
 
+    head: what follows the family in the class's name; left out, ForCausalLM for decoders and Model for encoders.
     overrides: entries of the configuration; `head_dim=None` drops one.
     """
     import transformers
 
-    values = {key: value for key, value in {**TINY, **overrides}.items() if value is not None}
+    is_encoder = family in ENCODERS
+    tiny, name = (TINY_ENCODER, ENCODERS[family]) if is_encoder else (TINY, ARCHITECTURES[family])
+    values = {key: value for key, value in {**tiny, **overrides}.items() if value is not None}
     if family == "qwen2":
         values.pop("head_dim", None)
-    config = getattr(transformers, f"{ARCHITECTURES[family]}Config")(**values)
+    config = getattr(transformers, f"{name}Config")(**values)
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{ARCHITECTURES[family]}ForCausalLM")(config).eval()
+    model = getattr(transformers, name + (head or ("Model" if is_encoder else "ForCausalLM")))(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             parameter.data.normal_(0.0, 0.3)
-        elif "norm" in name:
+        elif "norm" in name.lower():
             parameter.data.normal_(1.0, 0.2)
     return model
 

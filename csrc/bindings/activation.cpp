@@ -14,8 +14,16 @@ void silu_and_mul(const KernelTable& table, Address gate_up, Address out, int64_
         {pointer<void>(gate_up), pointer<void>(out), tokens, size, DType(dtype), num_threads});
 }
 
+void gelu(const KernelTable& table, Address x, Address out, int64_t count, int dtype, int num_threads) {
+    GilReleaseIf guard(count > kSmall);
+    table.activation.gelu({pointer<void>(x), pointer<void>(out), count, DType(dtype), num_threads});
+}
+
 }  // namespace
 
-void bind_activation(KernelsClass& kernels) { kernels.def("silu_and_mul", &silu_and_mul); }
+void bind_activation(KernelsClass& kernels) {
+    kernels.def("silu_and_mul", &silu_and_mul);
+    kernels.def("gelu", &gelu);
+}
 
 }  // namespace penstock

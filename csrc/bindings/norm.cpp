@@ -14,8 +14,18 @@ void rms_norm(const KernelTable& table, Address x, Address residual, Address wei
                          size, eps, DType(dtype), num_threads});
 }
 
+void layer_norm(const KernelTable& table, Address x, Address residual, Address weight, Address bias, Address out,
+                int64_t tokens, int64_t size, float eps, int dtype, int num_threads) {
+    GilReleaseIf guard(tokens * size > kSmall);
+    table.norm.layer_norm({pointer<void>(x), pointer<void>(residual), pointer<void>(weight), pointer<void>(bias),
+                           pointer<void>(out), tokens, size, eps, DType(dtype), num_threads});
+}
+
 }  // namespace
 
-void bind_norm(KernelsClass& kernels) { kernels.def("rms_norm", &rms_norm); }
+void bind_norm(KernelsClass& kernels) {
+    kernels.def("rms_norm", &rms_norm);
+    kernels.def("layer_norm", &layer_norm);
+}
 
 }  // namespace penstock

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock.llm import LLM
+    from penstock.llm import LLM, AsyncLLM
     from penstock.messages import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the public classes on first use: importing penstock must stay cheap."""
-    if name == "LLM":
-        from penstock.llm import LLM
+    if name in ("LLM", "AsyncLLM"):
+        from penstock import llm
 
-        return LLM
+        return getattr(llm, name)
     if name == "SamplingParams":
         from penstock.messages import SamplingParams
 

@@ -112,6 +112,21 @@ class Kernels:
         num_threads: int,
         /,
     ) -> None: ...
+    def layer_norm(
+        self,
+        x: int,
+        residual: int,
+        weight: int,
+        bias: int,
+        out: int,
+        tokens: int,
+        size: int,
+        eps: float,
+        dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def gelu(self, x: int, out: int, count: int, dtype: int, num_threads: int, /) -> None: ...
     def silu_and_mul(
         self,
         gate_up: int,
@@ -162,6 +177,19 @@ class Kernels:
         sliding_window: int,
         dtype: int,
         cache_dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def full_attention(
+        self,
+        qkv: int,
+        query_starts: int,
+        out: int,
+        num_texts: int,
+        num_heads: int,
+        head_dim: int,
+        scale: float,
+        dtype: int,
         num_threads: int,
         /,
     ) -> None: ...

@@ -117,7 +117,7 @@ def test_scaled_contexts():
     assert length(type="yarn", factor=2.0, original_max_position_embeddings=64) == 256
 
 
-@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForSequenceClassification", "x" * 5000, 7, None])
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForQuestionAnswering", "x" * 5000, 7, None])
 def test_an_unlisted_architecture_is_refused_with_the_list(architecture):
     with pytest.raises(CheckpointError) as caught:
         ModelConfig.from_hf({**LLAMA, "architectures": [architecture]})

@@ -1,4 +1,4 @@
-"""The gated activation against torch, per instruction set and element type."""
+"""The activations against torch, per instruction set and element type."""
 
 from __future__ import annotations
 
@@ -41,3 +41,16 @@ def test_a_row_does_not_depend_on_the_others(native: op_table.Ops, dtype: torch.
     together = native.silu_and_mul(x)
     for row in (0, 31, 66):
         assert torch.equal(native.silu_and_mul(x[row : row + 1].clone())[0], together[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 37), (200, 1536)])
+def test_gelu(native: op_table.Ops, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(shape[1])
+    x = (4 * torch.randn(shape, generator=generator)).to(dtype)
+    x.view(-1)[0] = 0.0
+    exact = torch.nn.functional.gelu(x.double())
+    rtol = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(native.gelu(x).double(), exact, rtol=rtol, atol=4e-7)
+    torch.testing.assert_close(REFERENCE.gelu(x).double(), exact, rtol=rtol, atol=2e-6)
+    assert native.gelu(torch.tensor([[torch.nan, 30.0, -30.0]]))[0, 1:].tolist() == [30.0, 0.0]

@@ -61,3 +61,31 @@ def test_a_row_of_nan_stays_alone(native: op_table.Ops) -> None:
     got = native.rms_norm(x, weight, 1e-5)
     assert got[2].isnan().all()
     assert torch.equal(got[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_layer_norm(native: op_table.Ops, shape: tuple[int, int], dtype: torch.dtype, is_sum: bool) -> None:
+    x, residual, weight = make(*shape, dtype)
+    bias = (weight.float() - 0.7).to(dtype)
+    x += 2 * x.abs().mean(-1, keepdim=True)  # a mean beside the deviation
+    before = x.clone()
+    got = native.layer_norm(x, residual if is_sum else None, weight, bias, 1e-5)
+    wanted = REFERENCE.layer_norm(x, residual if is_sum else None, weight, bias, 1e-5)
+    if dtype == torch.float32:
+        wide = (x + residual if is_sum else x).double()
+        exact = torch.nn.functional.layer_norm(wide, (shape[1],), weight.double(), bias.double(), 1e-5)
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=3e-6)
+        torch.testing.assert_close(wanted.double(), exact, rtol=1e-5, atol=3e-6)
+    else:
+        torch.testing.assert_close(got, wanted, rtol=2**-7, atol=2**-8)
+    assert torch.equal(x, before), "layer_norm changes no input"
+
+
+def test_layer_norm_of_a_row_does_not_depend_on_the_others(native: op_table.Ops) -> None:
+    x, residual, weight = make(301, 1000, torch.float32)
+    together = native.layer_norm(x, residual, weight, weight, 1e-5)
+    for row in (0, 7, 150, 300):
+        alone = native.layer_norm(x[row : row + 1].clone(), residual[row : row + 1].clone(), weight, weight, 1e-5)
+        assert torch.equal(alone[0], together[row])

@@ -50,6 +50,7 @@ class Row:
     token_ids: list[int]
     num_prompt_tokens: int
     wants_prompt_logprobs: bool
+    is_one_pass: bool
     block_ids: list[int] = field(default_factory=list)
     num_computed: int | None = None
     has_failed: bool = False
@@ -64,6 +65,7 @@ class FakeRunner:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.rows: dict[str, Row] = {}
         self.slots: dict[int, int] = {}
+        self.pools_every_token = False
         self.fails: Callable[[str], bool] = lambda request_id: False
         self.step_id = 0
 
@@ -101,7 +103,10 @@ class FakeRunner:
     def _add_row(self, new: NewRequestData) -> None:
         assert new.request_id not in self.rows
         self.rows[new.request_id] = Row(
-            list(new.token_ids), new.num_prompt_tokens, new.sampling.prompt_logprobs is not None
+            list(new.token_ids),
+            new.num_prompt_tokens,
+            new.sampling.prompt_logprobs is not None,
+            new.pooling is not None,
         )
 
     def _check_ownership(self, shares: list[ScheduledRequest]) -> None:
@@ -125,6 +130,8 @@ class FakeRunner:
         row = self.rows[share.request_id]
         first, end = share.num_computed_tokens, share.num_computed_tokens + share.num_tokens
         assert row.num_computed in (None, first), "positions are contiguous"
+        if row.num_computed is None and row.is_one_pass and self.pools_every_token:
+            assert first == 0, "a cached prefix gives no states to pool"
         assert share.num_tokens > 0
         assert end <= len(row.token_ids), "a token is computed before it is drawn"
         assert share.samples == (end == len(row.token_ids))
@@ -134,7 +141,7 @@ class FakeRunner:
             for position in range(first, end):
                 self.slots[self._slot(row, position)] = -1  # nobody may ever read this
             result.errors[share.request_id] = ErrorInfo("test", 500, "injected")
-            if share.samples:
+            if share.samples and not row.is_one_pass:
                 row.token_ids.append(0)  # the next step may be planned already
             return
         for position in range(first, end):
@@ -146,7 +153,9 @@ class FakeRunner:
                 TokenLogprobs(row.token_ids[position + 1], -float(position + 1), 1)
                 for position in range(first, min(end, row.num_prompt_tokens - 1))
             ]
-        if share.samples:
+        if share.samples and row.is_one_pass:
+            result.pooled[share.request_id] = self.slots[self._slot(row, end - 1)].to_bytes(4, "little")
+        elif share.samples:
             token_id = self.slots[self._slot(row, end - 1)] % VOCAB_SIZE
             row.token_ids.append(token_id)
             result.sampled[share.request_id] = SampledTokens([token_id])

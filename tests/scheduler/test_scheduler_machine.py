@@ -7,7 +7,7 @@ from collections import deque
 
 import msgspec
 import pytest
-from fake_runner import VOCAB_SIZE, FakeRunner, undisturbed_tokens
+from fake_runner import VOCAB_SIZE, FakeRunner, digest_of, undisturbed_tokens
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,7 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.base.errors import QueueFullError
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.kvcache import KVCacheManager
-from penstock.messages import EngineRequest, FinishReason, RequestOutput, SamplingParams, SchedulerOutput, StepResult
+from penstock.messages import (
+    EngineRequest,
+    FinishReason,
+    PoolingParams,
+    RequestOutput,
+    SamplingParams,
+    SchedulerOutput,
+    StepResult,
+)
 from penstock.scheduler import Scheduler
 
 BLOCK_SIZE = 4
@@ -111,6 +119,11 @@ class Driver:
         else:
             assert stop_at is None or len(tokens) <= stop_at
             assert (final.error is not None) == (final.finish_reason is FinishReason.ERROR)
+        if final.pooled is not None:
+            assert (final.finish_reason, tokens) == (FinishReason.STOP, [])
+            assert final.pooled == digest_of(request.prompt_token_ids).to_bytes(4, "little")
+        elif request.pooling is not None:  # ended before: an abort may say STOP too
+            assert final.finish_reason is not FinishReason.LENGTH
         assert final.num_prompt_tokens == len(request.prompt_token_ids)
         assert final.num_cached_tokens < len(request.prompt_token_ids)
         assert final.timings is not None
@@ -133,6 +146,7 @@ shapes = st.builds(
     namespace=st.sampled_from(["", "", "tenant"]),
     priority=st.integers(-1, 1),
     deadline_s=st.one_of(st.none(), st.floats(0.0, 0.3)),  # from now
+    pooling=st.sampled_from([None, None, None, PoolingParams(kind="embed")]),
 )
 
 
@@ -145,12 +159,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         watermark=st.integers(0, 3),
         policy=st.sampled_from(["fcfs", "priority"]),
         target_step_s=st.sampled_from([0.0, 0.02]),
-        caching=st.booleans(),
+        modes=st.tuples(st.booleans(), st.booleans()),
     )
     def build(
         self, depth: int, num_blocks: int, max_num_seqs: int, budget: int, watermark: int, policy: str,
-        target_step_s: float, caching: bool,
+        target_step_s: float, modes: tuple[bool, bool],
     ) -> None:  # fmt: skip
+        """modes: whether prefixes are cached; whether one-pass requests need every position."""
+        caching, pools_every_token = modes
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
@@ -160,8 +176,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             watermark_blocks=watermark,
             policy=policy,
             target_step_s=target_step_s,
+            pools_every_token=pools_every_token,
         )
         self.driver = Driver(depth, num_blocks, caching, config)
+        self.driver.runner.pools_every_token = pools_every_token
         self.failing: set[str] = set()
         self.driver.runner.fails = self.failing.__contains__
 
@@ -171,6 +189,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(copies):
             request = msgspec.structs.replace(shape, request_id=f"r{len(driver.accepted)}", stop_token_ids=tuple(stops))
             request.max_tokens = min(shape.max_tokens, 104 - len(shape.prompt_token_ids))
+            if shape.pooling is not None:
+                request.max_tokens = 1
             request.arrival_s = driver.now
             if shape.deadline_s is not None:
                 request.deadline_s = driver.now + shape.deadline_s

@@ -57,6 +57,12 @@ class DeadlineExceededError(PenstockError):
     status = 504
 
 
+class RequestFailedError(PenstockError):
+    """The engine could not compute a request."""
+
+    code = "request_failed"
+
+
 class DrainingError(PenstockError):
     """The server is shutting down and takes no new work."""
 

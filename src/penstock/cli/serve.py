@@ -135,6 +135,7 @@ class ServerStart:
         return client
 
     async def _load_text(self, engine: Engine, state: ServerState) -> TextLayer:
+        from penstock.frontend.one_pass import ModelTasks
         from penstock.observability.metrics import ServerInfo
         from penstock.server.model_text import ModelText
 
@@ -150,7 +151,7 @@ class ServerStart:
         state.system_fingerprint = fingerprint(
             Path(self._config.model_path), ready, f"{self._config.quantization} {self._config.cache.dtype}"
         )
-        return ModelText(parts, ready.max_model_len, ready.vocab_size)
+        return ModelText(parts, ready.max_model_len, ready.vocab_size, ModelTasks.of(ready))
 
     def report(self) -> list[str]:
         """Memory, what was chosen, where the time went, and the address. Once ready."""

@@ -26,7 +26,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     that running ones can grow. max_preemptions: after that many a request is not preempted again. policy: "fcfs" or
     "priority". target_step_s: steps with decodes in them take only so much prefill that they last about this long, or
     twice a step of decodes alone if that is longer; learnt from measured steps. 0: only the token budget bounds a
-    step.
+    step. is_encoder: every token sees every other, so a text runs whole in one step and keeps nothing in the KV cache.
+    pools_every_token: vectors need all positions computed, so one-pass requests use no cached prefix.
     """
 
     max_num_seqs: int
@@ -38,6 +39,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_preemptions: int = 2
     policy: str = "fcfs"
     target_step_s: float = 0.0
+    is_encoder: bool = False
+    pools_every_token: bool = False
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,11 +13,30 @@ from typing import Any, Final, Literal
 import msgspec
 
 from penstock.base.errors import CheckpointError
+from penstock.config.pooler import (
+    CLASSIFY_TASKS,
+    CROSS_ENCODER_TASKS,
+    EMBED_TASKS,
+    GENERATE_TASKS,
+    PoolerConfig,
+    classifier_of,
+)
 from penstock.config.quantization import QuantizationConfig, quantization_of
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
-SUPPORTED_ARCHITECTURES: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SUPPORTED_ARCHITECTURES: Final = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "BertModel",
+    "RobertaModel",
+    "XLMRobertaModel",
+)
+# What a config.json may call a checkpoint of such a family, after the family's name.
+_DECODER_HEADS: Final = ("ForCausalLM", "Model", "ForSequenceClassification")
+_ENCODER_HEADS: Final = ("Model", "ForMaskedLM", "ForSequenceClassification")
 
 SUPPORTED_DTYPES: Final = ("bfloat16", "float16", "float32")
 
@@ -35,6 +54,7 @@ _LIMITS: Final[dict[str, int]] = {
     "original_max_position_embeddings": 16_777_216,
     "sliding_window": 16_777_216,
     "max_window_layers": 1024,
+    "type_vocab_size": 1024,
 }
 
 # What transformers assumes when config.json leaves a key out; a key in neither place is required.
@@ -43,6 +63,9 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
     "Qwen2ForCausalLM": {},
     "Qwen3ForCausalLM": {"head_dim": 128, "attention_bias": False},
+    "BertModel": {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "RobertaModel": {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "XLMRobertaModel": {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
 }
 
 
@@ -75,6 +98,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_bias: of q, k and v. output_bias: of the attention's output projection.
     dtype: of the checkpoint ("bfloat16", "float16" or "float32"). quantization: how its linears are stored; None: as
     floats, or in a GGUF's types.
+    rms_norm_eps: of every norm, also where a family's are LayerNorms.
+    tasks: what the model can be asked for. is_encoder: every token sees every other, and nothing is generated.
+    first_position: the position embedding's row of a text's first token. max_position_embeddings counts from there.
+    max_sequence: the tokens that the checkpoint's pooling was made for, where it names them.
     """
 
     architecture: str
@@ -97,10 +124,22 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
     quantization: QuantizationConfig | None = None
+    tasks: tuple[str, ...] = GENERATE_TASKS
+    pooler: PoolerConfig = PoolerConfig()
+    is_encoder: bool = False
+    type_vocab_size: int = 0
+    first_position: int = 0
+    max_sequence: int | None = None
 
     @property
     def max_context_len(self) -> int:
         """The longest context in tokens that the checkpoint is meant for, scaled as its rope type says."""
+        if self.max_sequence is not None:
+            return min(self.max_sequence, self._max_rotated)
+        return self._max_rotated
+
+    @property
+    def _max_rotated(self) -> int:
         rope = self.rope
         if rope.rope_type in ("linear", "dynamic"):
             return int(self.max_position_embeddings * rope.factor)
@@ -113,8 +152,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Reads the dictionary of a config.json. Raises CheckpointError naming the key that is wrong."""
         if not isinstance(config, Mapping):
             raise CheckpointError("config.json is not a JSON object.")
-        architecture = _architecture(config)
+        architecture, head = _architecture(config)
         reader = _Reader({**_DEFAULTS[architecture], **config})
+        tasks, pooler = _tasks(config, head)
+        if architecture.endswith("Model"):
+            return _encoder(config, architecture, reader, tasks, pooler)
         num_layers = reader.size("num_hidden_layers")
         num_heads = reader.size("num_attention_heads")
         hidden_size = reader.size("hidden_size")
@@ -149,7 +191,64 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             eos_token_ids=eos_token_ids(config),
             dtype=_dtype(config),
             quantization=quantization_of(config),
+            tasks=tasks,
+            pooler=pooler,
         )
+
+
+def _encoder(
+    config: Mapping[str, Any], architecture: str, reader: _Reader, tasks: tuple[str, ...], pooler: PoolerConfig
+) -> ModelConfig:
+    """BERT's shape: learned positions, LayerNorm after each block, an ungated GELU in between."""
+    values = reader.values
+    if values.get("hidden_act") != "gelu":
+        raise _wrong("hidden_act", f"{_shown(values.get('hidden_act'))} is not supported; this family uses 'gelu'")
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise _wrong("position_embedding_type", f"{_shown(values['position_embedding_type'])} is not supported")
+    if values.get("is_decoder"):
+        raise _wrong("is_decoder", "this family is served as an encoder only")
+    hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    if hidden_size % num_heads:
+        raise _wrong("hidden_size", f"{hidden_size} is not a multiple of num_attention_heads ({num_heads})")
+    if hidden_size // num_heads > _LIMITS["head_dim"]:
+        raise _wrong("num_attention_heads", f"heads of {hidden_size // num_heads} exceed {_LIMITS['head_dim']}")
+    num_layers, num_positions = reader.size("num_hidden_layers"), reader.size("max_position_embeddings")
+    first_position = 0
+    if architecture != "BertModel":  # RoBERTa's positions begin behind the padding token's id
+        padding = values.get("pad_token_id", 1)
+        if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < num_positions - 1:
+            raise _wrong("pad_token_id", f"{_shown(padding)} is not between 0 and {num_positions - 2}")
+        first_position = padding + 1
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=reader.size("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=reader.size("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=hidden_size // num_heads,
+        max_position_embeddings=num_positions - first_position,
+        rms_norm_eps=reader.number("layer_norm_eps", 0.0, 1.0),
+        rope=RopeConfig(),
+        tie_word_embeddings=True,
+        sliding_windows=(0,) * num_layers,
+        dtype=_dtype(config),
+        quantization=quantization_of(config),
+        tasks=tasks,
+        pooler=pooler if pooler.labels else msgspec.structs.replace(pooler, pooling="mean"),
+        is_encoder=True,
+        type_vocab_size=reader.size("type_vocab_size"),
+        first_position=first_position,
+    )
+
+
+def _tasks(config: Mapping[str, Any], head: str) -> tuple[tuple[str, ...], PoolerConfig]:
+    """What a checkpoint with this head is for."""
+    if head == "ForSequenceClassification":
+        pooler = classifier_of(config)
+        return (CROSS_ENCODER_TASKS if len(pooler.labels) == 1 else CLASSIFY_TASKS), pooler
+    return (GENERATE_TASKS if head == "ForCausalLM" else EMBED_TASKS), PoolerConfig()
 
 
 class _Reader:
@@ -205,7 +304,8 @@ def eos_token_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def _architecture(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The supported architecture of the checkpoint's family, and what follows the family's name in config.json."""
     if "auto_map" in config:
         raise CheckpointError(
             "config.json has auto_map: this checkpoint wants to run its own Python code.",
@@ -217,12 +317,16 @@ def _architecture(config: Mapping[str, Any]) -> str:
         raise CheckpointError(
             "config.json names no architecture.", remedy=f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)}."
         )
-    if names[0] not in SUPPORTED_ARCHITECTURES:
-        raise CheckpointError(
-            f"Architecture {_shown(names[0])} is not supported.",
-            remedy=f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)}.",
-        )
-    return str(names[0])
+    for architecture in SUPPORTED_ARCHITECTURES:
+        main, *others = _ENCODER_HEADS if architecture.endswith("Model") else _DECODER_HEADS
+        family = architecture.removesuffix(main)
+        for head in (main, *others):
+            if names[0] == family + head:
+                return architecture, head
+    raise CheckpointError(
+        f"Architecture {_shown(names[0])} is not supported.",
+        remedy=f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)}, and these families' classifiers and bare models.",
+    )
 
 
 def _head_dim(reader: _Reader, hidden_size: int, num_heads: int) -> int:

@@ -64,6 +64,8 @@ def resolve_engine_config(
             remedy="Install with a C++ compiler present, or use --kernels reference.",
             param="kernels",
         )
+    # An encoder's texts run whole: a step must hold the longest.
+    step_tokens = max(options.max_num_batched_tokens, options.max_num_seqs, max_model_len if model.is_encoder else 0)
     kernels = options.kernels if options.kernels != "auto" else "native" if machine.has_native else "reference"
     return EngineConfig(
         model_path=model_path,
@@ -83,7 +85,7 @@ def resolve_engine_config(
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=max(options.max_num_batched_tokens, options.max_num_seqs),
+            max_num_batched_tokens=step_tokens,
             max_model_len=max_model_len,
             max_num_queued_requests=options.max_num_queued_requests,
             max_num_queued_tokens=options.max_num_queued_tokens,

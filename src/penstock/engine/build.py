@@ -69,18 +69,27 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
         instruction_set=runner.ops.isa or runner.ops.kind,
         phases=phases.finished,
         memory_table=plan.table,
+        tasks=config.model.tasks,
+        embedding_size=config.model.hidden_size,
+        labels=config.model.pooler.labels,
     )
     return core, ready
 
 
 def apply_plan(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
-    """The configuration with what the memory plan decided: pool size, watermark, context length."""
+    """The configuration with what the memory plan decided (pool size, watermark, context length), and with what the
+    model means for the scheduler."""
+    model = config.model
+    num_blocks = 0 if model.is_encoder else config.cache.num_blocks or plan.num_blocks
+    is_caching = config.cache.enable_prefix_caching and not model.is_encoder
     return msgspec.structs.replace(
         config,
-        cache=msgspec.structs.replace(config.cache, num_blocks=config.cache.num_blocks or plan.num_blocks),
+        cache=msgspec.structs.replace(config.cache, num_blocks=num_blocks, enable_prefix_caching=is_caching),
         scheduler=msgspec.structs.replace(
             config.scheduler,
             max_model_len=plan.max_model_len,
-            watermark_blocks=max(1, int((config.cache.num_blocks or plan.num_blocks) * WATERMARK_FRACTION)),
+            watermark_blocks=0 if model.is_encoder else max(1, int(num_blocks * WATERMARK_FRACTION)),
+            is_encoder=model.is_encoder,
+            pools_every_token=model.pooler.pooling != "last",
         ),
     )

@@ -63,6 +63,9 @@ class PieceTable(dict[int, Piece]):
         return piece
 
     def piece_of(self, token: str) -> Piece:
+        continuation = self._kind.continuation
+        if continuation is not None:
+            token = token.removeprefix(continuation) if token.startswith(continuation) else f" {token}"
         for old, new in self._kind.replacements:
             token = token.replace(old, new)
         if self._kind.name == "byte_fallback":

@@ -46,6 +46,7 @@ class TextOutput(msgspec.Struct, gc=False):
     num_output_tokens: tokens generated so far, the one that ended it included.
     stop_token_id: the token that ended it, None where none did.
     parts: what a parser made of the text so far that it had not given out; None without a parser.
+    pooled: of a one-pass request, whose only output this is: little-endian float32.
     """
 
     text: str
@@ -62,6 +63,7 @@ class TextOutput(msgspec.Struct, gc=False):
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     timings: RequestTimings | None = None
+    pooled: bytes | None = None
 
 
 class OutputState:

@@ -11,21 +11,24 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from penstock.base.errors import ContextOverflowError, ValidationError
 from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.one_pass import GENERATES, ModelTasks, Pair, Source
 from penstock.frontend.output import OutputState
 from penstock.frontend.parsers.choose import OutputStyle
 from penstock.frontend.tokenizer import Tokenizer
-from penstock.messages import EngineRequest, SamplingParams
+from penstock.messages import EngineRequest, PoolingParams, SamplingParams
 
 # Up to here a prompt takes about a millisecond (0.25 microseconds a character): less than a turn over a thread costs
 # when others run, and well below what anyone sees in a stream.
 INLINE_CHARS: Final = 4096
 _MASK_64: Final = (1 << 64) - 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class Prompt:
     """What goes into the engine. text: what the tokens were made from; None when they came as ids.
 
     opening: for a chat, what its template wrote behind the last text of a message.
+    second_text_start: for a pair, position of the second text where the model tells the two apart, else 0.
     """
 
     token_ids: list[int]
     text: str | None = None
     opening: str = ""
+    second_text_start: int = 0
 
 
 class Processor:
@@ -62,9 +67,11 @@ class Processor:
         max_model_len: int,
         vocab_size: int,
         *,
+        tasks: ModelTasks = GENERATES,
         num_threads: int = 2,
     ) -> None:
         """vocab_size: the model's, which may be larger than the tokenizer's. num_threads: for long prompts."""
+        self.tasks = tasks
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.output_style = OutputStyle.of(chat_template)
@@ -106,12 +113,44 @@ class Processor:
 
     def token_prompt(self, token_ids: Sequence[int]) -> Prompt:
         """A prompt that comes as ids. Raises ValidationError or ContextOverflowError."""
-        for token_id in token_ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise ValidationError(
-                    f"The prompt holds token {token_id}, outside the vocabulary of {self.vocab_size}.", param="prompt"
-                )
+        self._check_ids(token_ids, "prompt")
         return self._checked(Prompt(list(token_ids)), "prompt")
+
+    def one_pass_prompt(self, source: Source, max_tokens: int | None = None) -> Prompt:
+        """What a one-pass task reads: a text, token ids as they are, or a pair. Raises as `text_prompt` does.
+
+        max_tokens: longer ones are cut to that many instead of refused, at most to the model's context.
+        """
+        longest = self.max_model_len if max_tokens is None else min(max_tokens, self.max_model_len)
+        if isinstance(source, (str, Pair)):
+            first, second = (source.first, source.second) if isinstance(source, Pair) else (source, None)
+            if max_tokens is None:
+                for text in (first, second or ""):
+                    self._check_chars(text, "input")
+            elif second is None:
+                first = first[: longest * self.tokenizer.longest_token]
+            else:
+                second = second[: longest * self.tokenizer.longest_token]
+            token_ids, start = self.tokenizer.encode_whole(first, second, None if max_tokens is None else longest)
+            prompt = Prompt(token_ids, None if isinstance(source, Pair) else source, second_text_start=start)
+        else:
+            self._check_ids(source, "input")
+            prompt = Prompt(list(source) if max_tokens is None else list(source[:longest]))
+        num_tokens = len(prompt.token_ids)
+        if not num_tokens:
+            raise ValidationError("The input is empty.", remedy="Give at least one token.", param="input")
+        if num_tokens > longest:
+            raise ContextOverflowError(
+                f"The input has {num_tokens} tokens; the model reads at most {longest}.",
+                remedy="Shorten it, or ask for it to be cut.",
+                param="input",
+            )
+        return prompt
+
+    async def prepare_one_pass(self, sources: Sequence[Source], max_tokens: int | None = None) -> list[Prompt]:
+        """`one_pass_prompt` of each, in a thread when they are long together."""
+        num_chars = sum(len(one.first) + len(one.second) if isinstance(one, Pair) else len(one) for one in sources)
+        return await self._run(lambda: [self.one_pass_prompt(source, max_tokens) for source in sources], num_chars)
 
     async def prepare_chat(self, chat: Chat) -> Prompt:
         """`chat_prompt`, in a thread when the conversation is long."""
@@ -129,7 +168,7 @@ class Processor:
             len(text),
         )
 
-    async def _run(self, prepare: Callable[[], Prompt], num_chars: int) -> Prompt:
+    async def _run(self, prepare: Callable[[], T], num_chars: int) -> T:
         if num_chars <= INLINE_CHARS:
             return prepare()
         return await asyncio.get_running_loop().run_in_executor(self._threads, prepare)
@@ -143,6 +182,13 @@ class Processor:
                     f"The prompt has at least {num_tokens} tokens, the model's context {self.max_model_len}.",
                     remedy="Shorten the prompt.",
                     param=param,
+                )
+
+    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise ValidationError(
+                    f"The {param} holds token {token_id}, outside the vocabulary of {self.vocab_size}.", param=param
                 )
 
     def _checked(self, prompt: Prompt, param: str) -> Prompt:
@@ -174,6 +220,7 @@ class Processor:
 
         Raises ValidationError naming the field, or ContextOverflowError when the output asked for cannot fit.
         """
+        self.tasks.check("generate")
         sampling.validate(self.vocab_size)
         num_prompt_tokens = len(prompt.token_ids)
         max_tokens = self._max_tokens(sampling, num_prompt_tokens)
@@ -197,6 +244,32 @@ class Processor:
             )
             for index in range(sampling.n)
         ]
+
+    def one_pass_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        pooling: PoolingParams,
+        *,
+        namespace: str = "",
+        priority: int = 0,
+        arrival_s: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> EngineRequest:
+        """Raises ValidationError (UnsupportedTaskError when the model does not do that) naming the field."""
+        self.tasks.check(pooling.kind)
+        pooling.validate(self.tasks.embedding_size)
+        return EngineRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt.token_ids,
+            sampling=SamplingParams(),
+            max_tokens=1,
+            namespace=namespace,
+            priority=priority,
+            arrival_s=arrival_s,
+            deadline_s=deadline_s,
+            pooling=msgspec.structs.replace(pooling, second_text_start=prompt.second_text_start),
+        )
 
     def output_state(self, prompt: Prompt, sampling: SamplingParams, chat: Chat | None = None) -> OutputState:
         """The text side of one choice of a request. chat: what the prompt was made from; its answer is taken apart."""

@@ -19,6 +19,11 @@ METASPACE: Final = "\u2581"
 _QWEN2_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# How `tokenizers` tidies up the spaces that WordPiece puts before every word.
+_WORD_PIECE_CLEANUP: Final = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+    (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,14 @@ class DecoderKind:
     becomes one U+FFFD for each byte. "text": tokens are text.
     replacements: applied to each token of the last two. strip_first_space: the whole text loses one leading space.
     first_token_bare: the first token loses its metaspaces instead of having them replaced.
+    continuation: what tokens begin with that continue a word (WordPiece); all others begin one, behind a space.
     """
 
     name: Literal["byte_level", "byte_fallback", "text"]
     replacements: tuple[tuple[str, str], ...] = ()
     strip_first_space: bool = False
     first_token_bare: bool = False
+    continuation: str | None = None
 
 
 def is_byte_level(backend: Tokenizer) -> bool:
@@ -75,6 +82,9 @@ def decoder_kind(backend: Tokenizer) -> DecoderKind:
     if names == ["Metaspace"]:
         bare = steps[0].get("prepend_scheme", "always") != "never"
         return DecoderKind("text", ((steps[0]["replacement"], " "),), first_token_bare=bare)
+    if names == ["WordPiece"]:
+        clean = _WORD_PIECE_CLEANUP if steps[0].get("cleanup") else ()
+        return DecoderKind("text", clean, first_token_bare=True, continuation=steps[0].get("prefix", "##"))
     num_replace = 0
     while num_replace < len(steps) and names[num_replace] == "Replace" and "String" in steps[num_replace]["pattern"]:
         num_replace += 1
@@ -86,7 +96,7 @@ def decoder_kind(backend: Tokenizer) -> DecoderKind:
             return DecoderKind("byte_fallback", replacements, strip_first_space=strip is not None)
     raise CheckpointError(
         f"tokenizer.json has a decoder that is not supported: {' + '.join(names) or 'none'}.",
-        remedy="Supported are ByteLevel, Metaspace, and Replace + ByteFallback + Fuse with an optional Strip.",
+        remedy="Supported: ByteLevel, Metaspace, WordPiece, and Replace + ByteFallback + Fuse with an optional Strip.",
     )
 
 

@@ -33,6 +33,8 @@ from penstock.frontend.traced_text import Spans
 
 # Markers that tokenizers often fail to flag as special: <|fim_prefix|>, <｜tool▁sep｜> and their like.
 _MARKER_SHAPE: Final = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+# No text of use has more characters to a token, even where a tokenizer drops some of them.
+LOSSY_CHARS_PER_TOKEN: Final = 1024
 _CHARACTER_OF: Final = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
 
 
@@ -42,6 +44,16 @@ class RenderedPrompt:
 
     text: str
     user_spans: Spans = ()
+
+
+@dataclass(frozen=True)
+class _PairLayout:
+    """The ids before, between and behind the two texts of a pair. is_typed: they are told apart from the second on."""
+
+    before: list[int]
+    between: list[int]
+    behind: list[int]
+    is_typed: bool
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,7 @@ class Tokenizer:
         self._backend = backend
         self._kind = decoder_kind(backend)
         self._prefix_ids, self._suffix_ids = _surrounding_ids(backend)
+        self._pair_layout = _pair_layout(backend)
         added = backend.get_added_tokens_decoder()
         self.vocab_size = max(backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1)
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -140,6 +153,26 @@ class Tokenizer:
         """Text from a user: whatever it holds, no control token comes of it."""
         self._refuse_stand_ins(text)
         return self._surround(self._encode(text), add_special_tokens)
+
+    def encode_whole(self, text: str, second: str | None, max_tokens: int | None) -> tuple[list[int], int]:
+        """A user's text, or a pair of texts, for a one-pass task: the ids, and where the second text starts.
+
+        That is 0 for a lone text and where the model does not tell the two apart. max_tokens: the text (of a pair the
+        second) is cut so that no more ids come out, but never to less than nothing.
+        Raises ValidationError for invalid Unicode, and for a pair where the tokenizer has no way of joining two texts.
+        """
+        self._refuse_stand_ins(text)
+        ids = self._encode(text)
+        if second is None:
+            before, behind = self._prefix_ids, self._suffix_ids
+            return [*before, *_cut(ids, max_tokens, len(before) + len(behind)), *behind], 0
+        layout = self._pair_layout
+        if layout is None:
+            raise ValidationError("This model's tokenizer does not join two texts.", param="model")
+        self._refuse_stand_ins(second)
+        start = [*layout.before, *ids, *layout.between]
+        second_ids = _cut(self._encode(second), max_tokens, len(start) + len(layout.behind))
+        return [*start, *second_ids, *layout.behind], len(start) if layout.is_typed else 0
 
     def encode_prompt(self, prompt: RenderedPrompt) -> list[int]:
         """A rendered chat: control tokens the template wrote become control tokens, those in user text do not."""
@@ -213,6 +246,8 @@ class Tokenizer:
         """Characters of the longest token: no text is shorter in tokens than its length divided by this."""
         if self._longest_token is None:
             self._longest_token = max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+            if self._kind.continuation is not None:  # long words become one unknown token, white space none
+                self._longest_token = max(self._longest_token, LOSSY_CHARS_PER_TOKEN)
         return self._longest_token
 
 
@@ -234,6 +269,26 @@ def _surrounding_ids(backend: Backend) -> tuple[list[int], list[int]]:
         if whole[start : start + len(inner)] == inner:
             return whole[:start], whole[start + len(inner) :]
     raise CheckpointError("The post-processor in tokenizer.json changes the tokens of the text itself.")
+
+
+def _pair_layout(backend: Backend) -> _PairLayout | None:
+    """How the post-processor joins two texts; None where it leaves one out or changes them."""
+    first, second = (backend.encode(text, add_special_tokens=False).ids for text in ("a", "b"))
+    whole = backend.encode("a", "b", add_special_tokens=True)
+    ids, types = whole.ids, whole.type_ids
+    for start in range(len(ids) - len(first) + 1):
+        end = start + len(first)
+        if ids[start:end] != first:
+            continue
+        for again in range(end, len(ids) - len(second) + 1):
+            if ids[again : again + len(second)] == second:
+                behind = ids[again + len(second) :]
+                return _PairLayout(ids[:start], ids[end:again], behind, is_typed=types[again] == 1)
+    return None
+
+
+def _cut(ids: list[int], max_tokens: int | None, num_around: int) -> list[int]:
+    return ids if max_tokens is None else ids[: max(max_tokens - num_around, 0)]
 
 
 def _is_control(token: AddedToken, template_text: str) -> bool:

@@ -107,6 +107,19 @@ class Ops(ABC):
         """residual += x, in place and rounded to its dtype; then the norm of that sum -> [T, K]."""
 
     @abstractmethod
+    def layer_norm(
+        self, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, bias_K: Tensor, eps: float
+    ) -> Tensor:
+        """(y - mean(y)) / sqrt(var(y) + eps) * weight + bias in float32, rounded once -> [T, K].
+
+        y: x, or x + residual rounded to their dtype.
+        """
+
+    @abstractmethod
+    def gelu(self, x_TI: Tensor) -> Tensor:
+        """x * Phi(x) with the normal distribution itself (no tanh), in float32, rounded once -> [T, I]."""
+
+    @abstractmethod
     def silu_and_mul(self, gate_up_TJ: Tensor) -> Tensor:
         """[T, 2 I], gate then up -> [T, I]: silu(gate) in float32, rounded to the dtype, times up."""
 
@@ -151,6 +164,13 @@ class Ops(ABC):
         context_lens, the step's tokens included. The row at position p sees (p - sliding_window, p], or all up to p if
         that is 0; nothing else in the cache influences it, not even a NaN. A row's bits do not depend on the batch, on
         how its request was cut into steps, or on the number of threads.
+        """
+
+    @abstractmethod
+    def full_attention(self, qkv_TS: Tensor, query_starts: Tensor, num_heads: int, scale: float) -> Tensor:
+        """Attention of each token over all tokens of its own text, without a cache -> [T, H * D]. S = 3 H D.
+
+        qkv: all query heads, then all keys, then all values. query_starts [R + 1] int32: the texts' first tokens.
         """
 
     @abstractmethod

@@ -19,7 +19,7 @@ class BlockPool:
     __slots__ = ("_free", "_is_cached", "_ref_counts", "num_blocks", "num_cached", "num_unreferenced")
 
     def __init__(self, num_blocks: int) -> None:
-        assert num_blocks > 0
+        assert num_blocks >= 0
         self.num_blocks = num_blocks
         self.num_cached = 0
         self.num_unreferenced = 0  # cached and held by nobody

@@ -162,7 +162,7 @@ class KVCacheManager:
         match's end is given up first: holding its source can be what is in the way.
         """
         num_fresh = self.blocks_for(num_tokens) - len(match.path)
-        assert num_fresh > 0, "the last token is always computed"
+        assert num_fresh > 0 or num_tokens == 0, "the last token is always computed"
         if self._pool.num_available < num_fresh + num_spare:
             self._drop_source(match)
             if self._pool.num_available < num_fresh + num_spare:

@@ -6,8 +6,8 @@ Never: knows about requests.
 
 from penstock.layers.attention import Attention, AttentionMetadata, KVCache
 from penstock.layers.linear import Embedding, Linear
-from penstock.layers.mlp import GatedMLP
-from penstock.layers.norm import RMSNorm
+from penstock.layers.mlp import GatedMLP, GeluMLP
+from penstock.layers.norm import LayerNorm, RMSNorm
 from penstock.layers.rotary import RotaryTable
 from penstock.layers.weights import Weights
 
@@ -16,7 +16,9 @@ __all__ = [
     "AttentionMetadata",
     "Embedding",
     "GatedMLP",
+    "GeluMLP",
     "KVCache",
+    "LayerNorm",
     "Linear",
     "RMSNorm",
     "RotaryTable",

@@ -26,12 +26,14 @@ class AttentionMetadata(NamedTuple):
 
     Request r owns tokens query_starts[r] to query_starts[r + 1], the last of its context_lens[r] positions.
     slot_mapping: for each token the slot (block id * 16 + offset) that takes its key and value.
+    token_types: for each token whether it is of the first or the second text of a pair; None for decoders.
     """
 
     query_starts: Tensor  # [R + 1] int32
     context_lens: Tensor  # [R] int32
     block_tables: Tensor  # [R, W] int32
     slot_mapping: Tensor  # [T] int64
+    token_types: Tensor | None = None  # [T] int64
 
 
 class Attention:

@@ -1,7 +1,8 @@
-"""The gated feed-forward block: down(silu(gate(x)) * up(x))."""
+"""Feed-forward blocks: the gated down(silu(gate(x)) * up(x)), and the older down(gelu(up(x)))."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -15,6 +16,15 @@ from penstock.layers.linear import Linear
 MAX_TOKENS_AT_ONCE: Final = 512
 
 
+def in_pieces(block: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
+    """block(x), of at most MAX_TOKENS_AT_ONCE tokens at a time."""
+    num_tokens = x_TD.shape[0]
+    if num_tokens <= MAX_TOKENS_AT_ONCE:
+        return block(x_TD)
+    begins = range(0, num_tokens, MAX_TOKENS_AT_ONCE)
+    return torch.cat([block(x_TD[begin : begin + MAX_TOKENS_AT_ONCE]) for begin in begins])
+
+
 class GatedMLP:
     """gate_up: [2I, D], gate's rows first. down: [D, I]."""
 
@@ -25,11 +35,17 @@ class GatedMLP:
         self.down = down
 
     def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        num_tokens = x_TD.shape[0]
-        if num_tokens <= MAX_TOKENS_AT_ONCE:
-            return self._piece(x_TD, ops)
-        begins = range(0, num_tokens, MAX_TOKENS_AT_ONCE)
-        return torch.cat([self._piece(x_TD[begin : begin + MAX_TOKENS_AT_ONCE], ops) for begin in begins])
+        return in_pieces(lambda piece_TD: self.down(ops.silu_and_mul(self.gate_up(piece_TD, ops)), ops), x_TD)
 
-    def _piece(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        return self.down(ops.silu_and_mul(self.gate_up(x_TD, ops)), ops)
+
+class GeluMLP:
+    """up: [I, D]. down: [D, I]."""
+
+    __slots__ = ("down", "up")
+
+    def __init__(self, up: Linear, down: Linear) -> None:
+        self.up = up
+        self.down = down
+
+    def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
+        return in_pieces(lambda piece_TD: self.down(ops.gelu(self.up(piece_TD, ops)), ops), x_TD)

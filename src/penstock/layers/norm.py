@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, alone and fused with the residual addition before it."""
+"""Normalisation, by root mean square or by mean and variance, alone and fused with the addition before it."""
 
 from __future__ import annotations
 
@@ -22,3 +22,18 @@ class RMSNorm:
     def add(self, x_TK: Tensor, residual_TK: Tensor, ops: Ops) -> Tensor:
         """residual += x, in place; the norm of the sum."""
         return ops.add_rms_norm(x_TK, residual_TK, self.weight_K, self.eps)
+
+
+class LayerNorm:
+    """(x - mean) / deviation * weight + bias, over the last dimension K."""
+
+    __slots__ = ("bias_K", "eps", "weight_K")
+
+    def __init__(self, weight_K: Tensor, bias_K: Tensor, eps: float) -> None:
+        self.weight_K = weight_K
+        self.bias_K = bias_K
+        self.eps = eps
+
+    def __call__(self, x_TK: Tensor, ops: Ops, residual_TK: Tensor | None = None) -> Tensor:
+        """Of x, or of x + residual; neither changes."""
+        return ops.layer_norm(x_TK, residual_TK, self.weight_K, self.bias_K, self.eps)

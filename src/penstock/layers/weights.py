@@ -9,7 +9,7 @@ from torch import Tensor
 
 from penstock.kernels.ops import Ops
 from penstock.layers.linear import Embedding, Linear
-from penstock.layers.norm import RMSNorm
+from penstock.layers.norm import LayerNorm, RMSNorm
 from penstock.quantization import LinearFormat, TensorSource
 
 
@@ -35,6 +35,9 @@ class Weights:
 
     def norm(self, name: str, size: int, eps: float) -> RMSNorm:
         return RMSNorm(self.vector(f"{name}.weight", size), eps)
+
+    def layer_norm(self, name: str, size: int, eps: float) -> LayerNorm:
+        return LayerNorm(self.vector(f"{name}.weight", size), self.vector(f"{name}.bias", size), eps)
 
     def vector(self, name: str, size: int) -> Tensor:
         return self._source.tensor(name, (size,), self._dtype)

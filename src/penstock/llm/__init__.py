@@ -1,10 +1,11 @@
-"""The offline LLM class: the same engine, in process.
+"""The Python API: LLM, the engine in this process, and AsyncLLM, the engine in a process of its own.
 
 Owns: nothing.
 Never: adds behaviour that the server lacks.
 """
 
+from penstock.llm.async_llm import AsyncLLM
 from penstock.llm.llm import LLM
-from penstock.llm.results import Completion, Generation
+from penstock.llm.results import Classification, Completion, Embedding, Generation, Ranked
 
-__all__ = ["LLM", "Completion", "Generation"]
+__all__ = ["LLM", "AsyncLLM", "Classification", "Completion", "Embedding", "Generation", "Ranked"]

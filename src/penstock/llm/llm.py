@@ -8,21 +8,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from penstock.assets import BUNDLED_MODEL
-from penstock.base.errors import ConfigError
-from penstock.config.defaults import machine_facts
-from penstock.config.resolve import EngineOptions, resolve_engine_config
+from penstock.base.errors import ConfigError, RequestFailedError
 from penstock.engine.build import build_engine
-from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.one_pass import Source, plan_scores, ranking, vector_of
 from penstock.frontend.output import OutputState
-from penstock.frontend.processor import Chat, Processor, Prompt
-from penstock.frontend.text_files import TextFiles
-from penstock.frontend.tokenizer import Tokenizer
-from penstock.llm.results import Completion, Generation
-from penstock.loader import read_model_config, resolve
-from penstock.messages import EngineReady, EngineRequest, FinishReason, RequestOutput, SamplingParams
-
-Conversation = Sequence[Mapping[str, Any]]
+from penstock.frontend.processor import Chat, Prompt
+from penstock.llm.arguments import Conversation, as_conversations, as_prompts
+from penstock.llm.opening import open_checkpoint
+from penstock.llm.results import Classification, Completion, Embedding, Generation, Ranked, classification
+from penstock.messages import (
+    EngineReady,
+    EngineRequest,
+    ErrorInfo,
+    FinishReason,
+    PoolingParams,
+    RequestOutput,
+    SamplingParams,
+)
 
 # Requests handed to the engine beyond those that run: enough that it never waits, few enough that memory stays flat.
 FEED_AHEAD = 2
@@ -50,22 +52,9 @@ class LLM:
         on_progress: Callable[[str, float], None] | None = None,
         **options: Any,
     ) -> None:
-        unknown = sorted(set(options) - set(EngineOptions.__struct_fields__))
-        if unknown:
-            raise ConfigError(
-                f"LLM has no option {unknown[0]!r}.",
-                remedy=f"Options: {', '.join(EngineOptions.__struct_fields__)}.",
-                param=unknown[0],
-            )
-        path = resolve(model, revision) if model else BUNDLED_MODEL
-        config = resolve_engine_config(
-            str(path), read_model_config(path), EngineOptions(**options), machine_facts(), target_step_s=0.0
-        )
-        files = TextFiles.read(path)
-        chat_template = ChatTemplate.from_files(files)
-        tokenizer = Tokenizer.from_files(files)
-        self._core, self.ready = build_engine(config, on_progress or _ignore_progress)
-        self._processor = Processor(tokenizer, chat_template, self.ready.max_model_len, self.ready.vocab_size)
+        opened = open_checkpoint(model, revision, options, target_step_s=0.0)
+        self._core, self.ready = build_engine(opened.config, on_progress or _ignore_progress)
+        self._processor = opened.processor(self.ready)
         self._lock = threading.Lock()
         self._ids = itertools.count()
 
@@ -97,7 +86,7 @@ class LLM:
         Raises ValidationError or ContextOverflowError before anything runs, naming the field.
         """
         return self._generate(
-            [self._prompt(prompt, parse_control_tokens) for prompt in _as_prompts(prompts)],
+            [self._prompt(prompt, parse_control_tokens) for prompt in as_prompts(prompts)],
             sampling_params,
             on_progress,
         )
@@ -117,9 +106,90 @@ class LLM:
         """
         chats = [
             Chat(conversation, tools, variables=template_variables or {})
-            for conversation in _as_conversations(conversations)
+            for conversation in as_conversations(conversations)
         ]
         return self._generate([self._processor.chat_prompt(chat) for chat in chats], sampling_params, on_progress)
+
+    def embed(
+        self,
+        inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Embedding]:
+        """Vectors of texts or token ids. One input or many; the results are in their order.
+
+        dimensions: keep so many leading entries. normalize: to unit length; None: as the checkpoint says. truncate:
+        cut inputs that are too long, instead of refusing them. on_progress(inputs done, inputs in all).
+        Raises ValidationError or ContextOverflowError before anything runs, also for a model that has no vectors.
+        """
+        params = PoolingParams(kind="embed", dimensions=dimensions, normalize=normalize)
+        jobs = self._one_pass(as_prompts(inputs), params, truncate=truncate, on_progress=on_progress)
+        return [Embedding(vector_of(job.pooled).tolist(), job.num_prompt_tokens) for job in jobs]
+
+    def classify(
+        self,
+        inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        raw: bool = False,
+        truncate: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Classification]:
+        """Labels of texts or token ids, by a classifier. raw: logits instead of probabilities. Else as `embed`."""
+        params = PoolingParams(kind="classify", activate=not raw)
+        jobs = self._one_pass(as_prompts(inputs), params, truncate=truncate, on_progress=on_progress)
+        return [classification(self.ready.labels, job.pooled, job.num_prompt_tokens) for job in jobs]
+
+    def score(
+        self, first: str | Sequence[str], second: str | Sequence[str], *, raw: bool = False, truncate: bool = False
+    ) -> list[float]:
+        """How well pairs of texts fit: a cross-encoder's scores, else the cosines of the texts' vectors.
+
+        A single first text is scored with every second; lists of the same length are paired. raw: logits, of a
+        cross-encoder. truncate: cut the (second) text where it is too long. Raises as `embed` does.
+        """
+        firsts, seconds = ([texts] if isinstance(texts, str) else texts for texts in (first, second))
+        plan = plan_scores(self._processor.tasks, firsts, seconds, activate=not raw)
+        jobs = self._one_pass(plan.sources, plan.pooling, truncate=truncate)
+        return plan.scores([job.pooled for job in jobs])
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, truncate: bool = False
+    ) -> list[Ranked]:
+        """The documents by how well they fit the query, best first; at most top_n of them. Raises as `embed` does."""
+        self._processor.tasks.check("rerank")
+        scores = self.score(query, documents, truncate=truncate)
+        return [Ranked(index, scores[index], documents[index]) for index in ranking(scores, top_n)]
+
+    def _one_pass(
+        self,
+        sources: Sequence[Source],
+        pooling: PoolingParams,
+        *,
+        truncate: bool,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[_OnePassJob]:
+        """Raises RequestFailedError when the engine could not serve one of the inputs."""
+        longest = self.ready.max_model_len if truncate else None
+        jobs = [
+            _OnePassJob(
+                self._processor.one_pass_request(
+                    f"llm-{next(self._ids)}",
+                    self._processor.one_pass_prompt(source, longest),
+                    pooling,
+                    arrival_s=time.monotonic(),
+                )
+            )
+            for source in sources
+        ]
+        with self._lock:
+            self._run(jobs, _Progress(len(jobs), on_progress))
+        for job in jobs:
+            if job.error is not None:
+                raise RequestFailedError(job.error.message)
+        return jobs
 
     def _prompt(self, prompt: str | Sequence[int], parse_control_tokens: bool) -> Prompt:
         if isinstance(prompt, str):
@@ -149,10 +219,10 @@ class LLM:
             self._run(jobs, _Progress(len(generations), on_progress))
         return generations
 
-    def _run(self, jobs: Sequence[_Job], progress: _Progress) -> None:
+    def _run(self, jobs: Sequence[_Job | _OnePassJob], progress: _Progress) -> None:
         """Feeds the engine and steps it until every job has its last output."""
         feed = iter(jobs)
-        open_jobs: dict[str, _Job] = {}
+        open_jobs: dict[str, _Job | _OnePassJob] = {}
         try:
             while self._feed(feed, open_jobs) or open_jobs:
                 for output in self._core.step():
@@ -163,7 +233,7 @@ class LLM:
                 self._core.step()
             raise
 
-    def _feed(self, feed: Iterator[_Job], open_jobs: dict[str, _Job]) -> bool:
+    def _feed(self, feed: Iterator[_Job | _OnePassJob], open_jobs: dict[str, _Job | _OnePassJob]) -> bool:
         """Tops up the engine; whether anything was added."""
         wanted = FEED_AHEAD * self.ready.max_num_seqs - len(open_jobs)
         added = list(itertools.islice(feed, max(wanted, 0)))
@@ -175,16 +245,40 @@ class LLM:
                 job.take(refusal)
         return bool(added)
 
-    def _take(self, output: RequestOutput, open_jobs: dict[str, _Job], progress: _Progress) -> None:
+    def _take(self, output: RequestOutput, open_jobs: dict[str, _Job | _OnePassJob], progress: _Progress) -> None:
         job = open_jobs.get(output.request_id)
         if job is None:
             return  # the engine's last word on a sequence that a stop string had ended
         if job.take(output):
             self._core.abort([output.request_id], FinishReason.STOP)
-        if job.completion.finish_reason is not None:
+        if job.is_finished:
             del open_jobs[output.request_id]
-            if all(completion.finish_reason is not None for completion in job.generation.outputs):
+            if job.is_prompt_finished:
                 progress.advance()
+
+
+class _OnePassJob:
+    """A vector in the making. pooled: what the engine gave."""
+
+    __slots__ = ("error", "is_finished", "num_prompt_tokens", "pooled", "request")
+
+    def __init__(self, request: EngineRequest) -> None:
+        self.request = request
+        self.pooled = b""
+        self.error: ErrorInfo | None = None
+        self.is_finished = False
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+
+    @property
+    def is_prompt_finished(self) -> bool:
+        return self.is_finished
+
+    def take(self, output: RequestOutput) -> bool:
+        """Takes the only output."""
+        self.is_finished, self.error = True, output.error
+        if output.pooled is not None:
+            self.pooled = output.pooled
+        return False
 
 
 class _Job:
@@ -199,6 +293,14 @@ class _Job:
         self.state = state
         self.generation = generation
         self.completion = completion
+
+    @property
+    def is_finished(self) -> bool:
+        return self.completion.finish_reason is not None
+
+    @property
+    def is_prompt_finished(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.generation.outputs)
 
     def take(self, output: RequestOutput) -> bool:
         """Adds an output; whether the engine must be told that a stop string ended the sequence."""
@@ -227,18 +329,6 @@ class _Progress:
 
 def _ignore_progress(_phase: str, _fraction: float) -> None:
     pass
-
-
-def _as_prompts(prompts: Any) -> list[str | Sequence[int]]:
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
-        return [prompts]
-    return list(prompts)
-
-
-def _as_conversations(conversations: Any) -> list[Conversation]:
-    if len(conversations) and isinstance(conversations[0], Mapping):
-        return [conversations]
-    return list(conversations)
 
 
 def _one_each(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from penstock.frontend.one_pass import vector_of
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.messages import ErrorInfo, FinishReason, RequestTimings
 
@@ -36,6 +38,32 @@ class Completion:
         self.timings = output.timings
 
 
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A text's vector. num_prompt_tokens: of the text, with what the tokenizer puts around it."""
+
+    vector: list[float]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """A classifier's verdict. label: of the highest score. scores: by label, as probabilities unless raw."""
+
+    label: str
+    scores: dict[str, float]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A document's place in a ranking. index: in the list that was given."""
+
+    index: int
+    score: float
+    document: str
+
+
 @dataclass(slots=True)
 class Generation:
     """A prompt and the sequences made from it. prompt: its text, None when it came as token ids.
@@ -48,3 +76,9 @@ class Generation:
     outputs: list[Completion]
     prompt_logprobs: list[LogprobEntry | None] | None = None
     num_cached_tokens: int = 0
+
+
+def classification(labels: Sequence[str], pooled: bytes, num_prompt_tokens: int) -> Classification:
+    """From what an engine gave for a text."""
+    scores = dict(zip(labels, vector_of(pooled), strict=True))
+    return Classification(max(scores, key=lambda label: scores[label]), scores, num_prompt_tokens)

@@ -4,6 +4,7 @@ Owns: mappings of checkpoint files.
 Never: executes anything that came with a model; imports torch (the frontend loads tokenizers through here).
 """
 
+from penstock.loader.body_checkpoint import BodyCheckpoint
 from penstock.loader.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint, read_model_config
 from penstock.loader.gguf_checkpoint import GGUFCheckpoint
 from penstock.loader.gguf_file import GGUFFile
@@ -12,6 +13,7 @@ from penstock.loader.mapped_tensor import TensorView
 from penstock.loader.safetensors_file import SafetensorsFile
 
 __all__ = [
+    "BodyCheckpoint",
     "Checkpoint",
     "GGUFCheckpoint",
     "GGUFFile",

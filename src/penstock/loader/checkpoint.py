@@ -14,6 +14,7 @@ import msgspec
 
 from penstock.base.errors import CheckpointError
 from penstock.config.model import ModelConfig, eos_token_ids
+from penstock.config.pooler import EMBED_TASKS, module_list, sentence_modules
 from penstock.loader.gguf_checkpoint import GGUFCheckpoint
 from penstock.loader.mapped_tensor import TensorView
 from penstock.loader.safetensors_file import SafetensorsFile
@@ -27,17 +28,32 @@ def read_model_config(path: Path) -> ModelConfig:
     """The ModelConfig of the checkpoint `path`: a directory, or a GGUF file. Raises CheckpointError.
 
     generation_config.json adds end-of-sequence ids: instruction-tuned models list their turn end only there.
+    modules.json says that the checkpoint makes vectors, and how.
     """
     if path.is_file():
         with contextlib.closing(GGUFCheckpoint(path)) as checkpoint:
             return checkpoint.model_config()
     config = _read_json(path / "config.json")
-    model = ModelConfig.from_hf(config)
+    model = _with_sentence_modules(ModelConfig.from_hf(config), path)
     generation_path = path / "generation_config.json"
     if not generation_path.is_file():
         return model
     ids = dict.fromkeys((*model.eos_token_ids, *eos_token_ids(_read_json(generation_path))))
     return msgspec.structs.replace(model, eos_token_ids=tuple(ids))
+
+
+def _with_sentence_modules(model: ModelConfig, path: Path) -> ModelConfig:
+    """The model as sentence-transformers' files describe it, where there are any; a classifier stays one."""
+    file = path / "modules.json"
+    if not file.is_file() or model.pooler.labels:
+        return model
+    listed = _read_json(file, list)
+    folder = next((folder for kind, folder in module_list(listed) if kind == "Pooling"), "")
+    pooling = _read_json(path / folder / "config.json") if folder else {}
+    limits_path = path / "sentence_bert_config.json"
+    modules = sentence_modules(listed, pooling, _read_json(limits_path) if limits_path.is_file() else {})
+    pooler = msgspec.structs.replace(model.pooler, pooling=modules.pooling, normalize=modules.normalize)
+    return msgspec.structs.replace(model, tasks=EMBED_TASKS, pooler=pooler, max_sequence=modules.max_sequence)
 
 
 class Checkpoint(Protocol):
@@ -160,15 +176,15 @@ def _indexed_files(path: Path, index_path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size."""
+def _read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object (or list, by `kind`) from a file of bounded size."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes.")
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} has no {path.name}.") from error
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path.name} is not a JSON object ({error}).") from error
+        raise CheckpointError(f"{path.name} is not a JSON {'object' if kind is dict else 'list'} ({error}).") from error

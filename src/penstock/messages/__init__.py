@@ -21,6 +21,7 @@ from penstock.messages.engine import (
     StartupProgress,
     TokenLogprobs,
 )
+from penstock.messages.pooling import PoolingParams
 from penstock.messages.sampling import SamplingParams
 from penstock.messages.step import (
     BlockCopy,
@@ -44,6 +45,7 @@ __all__ = [
     "FinishReason",
     "NewRequestData",
     "OutputBatch",
+    "PoolingParams",
     "RequestOutput",
     "RequestTimings",
     "SampledTokens",

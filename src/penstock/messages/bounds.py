@@ -22,6 +22,9 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "min_tokens": (0, 2**24),
     "priority": (-1000, 1000),
     "timeout_s": (0.001, 86_400.0),
+    "dimensions": (1, 131_072),  # and at most the model's vectors have: PoolingParams.validate
+    "truncate_prompt_tokens": (1, 2**24),  # -1: to the context
+    "top_n": (1, 2**24),
 }
 
 # Requests of this priority run after all others, also where priorities count for nothing else.
@@ -37,6 +40,7 @@ MAX_ENTRIES: Final[dict[str, int]] = {
     "bad_words_chars": 256,
     "messages": 4096,
     "prompts": 1024,
+    "inputs": 2048,
     "sequences": 1024,
     "tools": 512,
     "namespace_chars": 256,

@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from penstock.base.errors import PenstockError, QueueFullError
+from penstock.messages.pooling import PoolingParams
 from penstock.messages.sampling import SamplingParams
 
 
@@ -39,11 +40,12 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineRequest(msgspec.Struct, tag="request", kw_only=True, array_like=True, gc=False):
-    """One sequence to generate. `n > 1` has already become n of these.
+    """One sequence to generate, or to pass through the model once. `n > 1` has already become n of these.
 
     Times are seconds of time.monotonic() (one clock for all processes of a machine).
     stop_token_ids: end-of-sequence and stop tokens together, empty when they are to be ignored.
     namespace: whose prefix cache this request may use. priority: lower runs first.
+    pooling: makes this a one-pass request: its only output is a vector, and max_tokens is 1.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class EngineRequest(msgspec.Struct, tag="request", kw_only=True, array_like=True
     priority: int = 0
     arrival_s: float = 0.0
     deadline_s: float | None = None
+    pooling: PoolingParams | None = None
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):
@@ -101,6 +104,7 @@ class RequestOutput(msgspec.Struct, array_like=True, gc=False):
 
     stop_token_id: the token that ended it, which is not text (None when a stop string or length did).
     prompt_logprobs: for each prompt token but the first; sent once, with the first output.
+    pooled: what a one-pass request asked for, as little-endian float32; it finishes with STOP.
     """
 
     request_id: str
@@ -114,6 +118,7 @@ class RequestOutput(msgspec.Struct, array_like=True, gc=False):
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     timings: RequestTimings | None = None
+    pooled: bytes | None = None
 
 
 class EngineStats(msgspec.Struct, array_like=True, gc=False):
@@ -152,7 +157,10 @@ class StartupProgress(msgspec.Struct, tag="startup", array_like=True):
 
 
 class EngineReady(msgspec.Struct, tag="ready", kw_only=True, array_like=True):
-    """The engine serves. What a frontend needs to know of it."""
+    """The engine serves. What a frontend needs to know of it.
+
+    tasks: what the model can be asked for (config.tasks). embedding_size: entries of a vector. labels: of a classifier.
+    """
 
     max_model_len: int
     vocab_size: int
@@ -164,6 +172,9 @@ class EngineReady(msgspec.Struct, tag="ready", kw_only=True, array_like=True):
     instruction_set: str
     phases: list[tuple[str, float]]
     memory_table: str = ""
+    tasks: tuple[str, ...] = ("generate",)
+    embedding_size: int = 0
+    labels: tuple[str, ...] = ()
 
 
 class EngineFatal(msgspec.Struct, tag="fatal", array_like=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.messages.engine import ErrorInfo, TokenLogprobs
+from penstock.messages.pooling import PoolingParams
 from penstock.messages.sampling import SamplingParams
 
 
@@ -22,6 +23,7 @@ class NewRequestData(msgspec.Struct, array_like=True, gc=False):
     """A request entering (or, after preemption, re-entering) the runner.
 
     token_ids: prompt and, after preemption, the output so far. num_prompt_tokens: how many of them are prompt.
+    pooling: set for a one-pass request, which draws nothing: where others sample, it gives its vector.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class NewRequestData(msgspec.Struct, array_like=True, gc=False):
     num_prompt_tokens: int
     sampling: SamplingParams
     stop_token_ids: tuple[int, ...]
+    pooling: PoolingParams | None = None
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True, gc=False):
@@ -67,10 +70,10 @@ class SampledTokens(msgspec.Struct, array_like=True, gc=False):
 
 
 class StepResult(msgspec.Struct, array_like=True):
-    """The result of one step. Every scheduled request that samples is in `sampled` or in `errors`.
+    """The result of one step. Every scheduled request that samples is in `sampled`, in `pooled` or in `errors`.
 
     prompt_logprobs: by request, for the prompt positions this step computed (position p predicts p + 1).
-    seconds: duration of the step on the device.
+    seconds: duration of the step on the device. pooled: of the one-pass requests that ended, little-endian float32.
     """
 
     step_id: int
@@ -78,3 +81,4 @@ class StepResult(msgspec.Struct, array_like=True):
     prompt_logprobs: dict[str, list[TokenLogprobs]]
     errors: dict[str, ErrorInfo]
     seconds: float
+    pooled: dict[str, bytes] = {}

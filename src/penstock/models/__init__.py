@@ -4,6 +4,6 @@ Owns: its weights.
 Never: knows about requests.
 """
 
-from penstock.models.registry import ARCHITECTURES, CausalLM, is_ignored_tensor
+from penstock.models.registry import ARCHITECTURES, LanguageModel, base_prefix, is_ignored_tensor
 
-__all__ = ["ARCHITECTURES", "CausalLM", "is_ignored_tensor"]
+__all__ = ["ARCHITECTURES", "LanguageModel", "base_prefix", "is_ignored_tensor"]

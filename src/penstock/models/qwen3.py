@@ -14,6 +14,7 @@ from torch import Tensor
 from penstock.config.model import ModelConfig
 from penstock.kernels.ops import Ops
 from penstock.layers import Attention, AttentionMetadata, GatedMLP, KVCache, RotaryTable, Weights
+from penstock.models.heads import output_head
 
 # Ours to the checkpoint's: several names are fused into one linear, in this order.
 LAYER_WEIGHT_NAMES: Final = {
@@ -73,10 +74,7 @@ class Qwen3Layer:
 class Qwen3ForCausalLM:
     def __init__(self, config: ModelConfig, weights: Weights, max_model_len: int) -> None:
         self.embedding = weights.embedding(WEIGHT_NAMES["embedding"], config.vocab_size, config.hidden_size)
-        if config.tie_word_embeddings:
-            self.head = self.embedding.as_head()
-        else:
-            self.head = weights.linear([WEIGHT_NAMES["head"]], [config.vocab_size], config.hidden_size)
+        self.head = output_head(config, weights, WEIGHT_NAMES["head"], self.embedding)
         self.layers = [Qwen3Layer(config, layer, weights) for layer in range(config.num_layers)]
         self.norm = weights.norm(WEIGHT_NAMES["norm"], config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config.rope, config.head_dim, config.max_position_embeddings, max_model_len)
@@ -98,6 +96,11 @@ class Qwen3ForCausalLM:
         assert x_TD is not None
         return x_TD, residual_TD
 
+    def hidden(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
+        """Rows of what `forward` returned -> last hidden states [R, D]. Overwrites the residual."""
+        return self.norm.add(x_RD, residual_RD, ops)
+
     def logits(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
         """Rows of what `forward` returned -> logits [R, V] float32. Overwrites the residual."""
-        return self.head(self.norm.add(x_RD, residual_RD, ops), ops, torch.float32)
+        assert self.head is not None
+        return self.head(self.hidden(x_RD, residual_RD, ops), ops, torch.float32)

@@ -12,14 +12,18 @@ from torch import Tensor
 from penstock.config.model import SUPPORTED_ARCHITECTURES, ModelConfig
 from penstock.kernels.ops import Ops
 from penstock.layers import AttentionMetadata, KVCache, Weights
+from penstock.models.bert import PREFIXES, BertModel
 from penstock.models.llama import LlamaForCausalLM
 from penstock.models.mistral import MistralForCausalLM
 from penstock.models.qwen2 import Qwen2ForCausalLM
 from penstock.models.qwen3 import Qwen3ForCausalLM
 
 
-class CausalLM(Protocol):
-    """A decoder: token ids in, logits out. It knows the step's tokens and their positions, not whose they are."""
+class LanguageModel(Protocol):
+    """Token ids in, hidden states and logits out. It knows the step's tokens and their positions, not whose they are.
+
+    Encoders get no caches. Their logits, as those of a decoder that is a classifier, are of the labels.
+    """
 
     def forward(
         self,
@@ -32,22 +36,38 @@ class CausalLM(Protocol):
         """Token ids and positions (int64) -> (x, residual), whose sum is the last layer's output, each [T, D]."""
         ...
 
+    def hidden(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
+        """Rows of what `forward` returned -> last hidden states [R, D]. Overwrites the residual."""
+        ...
+
     def logits(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
         """Rows of what `forward` returned -> logits [R, V] float32. Overwrites the residual."""
         ...
 
 
-ARCHITECTURES: Final[dict[str, Callable[[ModelConfig, Weights, int], CausalLM]]] = {
+ARCHITECTURES: Final[dict[str, Callable[[ModelConfig, Weights, int], LanguageModel]]] = {
     "LlamaForCausalLM": LlamaForCausalLM,
     "MistralForCausalLM": MistralForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "BertModel": BertModel,
+    "RobertaModel": BertModel,
+    "XLMRobertaModel": BertModel,
 }
 assert tuple(ARCHITECTURES) == SUPPORTED_ARCHITECTURES
 
 
 def is_ignored_tensor(name: str, config: ModelConfig) -> bool:
-    """Tensors that some checkpoints carry and no model needs: stored rotary tables, the copy of a tied head."""
-    return name.endswith(("rotary_emb.inv_freq", "rope_freqs.weight")) or (
-        config.tie_word_embeddings and name == "lm_head.weight"
-    )
+    """Tensors that some checkpoints carry and no model needs: stored tables, the copy of a tied head, heads of tasks
+    that the checkpoint is not served for."""
+    if name.endswith(("rotary_emb.inv_freq", "rope_freqs.weight", "embeddings.position_ids")):
+        return True
+    if config.is_encoder:
+        has_pooler = bool(config.pooler.labels) and config.architecture == "BertModel"
+        return name.startswith(("cls.", "lm_head.")) or ("pooler." in name and not has_pooler)
+    return name == "lm_head.weight" and (config.tie_word_embeddings or "generate" not in config.tasks)
+
+
+def base_prefix(architecture: str) -> str:
+    """What the names of the body's tensors begin with, unless the checkpoint is of the body alone."""
+    return PREFIXES.get(architecture, "model.")

@@ -54,7 +54,7 @@ class UsageLog:
         metrics.count_request(record.endpoint, record.outcome)
         if record.error_code:
             metrics.count_error(record.error_code)
-        if record.num_output_tokens:
+        if record.num_output_tokens or record.outcome == "stop":  # a one-pass request has no output tokens
             metrics.request_duration.observe(record.duration_s)
             metrics.request_prompt_tokens.observe(record.num_prompt_tokens)
             metrics.request_output_tokens.observe(record.num_output_tokens)

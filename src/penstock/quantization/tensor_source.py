@@ -147,7 +147,7 @@ class DummySource:
         self._made_bytes = 0
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if name.endswith("norm.weight"):
+        if name.lower().endswith("norm.weight"):
             return torch.ones(shape, dtype=dtype)
         return self._draw(name, 0, math.prod(shape), 0.02).to(dtype, copy=True).view(shape)
 

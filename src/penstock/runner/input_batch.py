@@ -37,8 +37,12 @@ class StepInputs(NamedTuple):
 class InputBatch:
     """Rows for at most `max_num_seqs` requests of at most `max_model_len` tokens in blocks of `block_size`."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, *, num_token_types: int = 0
+    ) -> None:
+        """num_token_types: kinds of token that the model tells apart; from 2 on the second text of a pair is one."""
         self._block_size = block_size
+        self._num_token_types = num_token_types
         self._vocab_size = vocab_size
         self._max_blocks = -(-max_model_len // block_size)
         self._row_tokens = max_model_len + 1  # the last token drawn is kept too, though it is never computed
@@ -49,6 +53,7 @@ class InputBatch:
         self._block_tables = np.zeros((max_num_seqs, self._max_blocks), dtype=np.int32)
         self._num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self._second_text_start = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_blocks = [0] * max_num_seqs
         self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
         self._top_k = np.zeros(max_num_seqs, dtype=np.int32)
@@ -76,6 +81,8 @@ class InputBatch:
         self._token_ids[row, : len(token_ids)] = token_ids
         self._num_tokens[row] = len(token_ids)
         self._num_prompt_tokens[row] = request.num_prompt_tokens
+        second_text_start = request.pooling.second_text_start if request.pooling is not None else 0
+        self._second_text_start[row] = second_text_start or self._row_tokens
         self._num_blocks[row] = 0
         self._temperature[row] = sampling.temperature
         self._top_k[row] = sampling.top_k
@@ -137,6 +144,7 @@ class InputBatch:
             context_lens=torch.from_numpy(ends_R.astype(np.int32)),
             block_tables=torch.from_numpy(self._block_tables[rows_R, :width]),
             slot_mapping=torch.from_numpy(slots_T),
+            token_types=self._token_types(rows_T, positions_T) if self._num_token_types else None,
         )
         return StepInputs(
             torch.from_numpy(self._token_ids[rows_T, positions_T]),
@@ -145,6 +153,11 @@ class InputBatch:
             rows_R,
             query_starts[1:] - 1,
         )
+
+    def _token_types(self, rows_T: Int64, positions_T: Int64) -> Tensor:
+        if self._num_token_types == 1:
+            return torch.zeros(len(rows_T), dtype=torch.int64)
+        return torch.from_numpy((positions_T >= self._second_text_start[rows_T]).astype(np.int64))
 
     def sampling_batch(self, rows_R: Int64) -> SamplingBatch:
         """Sampling parameters of `rows`, which draw their next tokens."""

@@ -28,7 +28,9 @@ def cache_dtype(config: EngineConfig) -> torch.dtype:
 
 
 def block_nbytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers, keys and values."""
+    """Bytes of one block over all layers, keys and values; 0 for an encoder, which keeps none."""
+    if model.is_encoder:
+        return 0
     assert block_size == BLOCK_SLOTS, block_size
     head = head_block_elements(model.head_dim, dtype) * dtype.itemsize
     return 2 * model.num_layers * model.num_kv_heads * head
@@ -39,6 +41,10 @@ class KVPool:
 
     def __init__(self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         self.num_blocks = num_blocks
+        self.caches: list[KVCache] = []
+        self.tensors: list[torch.Tensor] = []
+        if num_blocks == 0:
+            return
         heads, size = model.num_kv_heads, model.head_dim
         key_shape = key_cache_shape(num_blocks, heads, size, dtype)
         value_shape = value_cache_shape(num_blocks, heads, size, dtype)

@@ -17,8 +17,8 @@ from penstock.base.errors import ConfigError
 from penstock.config.engine import EngineConfig
 from penstock.kernels.ops import Ops
 from penstock.layers import Weights
-from penstock.loader import Checkpoint, GGUFCheckpoint, open_checkpoint
-from penstock.models import ARCHITECTURES, CausalLM, is_ignored_tensor
+from penstock.loader import BodyCheckpoint, Checkpoint, GGUFCheckpoint, open_checkpoint
+from penstock.models import ARCHITECTURES, LanguageModel, base_prefix, is_ignored_tensor
 from penstock.quantization import (
     CheckpointSource,
     DummySource,
@@ -69,7 +69,7 @@ def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
         return _measure(config, linear_format(config, checkpoint), ops)
 
 
-def load_model(config: EngineConfig, ops: Ops, on_progress: Callable[[float], None]) -> CausalLM:
+def load_model(config: EngineConfig, ops: Ops, on_progress: Callable[[float], None]) -> LanguageModel:
     """Builds the model. Raises CheckpointError."""
     with _opened(config) as checkpoint:
         chosen = linear_format(config, checkpoint)
@@ -95,7 +95,9 @@ def _opened(config: EngineConfig) -> Iterator[Checkpoint | None]:
         yield None
         return
     with closing(open_checkpoint(Path(config.model_path))) as checkpoint:
-        yield checkpoint
+        prefix = base_prefix(config.model.architecture)
+        is_whole = any(name.startswith(prefix) for name in checkpoint.names())
+        yield checkpoint if is_whole else BodyCheckpoint(checkpoint, prefix)
 
 
 def _measure(config: EngineConfig, chosen: StoredFormat, ops: Ops) -> int:

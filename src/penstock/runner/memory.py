@@ -61,12 +61,12 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
         length = needs.longest_context(config, limit, share) or length
         config = _with_limits(config, max_model_len=length)
     left = limit - needs.weights - needs.activations(config)
-    asked = config.cache.num_blocks
+    asked = 0 if config.model.is_encoder else config.cache.num_blocks
     least = asked or needs.least_blocks(length)
     if left < least * needs.block:
         raise _refusal(config, needs, limit)
     most = config.scheduler.max_num_seqs * needs.least_blocks(length)
-    num_blocks = asked or max(least, min(most, int(left * share) // needs.block))
+    num_blocks = asked or max(least, min(most, int(left * share) // max(needs.block, 1)))
     parts = {
         "limit_bytes": limit,
         "weights_bytes": needs.weights,
@@ -86,9 +86,12 @@ class _Needs:
         self.weights = weights
         self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config))
         self._block_size = config.cache.block_size
+        self._is_encoder = config.model.is_encoder
 
     def least_blocks(self, max_model_len: int) -> int:
         """One sequence of full length must be able to run, with a block to copy a partial prefix hit into."""
+        if self._is_encoder:
+            return 0
         return -(-max_model_len // self._block_size) + 1
 
     def activations(self, config: EngineConfig) -> int:
@@ -113,7 +116,7 @@ class _Needs:
 
         def fits(length: int) -> bool:
             left = limit - self.weights - self.activations(_with_limits(config, max_model_len=length))
-            blocks = config.cache.num_blocks or int(max(left, 0) * share) // self.block
+            blocks = config.cache.num_blocks or int(max(left, 0) * share) // max(self.block, 1)
             return blocks * self.block <= left and self.least_blocks(length) <= blocks
 
         low, high = 0, config.scheduler.max_model_len

@@ -1,4 +1,4 @@
-"""Executes the scheduler's plan of a step: applies its diff to the rows, runs the model, samples.
+"""Executes the scheduler's plan of a step: applies its diff to the rows, runs the model, samples or pools.
 
 Errors: what a request alone can cause (parameters that cannot be applied, logits without a usable number) ends that
 request. When a step as a whole raises, its requests are run again in halves until those that raise are alone; the
@@ -33,6 +33,7 @@ from penstock.messages import (
 from penstock.runner.input_batch import InputBatch, StepInputs
 from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
+from penstock.runner.pooling import Pooler
 from penstock.sampling import NO_TOKEN, sample, token_logprobs
 
 _log = logging.getLogger(__name__)
@@ -48,20 +49,25 @@ class ModelRunner:
     """
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[str, float], None]) -> None:
-        assert config.cache.num_blocks > 0, "plan_memory comes first"
+        assert config.cache.num_blocks > 0 or config.model.is_encoder, "plan_memory comes first"
         torch.set_num_threads(config.num_threads)
         limits = config.scheduler
         self.ops = op_table.load(config.kernels, config.num_threads)
         self._model = load_model(config, self.ops, lambda fraction: on_progress("weights", fraction))
         self._pool = KVPool(config.model, config.cache.num_blocks, config.cache.block_size, cache_dtype(config))
         self._batch = InputBatch(
-            limits.max_num_seqs, limits.max_model_len, config.cache.block_size, config.model.vocab_size
+            limits.max_num_seqs,
+            limits.max_model_len,
+            config.cache.block_size,
+            config.model.vocab_size,
+            num_token_types=config.model.type_vocab_size,
         )
+        self._pooler = Pooler(config.model, self._model, self.ops)
         self._failed: dict[str, ErrorInfo] = {}
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> StepResult:
-        """Runs one step. A scheduled request that samples is afterwards in `sampled` or in `errors`."""
+        """Runs one step. A scheduled request that samples is afterwards in `sampled`, `pooled` or `errors`."""
         started = time.perf_counter()
         result = StepResult(output.step_id, {}, {}, {}, 0.0)
         self._apply(output)
@@ -79,9 +85,11 @@ class ModelRunner:
     def _apply(self, output: SchedulerOutput) -> None:
         for request_id in output.removed_request_ids:
             self._batch.remove(request_id)
+            self._pooler.remove(request_id)
             self._failed.pop(request_id, None)
         for new in output.new_requests:
             try:
+                self._pooler.add(new)
                 self._batch.add(new)
             except (ValueError, TypeError, OverflowError) as error:
                 _log.warning("request %s cannot be run: %s", new.request_id, error)
@@ -118,9 +126,16 @@ class ModelRunner:
         )
         prompt_logprobs = self._prompt_logprobs(scheduled, inputs, x_TD, residual_TD)
         drawing = [index for index, request in enumerate(scheduled) if request.samples]
+        pooled = None
+        if self._pooler:
+            pooled = self._pooler.pool(scheduled, inputs.last_tokens.tolist(), x_TD, residual_TD)
+            drawing = [index for index in drawing if scheduled[index].request_id not in self._pooler]
         if drawing:
             self._sample(scheduled, drawing, inputs, x_TD, residual_TD, result)
         result.prompt_logprobs.update(prompt_logprobs)
+        if pooled is not None:
+            self._pooler.keep(pooled)
+            result.pooled.update(pooled.vectors)
 
     def _sample(
         self,

@@ -17,9 +17,15 @@ def check_acceptable(request: EngineRequest, config: SchedulerConfig, kv_cache: 
         raise ValidationError("The prompt is empty.", param="prompt")
     if request.max_tokens < 1:
         raise ValidationError("max_tokens must be at least 1.", param="max_tokens")
-    if num_prompt + request.max_tokens > config.max_model_len:
+    if request.pooling is not None and request.max_tokens != 1:
+        raise ValidationError("A one-pass request has max_tokens 1.", param="max_tokens")
+    num_drawn = request.max_tokens if request.pooling is None else 0
+    if config.is_encoder:
+        check_encodable(request, config)
+        return
+    if num_prompt + num_drawn > config.max_model_len:
         raise ContextOverflowError(
-            f"The prompt has {num_prompt} tokens and max_tokens is {request.max_tokens}; together they exceed the "
+            f"The prompt has {num_prompt} tokens and max_tokens is {num_drawn}; together they exceed the "
             f"context of {config.max_model_len} tokens.",
             remedy="Shorten the prompt or lower max_tokens.",
         )
@@ -29,6 +35,18 @@ def check_acceptable(request: EngineRequest, config: SchedulerConfig, kv_cache: 
             f"The request can need {num_blocks} blocks of {kv_cache.block_size} tokens (prompt {num_prompt}, "
             f"max_tokens {request.max_tokens}), but the KV cache has {kv_cache.num_blocks}.",
             remedy="Lower max_tokens, or give the engine more memory.",
+        )
+
+
+def check_encodable(request: EngineRequest, config: SchedulerConfig) -> None:
+    """Raises ContextOverflowError or ValidationError for what an encoder cannot take whole, in one step."""
+    if request.pooling is None:
+        raise ValidationError("This model is an encoder: it does not generate.", param="model")
+    num_tokens, longest = len(request.prompt_token_ids), min(config.max_model_len, config.max_num_batched_tokens)
+    if num_tokens > longest:
+        raise ContextOverflowError(
+            f"The text has {num_tokens} tokens; an encoder reads a text whole, at most {longest} tokens of it.",
+            remedy="Shorten the text.",
         )
 
 

@@ -47,6 +47,7 @@ class StepPlan:
                 request.num_prompt_tokens,
                 request.sampling,
                 request.stop_token_ids,
+                request.pooling,
             )
         )
         self.add(request, num_tokens, list(request.table.block_ids))

@@ -6,7 +6,16 @@ import enum
 from typing import Final
 
 from penstock.kvcache import TOKEN_BYTES, BlockTable, decode_tokens, encode_tokens
-from penstock.messages import EngineRequest, ErrorInfo, FinishReason, RequestOutput, RequestTimings, TokenLogprobs
+from penstock.messages import (
+    EngineRequest,
+    ErrorInfo,
+    FinishReason,
+    PoolingParams,
+    RequestOutput,
+    RequestTimings,
+    StepResult,
+    TokenLogprobs,
+)
 
 NOT_ADMITTED: Final = -1
 
@@ -55,6 +64,8 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_slots",
+        "pooling",
+        "pools_every_token",
         "prompt_logprobs",
         "rank",
         "request_id",
@@ -68,13 +79,20 @@ class Request:
         "token_ids",
     )
 
-    def __init__(self, message: EngineRequest, rank: Rank, is_protected: bool = False) -> None:
-        """Raises OverflowError or TypeError if the prompt holds anything but 32-bit integers."""
+    def __init__(
+        self, message: EngineRequest, rank: Rank, is_protected: bool = False, *, pools_every_token: bool = False
+    ) -> None:
+        """pools_every_token: if it is a one-pass request, its vector needs every position.
+
+        Raises OverflowError or TypeError if the prompt holds anything but 32-bit integers.
+        """
         prompt = message.prompt_token_ids
         self.token_bytes = encode_tokens(prompt)
         self.request_id = message.request_id
         self.namespace = message.namespace
         self.sampling = message.sampling
+        self.pooling: PoolingParams | None = message.pooling
+        self.pools_every_token = pools_every_token and message.pooling is not None
         self.stop_token_ids = message.stop_token_ids
         self.min_tokens = message.sampling.min_tokens
         self.num_prompt_tokens = len(prompt)
@@ -112,8 +130,8 @@ class Request:
 
     @property
     def matchable_bytes(self) -> bytes:
-        """What may be looked for in the cache: nothing while every prompt position is needed for its logprobs."""
-        return self.token_bytes if self.prompt_logprobs is None else b""
+        """What may be looked for in the cache: nothing while every position is needed, for logprobs or a mean."""
+        return self.token_bytes if self.prompt_logprobs is None and not self.pools_every_token else b""
 
     def unpack(self) -> None:
         """Makes token_ids, or brings token_bytes up to date with the output that came before a preemption."""
@@ -147,6 +165,11 @@ class Request:
             max(self.num_cached_tokens, 0),
             len(self.token_ids) - self.num_prompt_tokens,
         )
+
+    def vector_output(self, result: StepResult, now: float) -> RequestOutput:
+        """All that a one-pass request gives."""
+        self.has_output, self.first_token_s = True, now
+        return RequestOutput(self.request_id, pooled=result.pooled[self.request_id])
 
     def final_output(self, reason: FinishReason, now: float, error: ErrorInfo | None = None) -> RequestOutput:
         """An end that brings no token."""

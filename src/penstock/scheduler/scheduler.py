@@ -32,7 +32,7 @@ from penstock.scheduler.request import NOT_ADMITTED, Request, RequestState
 from penstock.scheduler.waiting_queue import WaitingQueue
 
 _by_rank = attrgetter("rank")
-_LOST_TOKEN: Final = ErrorInfo("internal_error", 500, "The engine drew no token for this request.")
+_LOST_TOKEN: Final = ErrorInfo("internal_error", 500, "The engine gave nothing for this request.")
 
 
 class Scheduler:
@@ -52,20 +52,20 @@ class Scheduler:
     computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it, to be
     recomputed.
 
-    Nobody waits forever: - add() refuses a request that the pool could not hold alone, so one request can always
-    finish by itself. - After `max_preemptions` a request is protected: never preempted again, first in rank. One such
-    request runs with the
-      blocks it needs now (the guaranteed one); further ones are admitted beside it only with all they can ever need,
-      and let others pass until then.
+    Nobody waits forever:
+    - add() refuses a request that the pool could not hold alone, so one request can always finish by itself.
+    - After `max_preemptions` a request is protected: never preempted again, first in rank. One such runs with the
+      blocks it needs now (the guaranteed one); others are admitted beside it only with all they can ever need.
     - An unprotected request that cannot grow preempts an unprotected one, at worst itself. So whoever lacks a block and
       stays is the guaranteed one, with only protected requests beside it; those lack nothing, finish, and leave it
       alone with the pool, where it fits.
     - Hence some running request always advances. Preemptions are at most max_preemptions a request, so work lost is
-    finite;
-      with nothing running the watermark is waived, and the first in the queue fits.
+      finite; with nothing running the watermark is waived, and the first in the queue fits.
 
     max_num_seqs is kept at most max_num_batched_tokens, so every running request gets at least a token a step.
     Prefixes that are being computed are waited for, not computed again: see PrefixWait.
+    A one-pass request (pooling) is prefilled like any other, and ends with its vector instead of a token. An encoder's
+    texts are planned whole, and their tables have no blocks.
     """
 
     def __init__(self, config: SchedulerConfig, kv_cache: KVCacheManager) -> None:
@@ -107,7 +107,7 @@ class Scheduler:
         priority = request.priority if self._has_priorities else int(request.priority >= BACKGROUND_PRIORITY)
         rank = (not is_protected, priority, self._num_arrivals)
         try:
-            accepted = Request(request, rank, is_protected)
+            accepted = Request(request, rank, is_protected, pools_every_token=self._config.pools_every_token)
         except (OverflowError, TypeError) as error:
             raise ValidationError("prompt_token_ids must be 32-bit integers.", param="prompt_token_ids") from error
         self._num_arrivals += 1
@@ -258,6 +258,8 @@ class Scheduler:
             if request is None or request.num_in_flight:
                 break  # a preempted one whose last tokens are still to come
             request.unpack()
+            if self._config.is_encoder and len(request.token_ids) > plan.budget:
+                break  # it runs whole, in a step of its own if need be
             num_tokens = self._tokens_to_reserve(request)
             if num_tokens is None:
                 if len(passed) == self._max_running:
@@ -292,6 +294,8 @@ class Scheduler:
 
     def _tokens_to_reserve(self, request: Request) -> int | None:
         """How many tokens' blocks a request is admitted with; None if it must let others pass for now."""
+        if self._config.is_encoder:
+            return 0
         num_known = len(request.token_ids)
         if not request.is_protected:
             return num_known
@@ -301,11 +305,12 @@ class Scheduler:
         return num_worst if self._kv.blocks_for(num_worst) <= self._kv.num_available else None
 
     def _start(self, request: Request, table: BlockTable, num_reserved: int, plan: StepPlan) -> None:
-        if request.is_protected and num_reserved < request.max_total_tokens - 1:
+        num_cacheable = 0 if self._config.is_encoder else request.max_total_tokens - 1
+        if request.is_protected and num_reserved < num_cacheable:
             self._guaranteed = request
         request.state = RequestState.RUNNING
         request.table = table
-        request.num_slots = len(table.block_ids) * self._kv.block_size
+        request.num_slots = len(table.block_ids) * self._kv.block_size or len(request.token_ids)
         request.num_computed_tokens = request.num_finished_tokens = table.num_cached_tokens
         insort(self._running, request, key=_by_rank)
         if request.num_cached_tokens == NOT_ADMITTED:
@@ -345,6 +350,8 @@ class Scheduler:
         return self._take_token(request, result) if share.samples else None
 
     def _take_token(self, request: Request, result: StepResult) -> RequestOutput:
+        if request.request_id in result.pooled:
+            return self._end(request, request.vector_output(result, self._now), FinishReason.STOP)
         sampled = result.sampled.get(request.request_id)
         if sampled is None or not sampled.token_ids:
             return self._finish(request, FinishReason.ERROR, _LOST_TOKEN)

@@ -61,6 +61,7 @@ class Choice:
     prompt_logprobs: list[LogprobEntry | None] | None = None
     finish_reason: str = ""
     stop_reason: str | int | None = None
+    pooled: bytes = b""  # of a one-pass request: little-endian float32
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
     first_token_s: float = 0.0
@@ -322,6 +323,8 @@ class _Run:
         choice.num_output_tokens = delta.num_output_tokens
         if delta.prompt_logprobs is not None:
             choice.prompt_logprobs = delta.prompt_logprobs
+        if delta.pooled is not None:
+            choice.pooled = delta.pooled
         if delta.parts:
             choice.num_calls += sum(isinstance(part, ToolCall) for part in delta.parts)
             choice.warnings += [part for part in delta.parts if isinstance(part, ParseWarning)]

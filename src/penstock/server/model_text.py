@@ -10,9 +10,11 @@ from pathlib import Path
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.one_pass import GENERATES, ModelTasks, Pair, PooledState, Source
 from penstock.frontend.processor import Chat, Processor, Prompt
 from penstock.frontend.text_files import TextFiles
 from penstock.frontend.tokenizer import Tokenizer
+from penstock.messages import PoolingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.server.model_facts import ModelFacts
 from penstock.server.text import GenerationRequest, Sequenced
@@ -31,13 +33,16 @@ class TextParts:
 class ModelText:
     """Prepares requests for one engine. max_model_len and vocab_size are the engine's."""
 
-    def __init__(self, parts: TextParts, max_model_len: int, vocab_size: int) -> None:
-        self._processor = Processor(parts.tokenizer, parts.chat_template, max_model_len, vocab_size)
-
+    def __init__(self, parts: TextParts, max_model_len: int, vocab_size: int, tasks: ModelTasks = GENERATES) -> None:
+        self._processor = Processor(parts.tokenizer, parts.chat_template, max_model_len, vocab_size, tasks=tasks)
         self.style = self._processor.output_style
+        self.tasks = self._processor.tasks
 
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         """Raises ValidationError, ContextOverflowError."""
+        if request.pooling is not None:
+            return await self._prepare_one_pass(request, request.pooling)
+        self.tasks.check("generate")
         sampling, processor = request.sampling, self._processor
         if len(request.prompts) * sampling.n > MAX_ENTRIES["sequences"]:
             raise ValidationError(
@@ -63,12 +68,31 @@ class ModelText:
             ]
         return sequences
 
-    async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
+    async def _prepare_one_pass(self, request: GenerationRequest, pooling: PoolingParams) -> list[Sequenced]:
+        self.tasks.check(pooling.kind)
+        longest = request.truncate_tokens if request.truncate_tokens != -1 else self._processor.max_model_len
+        sources = [source for source in request.prompts if not isinstance(source, Chat)]
+        sequences: list[Sequenced] = []
+        for index, prompt in enumerate(await self._processor.prepare_one_pass(sources, longest)):
+            engine_request = self._processor.one_pass_request(
+                f"{request.request_id}-{index}",
+                prompt,
+                pooling,
+                namespace=request.namespace,
+                priority=request.priority,
+                arrival_s=request.arrival_s,
+                deadline_s=request.deadline_s,
+            )
+            sequences.append(Sequenced(engine_request, PooledState(), prompt))
+        return sequences
+
+    async def prompt(self, source: Source | Chat, *, add_special_tokens: bool = True) -> Prompt:
         """Raises ValidationError, ContextOverflowError."""
         if isinstance(source, str):
             return await self._processor.prepare_text(source, add_special_tokens=add_special_tokens)
         if isinstance(source, Chat):
             return await self._processor.prepare_chat(source)
+        assert not isinstance(source, Pair), "only one-pass tasks read pairs"
         return self._processor.token_prompt(source)
 
     def template(self) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.frontend.one_pass import ModelTasks, Source
 from penstock.frontend.output import TextOutput
 from penstock.frontend.parsers.choose import OutputStyle
 from penstock.frontend.processor import Chat, Prompt
-from penstock.messages import EngineRequest, RequestOutput, SamplingParams
+from penstock.messages import EngineRequest, PoolingParams, RequestOutput, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,16 +18,20 @@ class GenerationRequest:
     """One validated request of any protocol. Each prompt gives sampling.n sequences, in the order of the prompts.
 
     request_id: unique in this process. namespace: whose prefix cache may be used. Times: time.monotonic() seconds.
+    pooling: what is asked for instead of text. truncate_tokens: then what is too long is cut to so many, -1 for the
+    context, instead of refused.
     """
 
     request_id: str
-    prompts: Sequence[str | list[int] | Chat]
+    prompts: Sequence[Source | Chat]
     sampling: SamplingParams
     namespace: str = ""
     priority: int = 0
     arrival_s: float = 0.0
     deadline_s: float | None = None
     add_special_tokens: bool = True
+    pooling: PoolingParams | None = None
+    truncate_tokens: int | None = None
 
 
 class OutputState(Protocol):
@@ -48,6 +53,7 @@ class TextLayer(Protocol):
     """Chat template, tokenizer and detokenizer of the served model: frontend.Processor behind `ModelText`."""
 
     style: OutputStyle  # how the model writes calls and reasoning
+    tasks: ModelTasks  # what the model can be asked for
 
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         """Renders, encodes and checks a request. Raises ValidationError, ContextOverflowError."""

@@ -1,4 +1,4 @@
-"""The gated activation."""
+"""The activations."""
 
 from __future__ import annotations
 
@@ -22,4 +22,12 @@ def silu_and_mul(kernels: Kernels, num_threads: int, gate_up_TJ: Tensor) -> Tens
     kernels.silu_and_mul(
         gate_up_TJ.data_ptr(), out.data_ptr(), tokens, width // 2, DTYPE_CODE[gate_up_TJ.dtype], num_threads
     )
+    return out
+
+
+def gelu(kernels: Kernels, num_threads: int, x_TI: Tensor) -> Tensor:
+    """See Ops.gelu."""
+    assert x_TI.is_contiguous(), x_TI.stride()
+    out = torch.empty_like(x_TI)
+    kernels.gelu(x_TI.data_ptr(), out.data_ptr(), x_TI.numel(), DTYPE_CODE[x_TI.dtype], num_threads)
     return out

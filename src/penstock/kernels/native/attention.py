@@ -1,4 +1,4 @@
-"""Rotary embedding with the cache write, attention over the paged cache, and block copies."""
+"""Rotary embedding with the cache write, attention over the paged cache or whole texts, and block copies."""
 
 from __future__ import annotations
 
@@ -90,6 +90,21 @@ def paged_attention(
         q_THD.data_ptr(), q_stride, key_cache.data_ptr(), value_cache.data_ptr(), block_tables_RW.data_ptr(),
         max_blocks, context_lens_R.data_ptr(), query_starts.data_ptr(), out.data_ptr(), requests, num_heads,
         num_kv_heads, head_dim, scale, sliding_window, DTYPE_CODE[dtype], DTYPE_CODE[key_cache.dtype], num_threads,
+    )  # fmt: skip
+    return out
+
+
+def full_attention(
+    kernels: Kernels, num_threads: int, qkv_TS: Tensor, query_starts: Tensor, num_heads: int, scale: float
+) -> Tensor:
+    """See Ops.full_attention."""
+    tokens, width = qkv_TS.shape
+    assert qkv_TS.is_contiguous() and width % (3 * num_heads) == 0 and scale > 0.0, (qkv_TS.shape, num_heads)
+    assert query_starts.dtype is torch.int32 and query_starts.is_contiguous(), query_starts.dtype
+    out = torch.empty((tokens, width // 3), dtype=qkv_TS.dtype)
+    kernels.full_attention(
+        qkv_TS.data_ptr(), query_starts.data_ptr(), out.data_ptr(), query_starts.numel() - 1, num_heads,
+        width // 3 // num_heads, scale, DTYPE_CODE[qkv_TS.dtype], num_threads,
     )  # fmt: skip
     return out
 

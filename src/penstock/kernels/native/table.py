@@ -71,6 +71,14 @@ class NativeOps(Ops):
     def add_rms_norm(self, x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(self.kernels, self.num_threads, x_TK, residual_TK, weight_K, eps)
 
+    def layer_norm(
+        self, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, bias_K: Tensor, eps: float
+    ) -> Tensor:
+        return norm.layer_norm(self.kernels, self.num_threads, x_TK, residual_TK, (weight_K, bias_K), eps)
+
+    def gelu(self, x_TI: Tensor) -> Tensor:
+        return activation.gelu(self.kernels, self.num_threads, x_TI)
+
     def silu_and_mul(self, gate_up_TJ: Tensor) -> Tensor:
         return activation.silu_and_mul(self.kernels, self.num_threads, gate_up_TJ)
 
@@ -100,6 +108,9 @@ class NativeOps(Ops):
     ) -> Tensor:
         caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
         return attention.paged_attention(self.kernels, self.num_threads, q_THD, caches, tables, scale, sliding_window)
+
+    def full_attention(self, qkv_TS: Tensor, query_starts: Tensor, num_heads: int, scale: float) -> Tensor:
+        return attention.full_attention(self.kernels, self.num_threads, qkv_TS, query_starts, num_heads, scale)
 
     def copy_blocks(self, caches: Sequence[Tensor], sources: Tensor, destinations: Tensor) -> None:
         attention.copy_blocks(self.kernels, caches, sources, destinations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +97,17 @@ def paged_attention(
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         out_THD[rows] = torch.einsum("hqk,khd->qhd", weights, values.repeat_interleave(group, dim=1)).to(q_THD.dtype)
     return out_THD.flatten(1)
+
+
+def full_attention(qkv_TS: Tensor, query_starts: Tensor, num_heads: int, scale: float) -> Tensor:
+    """See Ops.full_attention."""
+    heads = qkv_TS.view(qkv_TS.shape[0], 3, num_heads, -1).float()
+    texts = []
+    for begin, end in itertools.pairwise(query_starts.tolist()):
+        q, k, v = heads[begin:end].unbind(1)
+        weights = (torch.einsum("qhd,khd->hqk", q, k) * scale).softmax(-1)
+        texts.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(texts).flatten(1).to(qkv_TS.dtype)
 
 
 def copy_blocks(caches: Sequence[Tensor], sources: Tensor, destinations: Tensor) -> None:

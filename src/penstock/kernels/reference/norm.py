@@ -1,4 +1,4 @@
-"""RMSNorm, alone and after a residual sum, in torch, with the roundings of the published model code."""
+"""RMSNorm and LayerNorm, alone and after a sum, in torch, with the roundings of the published model code."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def add_rms_norm(x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float
     """See Ops.add_rms_norm."""
     residual_TK.add_(x_TK)
     return rms_norm(residual_TK, weight_K, eps)
+
+
+def layer_norm(x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, bias_K: Tensor, eps: float) -> Tensor:
+    """See Ops.layer_norm."""
+    wide = (x_TK if residual_TK is None else x_TK + residual_TK).float()
+    return torch.nn.functional.layer_norm(wide, weight_K.shape, weight_K.float(), bias_K.float(), eps).to(x_TK.dtype)
