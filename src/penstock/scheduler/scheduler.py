@@ -49,8 +49,7 @@ class Scheduler:
 
     Blocks: admission takes the blocks of all known tokens at once, and leaves `watermark_blocks` for running requests
     to grow into. When one cannot grow, the running request of the worst rank is preempted: its blocks go (what it
-    computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it, to be
-    recomputed.
+    computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it.
 
     Nobody waits forever:
     - add() refuses a request that the pool could not hold alone, so one request can always finish by itself.
