@@ -18,9 +18,12 @@ from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot, 
 from penstock.server.anthropic import schema as anthropic
 from penstock.server.app import ROUTES
 from penstock.server.auth import PUBLIC_PATHS
+from penstock.server.cohere.rerank import RerankRequest
 from penstock.server.ollama import schema as ollama
+from penstock.server.ollama.embed import EmbedRequest
 from penstock.server.openai import response_schema
 from penstock.server.openai.batches import BatchRequest
+from penstock.server.openai.embeddings import EmbeddingRequest
 from penstock.server.openai.schema import (
     NO_OP_VALUES,
     ChatRequest,
@@ -29,6 +32,8 @@ from penstock.server.openai.schema import (
     TokenizeRequest,
 )
 from penstock.server.tgi import schema as tgi
+from penstock.server.vllm.classify import ClassifyRequest
+from penstock.server.vllm.score import ScoreRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Made by tools/generate_docs.py from the code: do not edit. -->"
@@ -135,6 +140,10 @@ def fields() -> str:
 
 # Heading, request type, and the values that its unsupported fields may yet have.
 PROTOCOLS = (
+    ("POST /v1/embeddings", EmbeddingRequest, {}),
+    ("POST /v1/rerank, /v2/rerank and /rerank", RerankRequest, {}),
+    ("POST /v1/score and /score", ScoreRequest, {}),
+    ("POST /v1/classify and /classify", ClassifyRequest, {}),
     ("POST /v1/responses", response_schema.ResponseRequest, response_schema.NO_OP_VALUES),
     ("POST /v1/batches", BatchRequest, {}),
     ("POST /v1/generate: chat's sampling fields, and", GenerateRequest, {}),
@@ -143,6 +152,7 @@ PROTOCOLS = (
     ("POST /api/chat", ollama.ChatRequest, ollama.NO_OP_VALUES),
     ("POST /api/generate: what differs", ollama.GenerateRequest, ollama.NO_OP_VALUES),
     ("options of /api/chat and /api/generate", ollama.Options, ollama.NO_OP_OPTIONS),
+    ("POST /api/embed", EmbedRequest, {}),
     ("POST /, /generate and /generate_stream", tgi.GenerateRequest, {}),
     ("parameters of /, /generate and /generate_stream", tgi.Parameters, tgi.NO_OP_VALUES),
 )

@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 
 from penstock.base.errors import ContextOverflowError, DrainingError, PenstockError, ValidationError
 from penstock.config.settings import Settings
 from penstock.frontend.engine_client import RequestStream
+from penstock.frontend.one_pass import ModelTasks, Pair, PooledState
 from penstock.frontend.output import LogprobEntry, TextOutput, TokenEntry
 from penstock.frontend.parsers import hermes
 from penstock.frontend.parsers.choose import OutputStyle
@@ -31,6 +34,7 @@ from penstock.messages import (
     EngineStats,
     ErrorInfo,
     FinishReason,
+    PoolingParams,
     RequestOutput,
     RequestTimings,
     TokenLogprobs,
@@ -109,6 +113,14 @@ class FakeEngine:
         self.is_alive = False
 
     async def _run(self, request: EngineRequest, stream: RequestStream) -> None:
+        if request.pooling is not None and self.refusal is None:
+            await self.hold.wait()
+            values = fake_vector(request.prompt_token_ids, request.pooling)
+            pooled = struct.pack(f"<{len(values)}f", *values)
+            self._end(
+                request, stream, RequestOutput(request.request_id, pooled=pooled, finish_reason=FinishReason.STOP)
+            )
+            return
         prompt_ids, sampling = request.prompt_token_ids, request.sampling
         if self.refusal is not None:
             self._end(request, stream, RequestOutput(request.request_id, error=ErrorInfo.of(self.refusal),
@@ -151,6 +163,14 @@ class FakeEngine:
         self._tasks.pop(request.request_id, None)
         self.stats.num_running = len(self._tasks)
         stream.push(output)
+
+
+def fake_vector(ids: list[int], params: PoolingParams | None = None) -> list[float]:
+    """Two to four numbers that tell texts apart; of a classifier, a share for each of its labels."""
+    if params is not None and params.kind == "classify":
+        return [1 / len(ids)] if params.second_text_start else [0.25, 0.5 / len(ids), 0.75 - 0.5 / len(ids)]
+    vector = [1.0, len(ids) / 2, ids[0] % 7.0, ids[-1] % 5.0]
+    return vector[: params.dimensions] if params is not None else vector
 
 
 def _timings() -> RequestTimings:
@@ -219,6 +239,7 @@ class FakeText:
 
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
+        self.tasks = ModelTasks(("generate", "embed", "score", "rerank"), 4)
 
     style = STYLE
 
@@ -240,6 +261,9 @@ class FakeText:
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
         await asyncio.sleep(0)
         self.requests.append(request)
+        if request.pooling is not None:
+            return [self._pooled(request, request.pooling, i, source) for i, source in enumerate(request.prompts)]
+        self.tasks.check("generate")
         sequences: list[Sequenced] = []
         for number, source in enumerate(request.prompts):
             ids = _prompt_ids(source)
@@ -261,6 +285,23 @@ class FakeText:
                 parser = STYLE.parser(source.tools) if isinstance(source, Chat) else None
                 sequences.append(Sequenced(engine_request, FakeState(engine_request, parser), prompt))
         return sequences
+
+    def _pooled(self, request: GenerationRequest, pooling: PoolingParams, index: int, source: Any) -> Sequenced:
+        self.tasks.check(pooling.kind)
+        pooling.validate(self.tasks.embedding_size)
+        first = list(map(ord, source.first)) if isinstance(source, Pair) else _prompt_ids(source)
+        ids = first + list(map(ord, source.second)) if isinstance(source, Pair) else first
+        limit = MAX_MODEL_LEN if request.truncate_tokens == -1 else request.truncate_tokens
+        ids = ids[:limit]
+        if not 0 < len(ids) <= MAX_MODEL_LEN or min(ids) < 0:
+            raise ValidationError("The input does not fit.", param="input")
+        if isinstance(source, Pair):
+            pooling = msgspec.structs.replace(pooling, second_text_start=len(first))
+        engine_request = EngineRequest(
+            request_id=f"{request.request_id}-{index}", prompt_token_ids=ids, sampling=request.sampling, max_tokens=1,
+            arrival_s=request.arrival_s, deadline_s=request.deadline_s, pooling=pooling,
+        )  # fmt: skip
+        return Sequenced(engine_request, PooledState(), Prompt(ids))
 
 
 def _prompt_ids(source: str | list[int] | Chat) -> list[int]:

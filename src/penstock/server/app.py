@@ -21,16 +21,19 @@ from penstock.server.anthropic.messages import CountTokens, MessagesFormat
 from penstock.server.anthropic.messages import error_body as anthropic_error
 from penstock.server.auth import ApiKeyMiddleware
 from penstock.server.call import CallEndpoint
+from penstock.server.cohere.rerank import RerankFormat
 from penstock.server.exchange import Exchange
 from penstock.server.generate import GenerationEndpoint
 from penstock.server.health import progress_report
 from penstock.server.local_only import LocalOnlyMiddleware
+from penstock.server.ollama.embed import EmbedFormat
 from penstock.server.ollama.generate import OllamaFormat
 from penstock.server.ollama.generate import error_body as ollama_error
 from penstock.server.ollama.models import OllamaModels
 from penstock.server.openai.batches import Batches
 from penstock.server.openai.chat import ChatFormat
 from penstock.server.openai.completions import CompletionFormat
+from penstock.server.openai.embeddings import EmbeddingFormat
 from penstock.server.openai.files import Files
 from penstock.server.openai.models import ModelRoutes
 from penstock.server.openai.render import error_body
@@ -42,11 +45,21 @@ from penstock.server.state import ServerState
 from penstock.server.tgi.generate import TgiFormat
 from penstock.server.tgi.generate import error_body as tgi_error
 from penstock.server.tgi.info import TgiRoutes
+from penstock.server.vllm.classify import ClassifyFormat
+from penstock.server.vllm.score import ScoreFormat
 
 # (method, path, what it does): every route there is. docs/api.md and the authentication test enumerate this list.
 ROUTES: Final = (
     ("POST", "/v1/chat/completions", "Answers a conversation (OpenAI)."),
     ("POST", "/v1/completions", "Continues texts or token ids (OpenAI)."),
+    ("POST", "/v1/embeddings", "Vectors of texts or token ids (OpenAI)."),
+    ("POST", "/v1/score", "Scores pairs of texts (vLLM)."),
+    ("POST", "/score", "The same."),
+    ("POST", "/v1/classify", "Labels texts or token ids (vLLM)."),
+    ("POST", "/classify", "The same."),
+    ("POST", "/v2/rerank", "Orders documents by a query (Cohere, Jina)."),
+    ("POST", "/v1/rerank", "The same."),
+    ("POST", "/rerank", "The same."),
     ("POST", "/v1/generate", "Continues token ids or a text, and gives token ids back (our own)."),
     ("POST", "/v1/render", "The prompt that a chat request would become (our own)."),
     ("POST", "/detokenize", "Token ids to text (vLLM)."),
@@ -70,6 +83,7 @@ ROUTES: Final = (
     ("POST", "/v1/messages/count_tokens", "Counts a conversation's tokens (Anthropic)."),
     ("POST", "/api/chat", "Answers a conversation (Ollama)."),
     ("POST", "/api/generate", "Answers a prompt (Ollama)."),
+    ("POST", "/api/embed", "Vectors of texts (Ollama)."),
     ("GET", "/api/tags", "The models there are (Ollama)."),
     ("GET", "/api/ps", "The models that are loaded (Ollama)."),
     ("POST", "/api/show", "What is known of a model (Ollama)."),
@@ -93,6 +107,7 @@ def routes(state: ServerState) -> list[Route]:
     health, models, tokens = HealthRoutes(state), ModelRoutes(state), TokenRoutes(state)
     chat = GenerationEndpoint(state, ChatFormat(state))
     completions = GenerationEndpoint(state, CompletionFormat(state))
+    embeddings = GenerationEndpoint(state, EmbeddingFormat(state))
 
     async def document(body: bytes, exchange: Exchange) -> object:  # noqa: ARG001 - a Handler
         from penstock.server.openapi import openapi_document
@@ -102,12 +117,16 @@ def routes(state: ServerState) -> list[Route]:
     endpoints: dict[str, Callable[..., Any]] = {
         "POST /v1/chat/completions": chat,
         "POST /v1/completions": completions,
+        "POST /v1/embeddings": embeddings,
         "POST /v1/generate": GenerationEndpoint(state, GenerateFormat(state)),
         "POST /v1/render": CallEndpoint(state, tokens.render, error_body),
         "POST /detokenize": CallEndpoint(state, tokens.detokenize, error_body),
         "GET /health": health.ready,
         "GET /openapi.json": CallEndpoint(state, document, error_body),
-        **_stateful(state, chat, completions),
+        **_stateful(
+            state, {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/embeddings": embeddings}
+        ),
+        **_one_pass(state),
         **_other_protocols(state, tokens),
         "GET /v1/models": models.list_models,
         "GET /v1/models/{name:path}": models.get_model,
@@ -119,15 +138,12 @@ def routes(state: ServerState) -> list[Route]:
     return [Route(path, endpoints[f"{method} {path}"], methods=[method]) for method, path, _ in ROUTES]
 
 
-def _stateful(
-    state: ServerState, chat: GenerationEndpoint, completions: GenerationEndpoint
-) -> dict[str, Callable[..., Any]]:
-    """OpenAI's routes that keep something."""
+def _stateful(state: ServerState, in_batches: dict[str, ASGIApp]) -> dict[str, Callable[..., Any]]:
+    """OpenAI's routes that keep something. in_batches: what a batch may ask for beside responses, by path."""
     responses = Responses(state)
     responses.endpoint = GenerationEndpoint(state, ResponsesFormat(state, responses))
     files = Files(state)
-    in_batches = {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/responses": responses.endpoint}
-    batches = Batches(state, files, in_batches)
+    batches = Batches(state, files, {**in_batches, "/v1/responses": responses.endpoint})
     state.when_serving.append(batches.start)
     return {
         "POST /v1/files": CallEndpoint(state, files.upload, error_body),
@@ -147,6 +163,18 @@ def _stateful(
     }
 
 
+def _one_pass(state: ServerState) -> dict[str, Callable[..., Any]]:
+    """vLLM's, Cohere's and Jina's routes, with and without a version."""
+    scores = GenerationEndpoint(state, ScoreFormat(state))
+    labels = GenerationEndpoint(state, ClassifyFormat(state))
+    rankings = GenerationEndpoint(state, RerankFormat(state))
+    return {
+        **dict.fromkeys(("POST /v1/score", "POST /score"), scores),
+        **dict.fromkeys(("POST /v1/classify", "POST /classify"), labels),
+        **dict.fromkeys(("POST /v2/rerank", "POST /v1/rerank", "POST /rerank"), rankings),
+    }
+
+
 def _other_protocols(state: ServerState, tokens: TokenRoutes) -> dict[str, Callable[..., Any]]:
     """Anthropic's, Ollama's and TGI's routes."""
     described, texts = OllamaModels(state), TgiRoutes(state)
@@ -160,6 +188,7 @@ def _other_protocols(state: ServerState, tokens: TokenRoutes) -> dict[str, Calla
         "POST /v1/messages/count_tokens": CallEndpoint(state, CountTokens(state), anthropic_error),
         "POST /api/chat": GenerationEndpoint(state, OllamaFormat(state, "ollama_chat")),
         "POST /api/generate": GenerationEndpoint(state, OllamaFormat(state, "ollama_generate")),
+        "POST /api/embed": GenerationEndpoint(state, EmbedFormat(state)),
         "GET /api/tags": CallEndpoint(state, described.tags, ollama_error),
         "GET /api/ps": CallEndpoint(state, described.running, ollama_error),
         "POST /api/show": CallEndpoint(state, described.show, ollama_error),

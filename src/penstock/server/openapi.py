@@ -11,15 +11,24 @@ import msgspec
 from penstock.messages.bounds import BOUNDS, MAX_ENTRIES
 from penstock.server.anthropic import schema as anthropic
 from penstock.server.auth import PUBLIC_PATHS
+from penstock.server.cohere.rerank import RerankRequest
 from penstock.server.ollama import schema as ollama
+from penstock.server.ollama.embed import EmbedRequest
 from penstock.server.openai import batches, files, render, response_schema
 from penstock.server.openai import schema as openai
+from penstock.server.openai.embeddings import EmbeddingRequest
 from penstock.server.tgi import schema as tgi
+from penstock.server.vllm.classify import ClassifyRequest
+from penstock.server.vllm.score import ScoreRequest
 
 # What each route's body is decoded into; several where its shape decides.
 REQUESTS: Final[dict[str, tuple[type, ...]]] = {
     "POST /v1/chat/completions": (openai.ChatRequest,),
     "POST /v1/completions": (openai.CompletionRequest,),
+    "POST /v1/embeddings": (EmbeddingRequest,),
+    **dict.fromkeys(("POST /v1/score", "POST /score"), (ScoreRequest,)),
+    **dict.fromkeys(("POST /v1/classify", "POST /classify"), (ClassifyRequest,)),
+    **dict.fromkeys(("POST /v2/rerank", "POST /v1/rerank", "POST /rerank"), (RerankRequest,)),
     "POST /v1/generate": (openai.GenerateRequest,),
     "POST /v1/render": (openai.ChatRequest,),
     "POST /tokenize": (openai.TokenizeRequest, tgi.TokenizeRequest),
@@ -30,6 +39,7 @@ REQUESTS: Final[dict[str, tuple[type, ...]]] = {
     "POST /v1/messages/count_tokens": (anthropic.CountTokensRequest,),
     "POST /api/chat": (ollama.ChatRequest,),
     "POST /api/generate": (ollama.GenerateRequest,),
+    "POST /api/embed": (EmbedRequest,),
     "POST /api/show": (ollama.ShowRequest,),
     "POST /": (tgi.GenerateRequest,),
     "POST /generate": (tgi.GenerateRequest,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from penstock.frontend.one_pass import ModelTasks
 from penstock.frontend.parsers.choose import OutputStyle
 from penstock.server.exchange import Exchange
 from penstock.server.ollama import decode
@@ -48,7 +49,7 @@ class OllamaModels:
                 "general.parameter_count": self._state.facts.num_parameters,
                 f"{family}.context_length": engine.ready.max_model_len,
             },
-            "capabilities": _capabilities(text.style),
+            "capabilities": _capabilities(text.style, text.tasks),
             "modified_at": timestamp(self._state.facts.modified_s),
         }
 
@@ -75,7 +76,9 @@ class OllamaModels:
         }
 
 
-def _capabilities(style: OutputStyle) -> list[str]:
+def _capabilities(style: OutputStyle, tasks: ModelTasks) -> list[str]:
+    if "generate" not in tasks.names:
+        return ["embedding"] if "embed" in tasks.names else []
     thinks = style.reasoning is not None or style.is_harmony
     return ["completion", *(["tools"] if style.knows_calls else []), *(["thinking"] if thinks else [])]
 
