@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from langchain_openai import OpenAIEmbeddings
 
 from checkpoints import write_checkpoint, write_tokenizer
 from penstock import LLM
@@ -48,6 +49,8 @@ def test_the_official_client(url: str, path: Path) -> None:
     answer = client.embeddings.create(model="tiny", input=TEXTS)
     assert [one.embedding for one in answer.data] == wanted
     assert client.embeddings.create(model="tiny", input=TEXTS[0], dimensions=8).data[0].embedding == cut
+    chain = OpenAIEmbeddings(model="tiny", base_url=f"{url}/v1", api_key="none", check_embedding_ctx_length=False)
+    assert chain.embed_documents(TEXTS) == wanted
     body = {"model": "tiny", "query": TEXTS[0], "documents": TEXTS}
     ranked = httpx.post(f"{url}/v1/rerank", json=body).json()["results"]
     assert [one["relevance_score"] for one in ranked] == pytest.approx(sorted(scores, reverse=True))

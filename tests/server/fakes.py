@@ -299,7 +299,7 @@ class FakeText:
             pooling = msgspec.structs.replace(pooling, second_text_start=len(first))
         engine_request = EngineRequest(
             request_id=f"{request.request_id}-{index}", prompt_token_ids=ids, sampling=request.sampling, max_tokens=1,
-            arrival_s=request.arrival_s, deadline_s=request.deadline_s, pooling=pooling,
+            arrival_s=request.arrival_s, deadline_s=request.deadline_s, priority=request.priority, pooling=pooling,
         )  # fmt: skip
         return Sequenced(engine_request, PooledState(), Prompt(ids))
 

@@ -18,7 +18,7 @@ from penstock.messages.bounds import BACKGROUND_PRIORITY
 from penstock.server.multipart import parse_form
 from penstock.server.openai.batches import parse_lines
 
-from .fakes import REPLY, RunningServer, start_server
+from .fakes import REPLY, RunningServer, fake_vector, start_server
 
 PATH = "/v1/chat/completions"
 FORM = b"multipart/form-data; boundary=x"
@@ -86,6 +86,23 @@ async def test_files(server: RunningServer) -> None:
         await client.files.content(uploaded.id)
     with pytest.raises(openai.BadRequestError, match="purpose"):
         await client.files.create(file=("a", b"x"), purpose="vision")
+
+
+async def test_a_batch_of_embeddings(server: RunningServer) -> None:
+    client = client_of(server)
+    url = "/v1/embeddings"
+    lines = [
+        {"custom_id": f"c{number}", "method": "POST", "url": url, "body": {"model": "demo", "input": f"n{number}"}}
+        for number in range(5)
+    ]
+    uploaded = await client.files.create(file=file_of(lines), purpose="batch")
+    begun = await client.batches.create(input_file_id=uploaded.id, endpoint=url, completion_window="24h")
+    batch = await until(client, server, begun.id, "completed")
+    vectors = [
+        answer["response"]["body"]["data"][0]["embedding"] for answer in await results(client, batch.output_file_id)
+    ]
+    assert vectors == [pytest.approx(fake_vector(list(map(ord, f"n{number}")))) for number in range(5)]
+    assert {request.priority for request in server.engine.submitted} == {BACKGROUND_PRIORITY}
 
 
 async def test_a_batch_answers_every_line_once(server: RunningServer) -> None:

@@ -23,7 +23,7 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "priority": (-1000, 1000),
     "timeout_s": (0.001, 86_400.0),
     "dimensions": (1, 131_072),  # and at most the model's vectors have: PoolingParams.validate
-    "truncate_prompt_tokens": (1, 2**24),  # -1: to the context
+    "truncate_prompt_tokens": (-1, 2**24),  # -1: to the context; 0 is refused in server.one_pass
     "top_n": (1, 2**24),
 }
 

@@ -68,8 +68,14 @@ def ask_for(
             f"{len(sources)} texts were sent; a request takes 1 to {MAX_ENTRIES['inputs']}.", param="input"
         )
     truncate_tokens, priority = fields.truncate_prompt_tokens, fields.priority
-    if truncate_tokens is not None and truncate_tokens != TO_THE_CONTEXT:
+    if truncate_tokens is not None:
         check_bound("truncate_prompt_tokens", truncate_tokens)
+    if truncate_tokens == 0:
+        raise ValidationError(
+            "truncate_prompt_tokens must not be 0.",
+            remedy="Use -1 to cut to what the model can read.",
+            param="truncate_prompt_tokens",
+        )
     if priority is not None:
         check_bound("priority", priority)
     state.check_priority(priority)
