@@ -135,7 +135,11 @@ class ModelRunner:
         result.prompt_logprobs.update(prompt_logprobs)
         if pooled is not None:
             self._pooler.keep(pooled)
-            result.pooled.update(pooled.vectors)
+            for request_id, vector in pooled.vectors.items():
+                if vector is None:
+                    self._fail(request_id, "The model gave no usable numbers for this request.", result)
+                else:
+                    result.pooled[request_id] = vector
 
     def _sample(
         self,

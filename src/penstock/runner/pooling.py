@@ -21,9 +21,10 @@ from penstock.models import LanguageModel
 
 
 class Pooled(NamedTuple):
-    """vectors: of the requests that ended, little-endian float32. sums: [D] float64 of the others, to be kept."""
+    """vectors: of the requests that ended, little-endian float32, or None where a number is not finite. sums: [D]
+    float64 of the others, to be kept."""
 
-    vectors: dict[str, bytes]
+    vectors: dict[str, bytes | None]
     sums: dict[str, Tensor]
 
 
@@ -111,7 +112,7 @@ class Pooler:
             if request.samples:
                 count = request.num_computed_tokens + request.num_tokens if self._config.pooling == "mean" else 1
                 pooled.vectors[request_id] = _bytes(self._finished(sum_D / count, self._params[request_id]))
-            else:
+            elif span:
                 pooled.sums[request_id] = sum_D
 
     def _finished(self, vector_D: Tensor, params: PoolingParams) -> Tensor:
@@ -136,6 +137,8 @@ class Pooler:
             pooled.vectors[request.request_id] = _bytes(shown_RL[row])
 
 
-def _bytes(vector: Tensor) -> bytes:
+def _bytes(vector: Tensor) -> bytes | None:
+    if not vector.isfinite().all():
+        return None
     data: bytes = vector.numpy().astype("<f4").tobytes()
     return data
