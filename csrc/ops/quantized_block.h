@@ -1,24 +1,27 @@
-// The block kernel of quantised linears: up to 8 rows of x by up to 3 tiles of 16 outputs, over at most 256 inputs. A
-// group's products are summed in registers; the sums of groups, scaled, in memory that stays in the first-level cache.
+// The block kernel of quantised linears: a few rows of x by up to 2 tiles of 16 outputs, over at most 256 inputs. Both
+// the sum of a group and the scaled sum of groups stay in registers, which is what bounds the rows.
 #pragma once
 
 #include "ops/quantized_codes.h"
 
 namespace penstock::PENSTOCK_ISA {
 
+// Measured on Zen 4, of its peak: 8x2 whole 0.97; groups of 32 bytes 4x2 0.82, 6x2 0.68, 8x3 0.6 (a group's conversion
+// and scale are two more instructions to 8; beyond 4x2 registers are spilled).
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-constexpr int kQuantizedRows = 8, kQuantizedTiles = 3;
+constexpr int kRowsOfWhole = 8, kRowsOfGroups = 4, kQuantizedTiles = 2;
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
-constexpr int kQuantizedRows = 4, kQuantizedTiles = 1;
+constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #else
-constexpr int kQuantizedRows = 2, kQuantizedTiles = 1;
+constexpr int kRowsOfWhole = 2, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #endif
 
-// Lines that a call fetches into the second-level cache, a few with each group.
+// What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, from `at` on,
+// `step` bytes apart.
 struct Ahead {
     const char* at;
-    int64_t tile_stride;
-    int lines;  // of each tile
+    int64_t tile_stride, step;
+    int lines;
 };
 
 struct QuantizedBlock {
@@ -97,64 +100,61 @@ struct FloatNibbleReader {
 // What a group's sum is multiplied with and given: nothing (one scale a row), a scale, or a scale and a minimum.
 enum class Scaling { row, group, minimum };
 
+// The products of one group: `sums` begins with what the family says, and is fed in the order of k.
+// Inlined by force: out of line, the sums would be in memory.
+template <class Family, class Reader, int kRows, int kTiles>
+[[gnu::always_inline]] static inline void multiply_group(const QuantizedBlock& block, const Reader& reader,
+                                                         const char* codes, int64_t unit, const char* x,
+                                                         const char* ahead,
+                                                         typename Family::Acc (&sums)[kRows][kTiles]) {
+    for (int64_t u = 0; u < block.group_units; u += 4) {
+        for (int line = 0; line < block.ahead.lines; ++line, ahead += block.ahead.step)
+            for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead + t * block.ahead.tile_stride, 0, 2);
+        const auto multiply = [&]<int kPlace>() __attribute__((always_inline)) {
+            Units w[kTiles];
+            for (int t = 0; t < kTiles; ++t)
+                w[t] = reader.template unit<kPlace>(codes + t * block.tile_stride, unit + u);
+            for (int r = 0; r < kRows; ++r) {
+                const Units splat = splat_unit(reinterpret_cast<const uint32_t*>(x + r * block.x_stride) + u + kPlace);
+                for (int t = 0; t < kTiles; ++t) sums[r][t] = Family::dot(sums[r][t], w[t], splat);
+            }
+        };
+        multiply.template operator()<0>();
+        multiply.template operator()<1>();
+        multiply.template operator()<2>();
+        multiply.template operator()<3>();
+    }
+}
+
 template <class Family, class Reader, Scaling kScaling, int kRows, int kTiles>
 void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
-    using Acc = typename Family::Acc;
     constexpr bool kMinimum = kScaling == Scaling::minimum;
-    constexpr bool kKept = kRows * kTiles <= 8;  // sums of groups fit into registers, too
-    Vec kept[kKept ? kRows : 1][kKept ? kTiles : 1];
-    alignas(64) float stored[kKept ? 1 : kRows * kTiles * kLanes];
-    float* volatile stored_at = stored;  // in memory: as variables they would be moved in and out of registers anyhow
-    float* parts = stored_at;
     const char* ahead = block.ahead.at;
-
+    Vec parts[kRows][kTiles];
+    for (int r = 0; r < kRows; ++r)
+        for (int t = 0; t < kTiles; ++t) parts[r][t] = zero();
     for (int step = 0, group = 0; step < block.steps; ++step) {
         const char* codes = block.codes + step * block.step_stride;
         for (int in_step = 0; in_step < block.groups; ++in_step, ++group) {
-            Acc acc[kRows][kTiles];
+            typename Family::Acc sums[kRows][kTiles];
             for (int r = 0; r < kRows; ++r) {
                 const uint32_t x_sum = block.x_sums ? block.x_sums[r * block.x_sum_stride + group] : 0;
-                for (int t = 0; t < kTiles; ++t) acc[r][t] = Family::start(kMinimum, x_sum);
+                for (int t = 0; t < kTiles; ++t) sums[r][t] = Family::start(kMinimum, x_sum);
             }
-            for (int t = 0; t < kTiles; ++t)
-                for (int line = 0; line < block.ahead.lines; ++line)
-                    __builtin_prefetch(ahead + t * block.ahead.tile_stride + line * 64, 0, 2);
-            ahead += block.ahead.lines * 64;
-            const int64_t begin = int64_t(in_step) * block.group_units;
-            const char* x = block.x + (int64_t(step) * block.groups * block.group_units + begin) * 4;
-            for (int64_t u = 0; u < block.group_units; u += 4) {
-                const auto multiply = [&]<int kPlace>() {
-                    Units w[kTiles];
-                    for (int t = 0; t < kTiles; ++t)
-                        w[t] = reader.template unit<kPlace>(codes + t * block.tile_stride, begin + u);
-                    for (int r = 0; r < kRows; ++r) {
-                        const Units splat =
-                            splat_unit(reinterpret_cast<const uint32_t*>(x + r * block.x_stride) + u + kPlace);
-                        for (int t = 0; t < kTiles; ++t) acc[r][t] = Family::dot(acc[r][t], w[t], splat);
-                    }
-                };
-                multiply.template operator()<0>();
-                multiply.template operator()<1>();
-                multiply.template operator()<2>();
-                multiply.template operator()<3>();
-            }
+            const int64_t unit = int64_t(in_step) * block.group_units;
+            const char* x = block.x + (int64_t(step) * block.groups * block.group_units + unit) * 4;
+            multiply_group<Family, Reader, kRows, kTiles>(block, reader, codes, unit, x, ahead, sums);
+            ahead += block.group_units / 4 * block.ahead.lines * block.ahead.step;
             for (int t = 0; t < kTiles; ++t) {
                 const int64_t at = t * block.scales_stride + group * kLanes;
                 const Vec scale = kScaling == Scaling::row ? zero() : load(block.scales + at);
                 const Vec minimum = kMinimum ? load(block.minimums + at) : zero();
                 for (int r = 0; r < kRows; ++r) {
-                    float* part = parts + (r * kTiles + t) * kLanes;
-                    Vec sum = to_vec(acc[r][t]);
-                    if constexpr (kScaling != Scaling::row) {
-                        const Vec before = group == 0 ? zero() : kKept ? kept[kKept ? r : 0][kKept ? t : 0] : load(part);
-                        sum = fma(sum, scale, before);
-                    }
+                    Vec sum = to_vec(sums[r][t]);
+                    if constexpr (kScaling != Scaling::row) sum = fma(sum, scale, parts[r][t]);
                     if constexpr (kMinimum)
                         sum = fma(splat(f32_from_bits(block.x_sums[r * block.x_sum_stride + group])), minimum, sum);
-                    if constexpr (kKept)
-                        kept[r][t] = sum;
-                    else
-                        store(part, sum);
+                    parts[r][t] = sum;
                 }
             }
         }
@@ -163,8 +163,7 @@ void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
         const Vec x_scale = splat(block.x_scales ? block.x_scales[r * block.x_scale_stride] : 1.0f);
         for (int t = 0; t < kTiles; ++t) {
             float* sums = block.sums + (r * kTiles + t) * kLanes;
-            const Vec part = kKept ? kept[kKept ? r : 0][kKept ? t : 0] : load(parts + (r * kTiles + t) * kLanes);
-            store(sums, fma(part, x_scale, block.first ? zero() : load(sums)));
+            store(sums, fma(parts[r][t], x_scale, block.first ? zero() : load(sums)));
         }
     }
 }
@@ -175,6 +174,9 @@ public:
     using Family = FamilyType;
     using Reader = ReaderType;
     static constexpr Scaling kScaling = kScalingOf;
+    // Groups of floats are long enough for their sums to be spilled between them.
+    static constexpr bool kIsBytes = __is_same(typename Family::Acc, Ints);
+    static constexpr int kRows = kScaling != Scaling::row && kIsBytes ? kRowsOfGroups : kRowsOfWhole;
     explicit QuantizedKernel(const WeightLayout& layout) : reader_(layout) {}
 
     // tiles: 1 or kQuantizedTiles.
@@ -184,19 +186,19 @@ public:
 
 private:
     struct Instances {
-        void (*single[kQuantizedRows])(const QuantizedBlock&, const Reader&);
-        void (*all[kQuantizedRows])(const QuantizedBlock&, const Reader&);
+        void (*single[kRows])(const QuantizedBlock&, const Reader&);
+        void (*all[kRows])(const QuantizedBlock&, const Reader&);
     };
 
-    template <int kRows>
+    template <int kHeight>
     static constexpr void fill(Instances& instances) {
-        instances.single[kRows - 1] = multiply_quantized<Family, Reader, kScaling, kRows, 1>;
-        instances.all[kRows - 1] = multiply_quantized<Family, Reader, kScaling, kRows, kQuantizedTiles>;
-        if constexpr (kRows > 1) fill<kRows - 1>(instances);
+        instances.single[kHeight - 1] = multiply_quantized<Family, Reader, kScaling, kHeight, 1>;
+        instances.all[kHeight - 1] = multiply_quantized<Family, Reader, kScaling, kHeight, kQuantizedTiles>;
+        if constexpr (kHeight > 1) fill<kHeight - 1>(instances);
     }
     static constexpr Instances make() {
         Instances instances{};
-        fill<kQuantizedRows>(instances);
+        fill<kRows>(instances);
         return instances;
     }
     static const Instances kInstances;

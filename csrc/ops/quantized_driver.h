@@ -20,7 +20,7 @@ static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; 
 template <class Kernel>
 class QuantizedJob {
     using Family = typename Kernel::Family;
-    static constexpr bool kIsBytes = __is_same(typename Family::Acc, Ints);
+    static constexpr bool kIsBytes = Kernel::kIsBytes;
 
 public:
     QuantizedJob(const QuantizedLinearArgs& args, const Activations& x, int threads)
@@ -33,7 +33,7 @@ public:
           panel_tiles_(tiles_ >= 2 * kQuantizedTiles * threads ? kQuantizedTiles : 1),
           panels_(divide_up(tiles_, panel_tiles_)),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
-          block_steps_((args.m <= kQuantizedRows ? kXBlock : kQuantizedBlockInputs) / layout_.step),
+          block_steps_((args.m <= Kernel::kRows ? kXBlock : kQuantizedBlockInputs) / layout_.step),
           k_blocks_(divide_up(steps_, block_steps_)),
           expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
@@ -87,7 +87,7 @@ private:
         work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
         work.scales_stride = steps * groups_per_step() * kLanes;
         const int64_t rows = block.rows.end - block.rows.begin;
-        const int strips = int(divide_up(rows, kQuantizedRows));
+        const int strips = int(divide_up(rows, Kernel::kRows));
         const bool is_last = block.index + 1 == k_blocks_;
         for (int s = 0; s < strips; ++s) {
             const Range strip = split(rows, strips, s);
@@ -97,7 +97,7 @@ private:
             for (int64_t step = 0; step < steps;) {
                 const int64_t count = smaller(kXBlock / layout_.step, steps - step);
                 locate(work, row, first_step + step, int(count));
-                work.ahead = plan_ahead(block, {s, strips}, {step, steps}, work.steps * work.groups);
+                work.ahead = plan_ahead(block, {s, strips}, {step, steps});
                 QuantizedBlock part = work;
                 part.codes += step * work.step_stride;
                 part.scales = scales + step * groups_per_step() * kLanes;
@@ -164,17 +164,17 @@ private:
         work.group_units = (layout_.group_size ? layout_.group_size : count * layout_.step) / unit_inputs_;
     }
 
-    // The last strips fetch the next block, each its share, some lines with each group.
-    Ahead plan_ahead(const PanelBlock& block, Range strip, Range step, int groups) const {
-        constexpr int64_t kFetchingStrips = 8;
-        const int64_t fetching = smaller(strip.end, kFetchingStrips), place = strip.begin - (strip.end - fetching);
-        if (block.ahead == nullptr || place < 0) return {};
+    // The last strips fetch the next block, a line or more of each tile with every four units of theirs: earlier, the
+    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time.
+    Ahead plan_ahead(const PanelBlock& block, Range strip, Range step) const {
+        if (block.ahead == nullptr) return {};
         const int64_t lines = divide_up(step.end * layout_.step_bytes, kVectorBytes);  // of the block, for a tile
-        const int64_t calls = fetching * divide_up(step.end * layout_.step, kXBlock);
-        const int64_t call = place * (calls / fetching) + step.begin * layout_.step / kXBlock;
-        const int64_t per_group = divide_up(lines, calls * groups);
-        if (call * per_group * groups >= lines) return {};
-        return {block.ahead + call * per_group * groups * kVectorBytes, tile_stride(), int(per_group)};
+        const int64_t turns = step.end * layout_.step / (4 * unit_inputs_);            // of a strip: four units each
+        const int64_t fetching = smaller(strip.end, divide_up(lines, turns));
+        const int64_t per_turn = divide_up(lines, turns * fetching), place = strip.begin - (strip.end - fetching);
+        const int64_t first = (place * turns + step.begin * layout_.step / (4 * unit_inputs_)) * per_turn;
+        if (place < 0 || first >= lines) return {};
+        return {block.ahead + first * kVectorBytes, tile_stride(), kVectorBytes, int(per_turn)};
     }
 
     template <class Out>
