@@ -65,8 +65,10 @@ def main() -> None:
     text = "".join(conversation.text() for conversation in corpus.held_out(0, 60))
     tokens = Tokenizer.load(BUNDLED_MODEL).encode(text, add_special_tokens=False)[: options.tokens]
     with tempfile.TemporaryDirectory() as directory:
-        lines = list(table(measure(Path(directory), tokens, options.ggml)))
-    print("\n".join(lines))
+        lines = []
+        for line in table(measure(Path(directory), tokens, options.ggml)):
+            print(line, flush=True)
+            lines.append(line)
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n")
 
@@ -77,7 +79,6 @@ def measure(directory: Path, tokens: list[int], ggml: Path | None) -> Iterator[R
 
     def row(name: str, bits: float, path: Path, reference: float | None, **options: str) -> Row:
         found = compare(predictor(path, **options), plain, tokens, WINDOW, lambda _share: None)
-        print(f"{name}: {found.model.perplexity:.4f}", file=sys.stderr, flush=True)
         return Row(name, bits, found, reference)
 
     yield row("bfloat16", 16, BUNDLED_MODEL, perplexity(model, tokens))
