@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 MODEL = "penstock-demo"
 FACTS = "The wifi password is brolk42. The Tamrin bakery opens at 6:40. The Tamrin bakery is closed on Sunday."
@@ -105,6 +105,18 @@ def test_ollama(url: str) -> None:
     generated = client.generate(model=MODEL, system=FACTS, prompt=QUESTION, options=greedy)
     assert generated.response == ANSWER
     assert [model.model for model in client.list().models] == [MODEL]
+
+
+def test_vectors(url: str) -> None:
+    """Every client that has embeddings gets the same ones."""
+    by_openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    vectors = [one.embedding for one in by_openai.embeddings.create(model=MODEL, input=[FACTS, QUESTION, FACTS]).data]
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert sum(value * value for value in vectors[1]) == pytest.approx(1, abs=1e-5)
+    by_ollama = ollama.Client(host=url).embed(model=MODEL, input=[FACTS, QUESTION])
+    assert [list(vector) for vector in by_ollama.embeddings] == vectors[:2]
+    chain = OpenAIEmbeddings(model=MODEL, base_url=f"{url}/v1", api_key="none", check_embedding_ctx_length=False)  # type: ignore[arg-type]
+    assert chain.embed_query(QUESTION) == vectors[1]
 
 
 def test_huggingface_hub(url: str) -> None:
