@@ -28,6 +28,7 @@ public:
           layout_(args.layout),
           x_(x),
           kernel_(args.layout),
+          groups_per_step_(layout_.group_size ? layout_.step / layout_.group_size : 0),
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
           panel_tiles_(tiles_ >= 2 * kQuantizedTiles * threads ? kQuantizedTiles : 1),
@@ -37,12 +38,14 @@ public:
           k_blocks_(divide_up(steps_, block_steps_)),
           expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
-          expanded_step_bytes_(int64_t(layout_.step) / unit_inputs_ * kVectorBytes) {}
+          step_units_(layout_.step / unit_inputs_),
+          x_block_steps_(kXBlock / layout_.step),
+          expanded_step_bytes_(int64_t(step_units_) * kVectorBytes) {}
 
     void run() {
         static thread_local Scratch<float> sums_scratch, scales_scratch;
         static thread_local Scratch<char> codes_scratch;
-        const int64_t block_groups = block_steps_ * groups_per_step();
+        const int64_t block_groups = block_steps_ * groups_per_step_;
         float* scales = scales_scratch.at_least(2 * kQuantizedTiles * block_groups * kLanes + kLanes);
         float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * kQuantizedTiles * kLanes);
         char* codes = expands_ ? codes_scratch.at_least(kQuantizedTiles * block_steps_ * expanded_step_bytes_) : nullptr;
@@ -68,7 +71,6 @@ private:
     };
 
     int64_t draw() { return __atomic_fetch_add(&next_item_, 1, __ATOMIC_RELAXED); }
-    int groups_per_step() const { return layout_.group_size ? layout_.step / layout_.group_size : 0; }
     int64_t tile_stride() const { return steps_ * layout_.step_bytes; }
     const char* tile(int64_t index) const { return static_cast<const char*>(args_.weight) + index * tile_stride(); }
     const char* address(int64_t panel, int64_t block) const {
@@ -81,32 +83,25 @@ private:
         const char* packed = address(block.panel, block.index);
         expand(packed, steps, tiles, scales, codes);
 
-        QuantizedBlock work{};
-        work.codes = expands_ ? codes : packed + layout_.header_bytes;
-        work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
-        work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
-        work.scales_stride = steps * groups_per_step() * kLanes;
         const int64_t rows = block.rows.end - block.rows.begin;
         const int strips = int(divide_up(rows, Kernel::kRows));
-        const bool is_last = block.index + 1 == k_blocks_;
         for (int s = 0; s < strips; ++s) {
             const Range strip = split(rows, strips, s);
             const int64_t row = block.rows.begin + strip.begin;
             const int height = int(strip.end - strip.begin);
             float* strip_sums = sums + strip.begin * panel_tiles_ * kLanes;
-            for (int64_t step = 0; step < steps;) {
-                const int64_t count = smaller(kXBlock / layout_.step, steps - step);
-                locate(work, row, first_step + step, int(count));
-                work.ahead = plan_ahead(block, {s, strips}, {step, steps});
-                QuantizedBlock part = work;
-                part.codes += step * work.step_stride;
-                part.scales = scales + step * groups_per_step() * kLanes;
-                part.minimums = part.scales + tiles * work.scales_stride;
-                part.first = first_step + step == 0;
-                multiply_tiles(part, height, tiles, strip_sums);
-                step += count;
+            QuantizedBlock work = locate(row, first_step, plan_ahead(block, {s, strips}, steps));
+            work.codes = expands_ ? codes : packed + layout_.header_bytes;
+            work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
+            work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
+            work.scales = scales;
+            work.scales_stride = steps * groups_per_step_ * kLanes;
+            work.minimums = scales + tiles * work.scales_stride;
+            for (int64_t step = 0; step < steps; step += x_block_steps_) {
+                multiply_x_block(work, int(smaller(x_block_steps_, steps - step)), height, tiles, strip_sums);
+                work.first = false;
             }
-            if (!is_last) continue;
+            if (block.index + 1 != k_blocks_) continue;
             if (args_.out_dtype == DType::f32)
                 write(static_cast<float*>(args_.out), row, height, block.panel, tiles, strip_sums);
             else
@@ -114,15 +109,31 @@ private:
         }
     }
 
-    // All tiles at once, or, of a panel that is not full, each for itself (its sums follow one another then, too).
-    void multiply_tiles(QuantizedBlock part, int height, int tiles, float* sums) const {
-        if (tiles == kQuantizedTiles) {
-            part.sums = sums;
-            return kernel_.multiply(part, height, kQuantizedTiles);
-        }
+    // 256 inputs or what is left of them, and on to the next.
+    void multiply_x_block(QuantizedBlock& work, int steps, int height, int tiles, float* sums) const {
+        if (layout_.group_size)
+            work.steps = steps;
+        else
+            work.group_units = steps * step_units_;
+        work.sums = sums;
+        if (tiles == kQuantizedTiles)
+            kernel_.multiply(work, height, kQuantizedTiles);
+        else
+            multiply_single_tiles(work, height, tiles);
+        work.codes += steps * work.step_stride;
+        work.x += steps * step_units_ * int64_t(sizeof(uint32_t));
+        if (work.x_scales) ++work.x_scales;
+        if (work.x_sums) work.x_sums += work.steps * work.groups;
+        work.scales += steps * groups_per_step_ * kLanes;
+        work.minimums += steps * groups_per_step_ * kLanes;
+        work.ahead.at += steps * step_units_ / 4 * work.ahead.lines * work.ahead.step;
+    }
+
+    // Of a panel that is not full, each tile for itself; its sums follow one another then, too.
+    void multiply_single_tiles(QuantizedBlock part, int height, int tiles) const {
         for (int t = 0; t < tiles; ++t) {
-            part.sums = sums + t * height * kLanes;
             kernel_.multiply(part, height, 1);
+            part.sums += height * kLanes;
             part.codes += part.tile_stride;
             part.scales += part.scales_stride;
             part.minimums += part.scales_stride;
@@ -132,7 +143,7 @@ private:
 
     // The scales of a block, and where the kernel needs them, its codes.
     void expand(const char* packed, int64_t steps, int tiles, float* scales, char* codes) const {
-        const int groups = groups_per_step();
+        const int groups = groups_per_step_;
         if (groups == 0 && !expands_) return;
         float* minimums = scales + tiles * steps * groups * kLanes;
         for (int t = 0; t < tiles; ++t)
@@ -149,32 +160,35 @@ private:
             }
     }
 
-    // Where x of some steps is. Without groups they are one.
-    void locate(QuantizedBlock& work, int64_t row, int64_t step, int count) const {
+    // Where x is, from a step on, for the rows from `row` on. Without groups, 256 inputs are one.
+    QuantizedBlock locate(int64_t row, int64_t step, const Ahead& ahead) const {
         const int64_t input = step * layout_.step;
-        work.x = x_.x + row * x_.x_stride + input / unit_inputs_ * 4;
+        QuantizedBlock work{};
+        work.x = x_.x + row * x_.x_stride + step * step_units_ * int64_t(sizeof(uint32_t));
         work.x_stride = x_.x_stride;
         work.x_scales = x_.scales ? x_.scales + row * x_.scale_stride + input / kXBlock : nullptr;
         work.x_scale_stride = x_.scale_stride;
         const int group = layout_.group_size ? layout_.group_size : kXBlock;
         work.x_sums = x_.sums ? x_.sums + row * x_.sum_stride + input / group : nullptr;
         work.x_sum_stride = x_.sum_stride;
-        work.steps = layout_.group_size ? count : 1;
-        work.groups = layout_.group_size ? groups_per_step() : 1;
-        work.group_units = (layout_.group_size ? layout_.group_size : count * layout_.step) / unit_inputs_;
+        work.steps = 1;
+        work.groups = layout_.group_size ? groups_per_step_ : 1;
+        work.group_units = layout_.group_size / unit_inputs_;
+        work.first = step == 0;
+        work.ahead = ahead;
+        return work;
     }
 
     // The last strips fetch the next block, a line or more of each tile with every four units of theirs: earlier, the
     // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time.
-    Ahead plan_ahead(const PanelBlock& block, Range strip, Range step) const {
+    Ahead plan_ahead(const PanelBlock& block, Range strip, int64_t steps) const {
         if (block.ahead == nullptr) return {};
-        const int64_t lines = divide_up(step.end * layout_.step_bytes, kVectorBytes);  // of the block, for a tile
-        const int64_t turns = step.end * layout_.step / (4 * unit_inputs_);            // of a strip: four units each
+        const int64_t lines = divide_up(steps * layout_.step_bytes, kVectorBytes);  // of the block, for a tile
+        const int64_t turns = steps * step_units_ / 4;                             // of a strip: four units each
         const int64_t fetching = smaller(strip.end, divide_up(lines, turns));
         const int64_t per_turn = divide_up(lines, turns * fetching), place = strip.begin - (strip.end - fetching);
-        const int64_t first = (place * turns + step.begin * layout_.step / (4 * unit_inputs_)) * per_turn;
-        if (place < 0 || first >= lines) return {};
-        return {block.ahead + first * kVectorBytes, tile_stride(), kVectorBytes, int(per_turn)};
+        if (place < 0) return {};
+        return {block.ahead + place * turns * per_turn * kVectorBytes, tile_stride(), kVectorBytes, int(per_turn)};
     }
 
     template <class Out>
@@ -206,13 +220,15 @@ private:
     const WeightLayout& layout_;
     const Activations& x_;
     const Kernel kernel_;
+    const int groups_per_step_;
     const int64_t steps_, tiles_;
     const int panel_tiles_;
     const int64_t panels_;
     const int row_blocks_;
     const int64_t block_steps_, k_blocks_;
     const bool expands_;
-    const int unit_inputs_;
+    const int unit_inputs_, step_units_;
+    const int64_t x_block_steps_;
     const int64_t expanded_step_bytes_;
     int64_t next_item_ = 0;
 };
