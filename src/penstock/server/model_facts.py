@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from penstock.base.errors import CheckpointError
 from penstock.loader.gguf_file import GGUFFile, split_paths
 
 _MAX_HEADER_BYTES: Final = 100_000_000
@@ -43,8 +44,12 @@ class ModelFacts:
 
 
 def _gguf_parameters(file: Path) -> int:
-    with closing(GGUFFile(file)) as opened:
-        return sum(math.prod(entry.shape) for entry in opened.tensors.values())
+    """Elements of all tensors of a GGUF; 0 where it cannot be read (the loader says why)."""
+    try:
+        with closing(GGUFFile(file)) as opened:
+            return sum(math.prod(entry.shape) for entry in opened.tensors.values())
+    except CheckpointError:
+        return 0
 
 
 def _num_parameters(file: Path) -> int:
