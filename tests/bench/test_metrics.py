@@ -15,11 +15,12 @@ from penstock.bench.metrics import Summary, summarise
 from penstock.bench.observation import Observation
 from penstock.bench.plan import PlannedRequest
 from penstock.bench.sample_size import distribution, is_shown, late_probability, required_count
+from penstock.bench.simulated_time import simulate
 from penstock.bench.slo import parse_slo
 from penstock.bench.target import Target
 
 from .fake_server import Behaviour, FakeServer
-from .simulated_loop import connector_to, simulate
+from .pipes import connector_to
 
 NEAR = {"rel": 0.01, "abs": 0.001}
 

@@ -17,11 +17,12 @@ from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.sample_size import mean_interval
 from penstock.bench.server_metrics import read_samples
+from penstock.bench.simulated_time import simulate
 from penstock.bench.slo import parse_slo
 from penstock.bench.target import Target
 
 from .fake_server import Behaviour, FakeServer
-from .simulated_loop import connector_to, simulate
+from .pipes import connector_to
 from .test_metrics import drive
 
 MAKER = PromptMaker(as_chat=False)

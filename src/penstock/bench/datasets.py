@@ -99,6 +99,12 @@ def counter_of(tokenizer: Path | None) -> Callable[[str], int]:
     """Counts tokens with a tokenizer.json, or about. Raises ConfigError."""
     if tokenizer is None:
         return count_by_characters
+    encode = token_ids_of(tokenizer)
+    return lambda text: len(encode(text))
+
+
+def token_ids_of(tokenizer: Path) -> Callable[[str], list[int]]:
+    """Encodes with a tokenizer.json, or one in that directory. Raises ConfigError."""
     from tokenizers import Tokenizer
 
     path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
@@ -106,7 +112,7 @@ def counter_of(tokenizer: Path | None) -> Callable[[str], int]:
         loaded = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{path} is no tokenizer: {error}.", remedy="Name a tokenizer.json.") from None
-    return lambda text: len(loaded.encode(text).ids)
+    return lambda text: list(loaded.encode(text).ids)
 
 
 def sharegpt(path: Path, count_tokens: Callable[[str], int], shape: Shape, seed: int) -> Iterator[PlannedRequest]:

@@ -26,7 +26,7 @@ class Exchange:
 
     seen: Observation
     payload: bytes
-    on_end: Callable[[Exchange], None]
+    on_end: Callable[[Observation], None]
     connection: Connection | None = None
     opening: asyncio.Task[None] | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
@@ -161,9 +161,9 @@ class LoadClient:
         self,
         request: PlannedRequest,
         intended_s: float,
-        on_end: Callable[[Exchange], None],
+        on_end: Callable[[Observation], None],
         said: list[Message] | None = None,
-    ) -> Exchange:
+    ) -> None:
         """Sends now. said: the conversation before the request. Of requests in a session, the answer is kept."""
         seen = Observation(request, intended_s, started_s=self.clock())
         exchange = Exchange(seen, self.target.write(request, said), on_end)
@@ -172,7 +172,7 @@ class LoadClient:
         self._drained.clear()
         if len(self._in_flight) > MAX_IN_FLIGHT:
             self._loop.call_soon(self.fail, exchange, CLIENT_LIMIT, self.clock())
-            return exchange
+            return
         late_s = exchange.seen.started_s - intended_s
         exchange.timers.append(self._loop.call_later(self._timeout_s - late_s, self._time_out, exchange))
         if request.cancel_after_s is not None:
@@ -182,9 +182,8 @@ class LoadClient:
             if not connection.is_closed:
                 exchange.is_reused = True
                 connection.send(exchange)
-                return exchange
+                return
         self.open_for(exchange)
-        return exchange
 
     def open_for(self, exchange: Exchange) -> None:
         """Opens a connection and sends the exchange on it."""
@@ -227,7 +226,7 @@ class LoadClient:
         self.counts.num_ended += 1
         self.counts.num_failed += bool(exchange.seen.failure)
         self._on_observation(exchange.seen)
-        exchange.on_end(exchange)
+        exchange.on_end(exchange.seen)
         if not self._in_flight:
             self._drained.set()
 

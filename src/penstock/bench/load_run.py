@@ -12,9 +12,8 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
-from penstock.bench.load_client import Exchange, LoadClient
 from penstock.bench.observation import Observation
 from penstock.bench.plan import Message, PlannedRequest
 
@@ -54,13 +53,32 @@ class LagMeter:
         self._handle.cancel()
 
 
+class Sender(Protocol):
+    """What sends a run's requests: a LoadClient, or the simulator."""
+
+    clock: Callable[[], float]
+
+    @property
+    def num_in_flight(self) -> int: ...
+
+    def send(
+        self,
+        request: PlannedRequest,
+        intended_s: float,
+        on_end: Callable[[Observation], None],
+        said: list[Message] | None = None,
+    ) -> None: ...
+
+    async def wait_drained(self) -> None: ...
+
+
 class LoadRun:
     """Runs a plan on a client. scale: stretches the plan's times (2: half as fast).
 
     num_skipped: later turns of conversations whose earlier turn failed; they cannot be sent as planned.
     """
 
-    def __init__(self, client: LoadClient, plan: Iterable[PlannedRequest], scale: float = 1.0) -> None:
+    def __init__(self, client: Sender, plan: Iterable[PlannedRequest], scale: float = 1.0) -> None:
         self._client = client
         self._plan: Iterator[PlannedRequest] = iter(plan)
         self._scale = scale
@@ -99,11 +117,10 @@ class LoadRun:
                 if request.turn and request.think_s:
                     due_s += request.think_s * self._scale
                     await asyncio.sleep(due_s - self._clock())
-                ended: asyncio.Future[Exchange] = self._loop.create_future()
+                ended: asyncio.Future[Observation] = self._loop.create_future()
                 said = session.said if request.extends_session else None
-                exchange = self._client.send(request, due_s, ended.set_result, said)
-                await ended
-                self._note_end(session, exchange)
+                self._client.send(request, due_s, ended.set_result, said)
+                self._note_end(session, await ended)
                 due_s = self._clock()
 
     def _pump(self, first: PlannedRequest | None) -> None:
@@ -162,15 +179,14 @@ class LoadRun:
         said = session.said if request.extends_session else None
         if request.answer_span is not None and session.answer:
             _put_answer(request, session.answer)
-        self._client.send(request, due_s, lambda exchange: self._turn_ended(session, exchange), said)
+        self._client.send(request, due_s, lambda seen: self._turn_ended(session, seen), said)
 
-    def _turn_ended(self, session: _Session, exchange: Exchange) -> None:
+    def _turn_ended(self, session: _Session, seen: Observation) -> None:
         session.is_busy = False
-        self._note_end(session, exchange)
+        self._note_end(session, seen)
         self._send_turn(session)
 
-    def _note_end(self, session: _Session, exchange: Exchange) -> None:
-        seen = exchange.seen
+    def _note_end(self, session: _Session, seen: Observation) -> None:
         session.ended_s = seen.ended_s
         session.answer, seen.token_ids = seen.token_ids, []
         if not seen.is_success:
@@ -203,7 +219,7 @@ def _put_answer(request: PlannedRequest, answer: list[int]) -> None:
     tokens[start : start + length] = answer[:length]
 
 
-def _ignore(_: Exchange) -> None:
+def _ignore(_: Observation) -> None:
     """A request of no session: nothing follows from its end."""
 
 

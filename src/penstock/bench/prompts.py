@@ -30,10 +30,15 @@ WORDS: Final = tuple(
 
 
 class PromptMaker:
-    """Makes prompts. as_chat: one user message of words, else token ids in [16, token_limit)."""
+    """Makes prompts. as_chat: one user message of words, else token ids in [16, token_limit).
 
-    def __init__(self, as_chat: bool, token_limit: int = DEFAULT_TOKEN_LIMIT) -> None:
+    seed: with another one, blocks of the same hash have other tokens, so that a run does not find the cache of the
+    one before.
+    """
+
+    def __init__(self, as_chat: bool, token_limit: int = DEFAULT_TOKEN_LIMIT, seed: int = 0) -> None:
         self.as_chat = as_chat
+        self.seed = seed
         self.token_limit = max(FIRST_PLAIN_TOKEN + 1, token_limit)
 
     def tokens(self, source: random.Random, count: int) -> list[int]:
@@ -41,7 +46,7 @@ class PromptMaker:
 
     def block(self, key: int | str, size: int) -> tuple[int, ...]:
         """The tokens that stand for a block known by its hash only: the same for the same hash."""
-        return _block_tokens(key, size, self.token_limit)
+        return _block_tokens(f"{self.seed} {key}", size, self.token_limit)
 
     def prompt(self, tokens: list[int]) -> Prompt:
         return [self.message(tokens)] if self.as_chat else tokens
@@ -56,6 +61,6 @@ def words(tokens: list[int]) -> str:
 
 
 @functools.lru_cache(maxsize=_CACHED_BLOCKS)
-def _block_tokens(key: int | str, size: int, token_limit: int) -> tuple[int, ...]:
-    seed = random.Random(str(key)).getrandbits(64)
+def _block_tokens(key: str, size: int, token_limit: int) -> tuple[int, ...]:
+    seed = random.Random(key).getrandbits(64)
     return tuple(np.random.default_rng(seed).integers(FIRST_PLAIN_TOKEN, token_limit, size).tolist())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import itertools
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ def rebuild_tokens(hash_ids: list[int], block_size: int, length: int, maker: Pro
     for hash_id in hash_ids:
         tokens += maker.block(hash_id, block_size)
     if len(tokens) < length:
-        tokens += maker.tokens(random.Random(own), length - len(tokens))
+        tokens += maker.tokens(random.Random(f"{maker.seed} {own}"), length - len(tokens))
     return tokens[:length]
 
 
@@ -143,6 +144,17 @@ def read_own(path: Path) -> tuple[TraceHeader, Iterator[TraceRecord]]:
     return header, (decode_line(line, TraceRecord, path, number) for number, line in lines)
 
 
+def recorded_hit_share(path: Path, limit: int | None = None) -> float | None:
+    """Cached over all prompt tokens of the requests that were answered; None when the server did not tell."""
+    cached = total = 0
+    _, records = read_own(path)
+    for record in itertools.islice(records, limit):
+        if record.cached_tokens is not None and record.status == 200:
+            cached += record.cached_tokens
+            total += record.input_length
+    return cached / total if total else None
+
+
 def _own(path: Path, maker: PromptMaker) -> Iterator[PlannedRequest]:
     header, records = read_own(path)
     lengths: OrderedDict[str, tuple[int, int]] = OrderedDict()
@@ -178,7 +190,7 @@ def _request(tokens: list[int], output_len: int, at_s: float, maker: PromptMaker
 
 
 def _unshared(input_len: int, output_len: int, at_s: float, maker: PromptMaker, number: int) -> PlannedRequest:
-    tokens = maker.tokens(random.Random(f"row {number}"), max(1, input_len))
+    tokens = maker.tokens(random.Random(f"{maker.seed} row {number}"), max(1, input_len))
     return _request(tokens, output_len, at_s, maker)
 
 

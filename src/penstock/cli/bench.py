@@ -26,7 +26,7 @@ from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.report import Report, ReportedRun
 from penstock.bench.results import run_json, summary_json, write_requests
-from penstock.bench.server_metrics import served_model
+from penstock.bench.server_metrics import served_model, tells_token_ids
 from penstock.bench.slo import Slo, parse_slo
 from penstock.bench.tables import comparison_table, definition_lines, search_table, summary_table
 from penstock.bench.target import Target
@@ -48,6 +48,17 @@ def bench_serve(options: argparse.Namespace) -> int:
     measuring.show(Console())
     measuring.write()
     return 0 if measuring.is_good() else 1
+
+
+def bench_replay(options: argparse.Namespace) -> int:
+    """As bench_serve, of a trace; says how much of its prompts was found cached when it was recorded."""
+    status = bench_serve(options)
+    kind = traces.detect(options.path) if options.format == "auto" else options.format
+    if kind == "penstock":
+        share = traces.recorded_hit_share(options.path, options.requests)
+        if share is not None:
+            print(f"When it was recorded, {share:.1%} of the prompt tokens were cached.")
+    return status
 
 
 class Measuring:
@@ -184,7 +195,11 @@ def make_target(url: str, options: argparse.Namespace) -> Target:
     """Raises ConfigError when the server does not answer."""
     key = options.api_key or os.environ.get("OPENAI_API_KEY", "")
     target = Target.of(url, options.model or "", api_key=key, is_stream=not options.no_stream)
-    return target if target.model else dataclasses.replace(target, model=served_model(target))
+    target = target if target.model else dataclasses.replace(target, model=served_model(target))
+    if options.dataset == "trace" and not options.chat and tells_token_ids(target):
+        # Later turns then hold the answers really given, and find them cached as the recorded ones did.
+        target = dataclasses.replace(target, parameters={"return_token_ids": True})
+    return target
 
 
 def make_workload(options: argparse.Namespace, rate: str | None = None, count: int | None = None) -> Workload:
@@ -207,7 +222,7 @@ def make_workload(options: argparse.Namespace, rate: str | None = None, count: i
 
 
 def _requests(options: argparse.Namespace, seed: int, count: int | None) -> Iterator[PlannedRequest]:
-    maker = PromptMaker(options.chat, options.token_limit)
+    maker = PromptMaker(options.chat, options.token_limit, seed)
     shape = datasets.Shape(
         options.input_len, options.output_len, options.spread, _levels(options.levels), options.turns, options.think,
         {"temperature": 0} if options.keep_eos else dict(datasets.FIXED_LENGTH),
@@ -245,25 +260,36 @@ def _levels(text: str) -> tuple[tuple[int, int], ...]:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for what contradicts itself or is out of bounds."""
-    bounds = {
+    check_workload(options)
+    _check_bounds(options, {
+        "rounds": (1, 1000), "warmup": (0, 1000), "timeout": (0.01, 86_400), "trial_s": (0.1, 86_400),
+        "tolerance": (0.001, 1), "price": (0, 1e6),
+    })  # fmt: skip
+    if options.search and not options.slo:
+        raise ConfigError("--search needs an objective.", remedy="Give --slo, such as ttft:p99=500ms.")
+    if options.search and options.dataset not in ("random", "prefix-tree", "conversations"):
+        raise ConfigError("--search makes its own requests.", remedy="Choose random, prefix-tree or conversations.")
+
+
+def check_workload(options: argparse.Namespace) -> None:
+    """The part of it that simulations need, too."""
+    _check_bounds(options, {
         "requests": (1, MAX_REQUESTS), "input_len": (1, 1 << 24), "output_len": (1, 1 << 24), "spread": (0, 0.99),
-        "turns": (1, 1000), "think": (0, 86_400), "concurrency": (1, 20_000), "rounds": (1, 1000), "warmup": (0, 1000),
-        "timeout": (0.01, 86_400), "speed": (1e-3, 1e6), "burstiness": (0.01, 1000), "token_limit": (17, 1 << 24),
-        "trial_s": (0.1, 86_400), "tolerance": (0.001, 1), "price": (0, 1e6),
-    }  # fmt: skip
+        "turns": (1, 1000), "think": (0, 86_400), "concurrency": (1, 20_000), "speed": (1e-3, 1e6),
+        "burstiness": (0.01, 1000), "token_limit": (17, 1 << 24),
+    })  # fmt: skip
+    if options.dataset in ("sharegpt", "custom", "trace") and options.path is None:
+        raise ConfigError(f"--dataset {options.dataset} needs a file.", remedy="Give --path.")
+    if options.rate and options.concurrency:
+        raise ConfigError("--rate and --concurrency contradict each other.", remedy="Give one of them.")
+
+
+def _check_bounds(options: argparse.Namespace, bounds: dict[str, tuple[float, float]]) -> None:
     for name, (low, high) in bounds.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is {value:g}, out of its bounds.", remedy=f"Give {low:g} to {high:g}.")
-    if options.dataset in ("sharegpt", "custom", "trace") and options.path is None:
-        raise ConfigError(f"--dataset {options.dataset} needs a file.", remedy="Give --path.")
-    if options.rate and options.concurrency:
-        raise ConfigError("--rate and --concurrency contradict each other.", remedy="Give one of them.")
-    if options.search and not options.slo:
-        raise ConfigError("--search needs an objective.", remedy="Give --slo, such as ttft:p99=500ms.")
-    if options.search and options.dataset not in ("random", "prefix-tree", "conversations"):
-        raise ConfigError("--search makes its own requests.", remedy="Choose random, prefix-tree or conversations.")
 
 
 def raise_file_limit() -> None:

@@ -24,6 +24,68 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
     _add_workload(serve)
     _add_arrivals(serve)
     _add_measuring(serve)
+    replay = add_command(inner, "replay", "replay recorded traffic", _run("penstock.cli.bench", "bench_replay"))
+    replay.add_argument("path", type=Path, metavar="TRACE", help="of `serve --record`, `bench record`, or another tool")
+    _add_targets(replay)
+    _add_trace(replay)
+    _add_measuring(replay)
+    # What only `serve` offers stays at its default.
+    known = {action.dest for action in replay._actions}
+    replay.set_defaults(**{action.dest: action.default for action in serve._actions if action.dest not in known})
+    replay.set_defaults(dataset="trace")
+    simulate = add_command(
+        inner,
+        "sim",
+        "simulate an engine: its real scheduler, on measured steps",
+        _run("penstock.cli.bench_sim", "bench_sim"),
+    )
+    add_simulation(simulate)
+    simulate.add_argument("--measure", metavar="MODEL", help="measure this model's steps here, and write --profile")
+    simulate.add_argument("--seconds", type=float, default=20.0, help="of measuring [20]")
+    simulate.add_argument("--max-num-seqs", type=int, default=64, help="[64]")
+    simulate.add_argument("--max-num-batched-tokens", type=int, default=512, help="[512]")
+    simulate.add_argument("--no-prefix-caching", action="store_true", help="keep no finished blocks")
+    simulate.add_argument("--html", type=Path, help="write a report here")
+    simulate.add_argument("--json", type=Path, help="write the results here")
+    record = add_command(
+        inner,
+        "record",
+        "record the traffic of any server, as a proxy before it",
+        _run("penstock.cli.bench_record", "bench_record"),
+    )
+    record.add_argument("url", metavar="URL", help="the server to forward to")
+    record.add_argument("directory", type=Path, metavar="DIR", help="where the trace is written")
+    record.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
+    record.add_argument("--port", type=int, default=8001, help="[8001]")
+    record.add_argument("--tokenizer", type=Path, help="the model's tokenizer.json [4 bytes are taken for a token]")
+    record.add_argument("--contents", action="store_true", help="also record contents, redacted")
+
+
+def add_advise(commands: Any, add_command: AddCommand) -> None:
+    """`penstock advise`."""
+    advise = add_command(
+        commands,
+        "advise",
+        "say which settings and how many replicas a workload needs",
+        _run("penstock.cli.advise", "advise"),
+    )
+    add_simulation(advise)
+    advise.add_argument("--max-replicas", type=int, default=8, help="[8]")
+    advise.add_argument("--price", type=float, default=0.0, help="dollars an hour of one replica")
+
+
+def add_simulation(command: Any) -> None:
+    """What a simulation needs: a platform, a workload, arrivals, an objective."""
+    group = command.add_argument_group("Platform")
+    group.add_argument("--profile", type=Path, help="steps measured by `bench sim --measure MODEL --profile FILE`")
+    group.add_argument("--config", type=Path, help="model directory, for a machine known by its limits only")
+    group.add_argument("--bandwidth", type=float, help="of that machine's memory, GB/s")
+    group.add_argument("--tflops", type=float, help="of that machine, 10^12 operations a second")
+    group.add_argument("--weight-bits", type=float, default=16, help="bits a weight [16]")
+    group.add_argument("--num-blocks", type=int, help="of 16 tokens in the KV cache [of the profile; else 8192]")
+    _add_workload(command)
+    _add_arrivals(command)
+    command.add_argument("--slo", action="append", default=[], help="ttft:p99=500ms, tpot=50ms, or an MLPerf class")
 
 
 def _run(module: str, name: str) -> Callable[[argparse.Namespace], int]:
@@ -61,6 +123,16 @@ def _add_workload(command: Any) -> None:
         "--tokenizer", type=Path, help="tokenizer.json to count a file's tokens with [4 characters each]"
     )
     group.add_argument("--keep-eos", action="store_true", help="let answers end where the model ends them")
+    group.add_argument("--seed", type=int, default=None, help="[drawn, so that no prefix cache is warm]")
+
+
+def _add_trace(command: Any) -> None:
+    group = command.add_argument_group("Requests")
+    group.add_argument("--format", choices=TRACE_FORMATS, default="auto", help="[auto: by the first line]")
+    group.add_argument("--requests", type=int, default=None, help="at most this many [all]")
+    group.add_argument("--speed", type=float, default=1.0, help="plays it this many times faster [1]")
+    group.add_argument("--chat", action="store_true", help="send chat messages of words instead of token ids")
+    group.add_argument("--token-limit", type=int, default=2000, help="token ids stay below this [2000]")
     group.add_argument("--seed", type=int, default=None, help="[drawn, so that no prefix cache is warm]")
 
 

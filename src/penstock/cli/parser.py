@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from penstock.cli.bench_parser import add_bench
+from penstock.cli.bench_parser import add_advise, add_bench
 from penstock.config.settings import SPECS, ResolvedSettings, SettingSpec, nearest, resolve
 
 _ENGINE_GROUPS = ("Model", "Engine")
@@ -48,6 +48,7 @@ def build_parser() -> Parser:
     add_bench(commands, _command, Parser)
     _add_quantize(commands)
     _add_eval(commands)
+    add_advise(commands, _command)
     _add_doctor(commands)
     _add_config(commands)
     return parser

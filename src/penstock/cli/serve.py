@@ -29,6 +29,7 @@ from penstock.observability.phases import PhaseTimer
 from penstock.server.listen import bind, url_of
 
 if TYPE_CHECKING:
+    from penstock.observability.traffic import TrafficRecorder
     from penstock.server.model_text import TextParts
     from penstock.server.state import Engine, ServerState
     from penstock.server.text import TextLayer
@@ -101,6 +102,7 @@ class ServerStart:
 
         info = ServerInfo(version=__version__, model=self.model_name)
         state = ServerState(self._settings, model_names(self._settings), info, log_sink=self._sink)
+        state.recorder = self._recorder()
         engines = [first_engine]
 
         def ready() -> None:
@@ -115,7 +117,21 @@ class ServerStart:
             on_ready=ready,
         )
         on_stoppable(lifecycle.stop)
-        await lifecycle.run()
+        try:
+            await lifecycle.run()
+        finally:
+            if state.recorder is not None:
+                state.recorder.close()
+
+    def _recorder(self) -> TrafficRecorder | None:
+        """Raises ConfigError when the directory cannot be written."""
+        settings = self._settings
+        if not settings.record:
+            return None
+        from penstock.observability.traffic import TraceHeader, TrafficRecorder
+
+        header = TraceHeader(model=self.model_name, has_contents=settings.record_contents, source="serve")
+        return TrafficRecorder(Path(settings.record), header)
 
     async def _start_engine(self, found: asyncio.Event) -> Engine:
         """found: set when the engine process has been started."""

@@ -11,6 +11,7 @@ from penstock.config.model import ModelConfig
 BLOCK_SIZE = 16
 # Steps that decode take only so much prefill beside it that streams keep about this pace (or half their own speed).
 TARGET_STEP_S = 0.25
+WATERMARK_FRACTION = 0.01
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,18 +84,30 @@ def resolve_engine_config(
             enable_prefix_caching=options.enable_prefix_caching,
             dtype=options.kv_cache_dtype,
         ),
-        scheduler=SchedulerConfig(
-            max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=step_tokens,
-            max_model_len=max_model_len,
-            max_num_queued_requests=options.max_num_queued_requests,
-            max_num_queued_tokens=options.max_num_queued_tokens,
-            watermark_blocks=0,
-            policy=options.scheduling_policy,
-            target_step_s=target_step_s,
-        ),
+        scheduler=scheduler_config(options, max_model_len, step_tokens, target_step_s),
         max_model_len_is_auto=options.max_model_len == 0,
     )
+
+
+def scheduler_config(
+    options: EngineOptions, max_model_len: int, max_num_batched_tokens: int, target_step_s: float = TARGET_STEP_S
+) -> SchedulerConfig:
+    """Of an engine, or of a simulated one; the watermark follows from the number of blocks."""
+    return SchedulerConfig(
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        max_num_queued_requests=options.max_num_queued_requests,
+        max_num_queued_tokens=options.max_num_queued_tokens,
+        watermark_blocks=0,
+        policy=options.scheduling_policy,
+        target_step_s=target_step_s,
+    )
+
+
+def watermark_blocks(num_blocks: int) -> int:
+    """Blocks that admission leaves for running requests to grow into."""
+    return max(1, int(num_blocks * WATERMARK_FRACTION))
 
 
 def _resolve_dtype(wish: str, checkpoint_dtype: str) -> str:

@@ -235,6 +235,15 @@ class Settings:
         "Seconds a client may take to send its body or read an answer before it is cut off.",
         bounds=(1.0, 3600.0),
     )
+    record: str = _setting(
+        "text",
+        "",
+        _SERVER,
+        "Directory to record the traffic in, for `penstock bench replay`: times, lengths and salted hashes of prompts.",
+    )
+    record_contents: bool = _setting(
+        "flag", False, _SERVER, "Also record the requests' contents, with addresses, keys and numbers redacted."
+    )
     log_level: str = _setting(
         "text",
         "info",

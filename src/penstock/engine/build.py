@@ -8,14 +8,13 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.config.engine import EngineConfig
+from penstock.config.resolve import watermark_blocks
 from penstock.engine.core import EngineCore
 from penstock.engine.executor import Executor
 from penstock.kvcache import KVCacheManager
 from penstock.messages import EngineReady
 from penstock.runner import MemoryPlan, ModelRunner, plan_memory
 from penstock.scheduler import Scheduler
-
-WATERMARK_FRACTION = 0.01
 
 
 class StartupPhases:
@@ -88,7 +87,7 @@ def apply_plan(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
         scheduler=msgspec.structs.replace(
             config.scheduler,
             max_model_len=plan.max_model_len,
-            watermark_blocks=0 if model.is_encoder else max(1, int(num_blocks * WATERMARK_FRACTION)),
+            watermark_blocks=0 if model.is_encoder else watermark_blocks(num_blocks),
             is_encoder=model.is_encoder,
             pools_every_token=model.pooler.pooling != "last",
         ),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from penstock.base.errors import PenstockError
-from penstock.engine.executor import Executor, StepHandle
+from penstock.engine.executor import StepExecutor, StepHandle
 from penstock.messages import (
     EngineRequest,
     EngineStats,
@@ -38,7 +38,9 @@ class EngineCore:
     Not thread-safe: one thread calls `add`, `abort` and `step`.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, scheduler: Scheduler, executor: StepExecutor, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self._clock = clock

@@ -37,6 +37,16 @@ class StepHandle:
         return self._result
 
 
+class StepExecutor(Protocol):
+    """What an engine launches steps on: an Executor, or the simulator's."""
+
+    step_started_s: float
+
+    def launch(self, output: SchedulerOutput) -> StepHandle: ...
+
+    def close(self) -> None: ...
+
+
 class Executor:
     """Executes plans strictly in launch order.
 
@@ -45,7 +55,7 @@ class Executor:
     """
 
     def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+        self.runner = runner
         self._plans: queue.SimpleQueue[tuple[SchedulerOutput, StepHandle] | None] = queue.SimpleQueue()
         self.step_started_s = 0.0
         self._thread = threading.Thread(target=self._run, name="penstock-executor", daemon=True)
@@ -71,7 +81,7 @@ class Executor:
         """The runner isolates a guilty request itself; what still escapes ends the requests of this step only."""
         start_s = time.perf_counter()
         try:
-            return self._runner.execute(output)
+            return self.runner.execute(output)
         except Exception as error:
             info = ErrorInfo.of(error)
             errors = {request.request_id: info for request in output.scheduled}

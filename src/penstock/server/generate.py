@@ -24,6 +24,7 @@ from penstock.observability.metrics import ServerMetrics
 from penstock.observability.usage import UsageRecord
 from penstock.server.exchange import ClientGoneError, Exchange, choose_request_id
 from penstock.server.inner_call import PRIORITY_KEY
+from penstock.server.recording import record_request
 from penstock.server.state import CutOffError, Engine, OpenRequest, OutputStream, ServerState
 from penstock.server.text import GenerationRequest, Sequenced
 
@@ -156,6 +157,7 @@ class GenerationEndpoint:
             run.close()
             record.duration_s = time.monotonic() - arrival_s
             state.usage.close(record)
+            run.record_traffic()
 
 
 class _Run:
@@ -173,6 +175,7 @@ class _Run:
         self._choices: list[Choice] = []
         self._is_gone = False
         self._is_interactive = False
+        self._body = b""  # kept only while contents are recorded
 
     async def serve(self, arrival_s: float) -> None:
         exchange, record = self._exchange, self._record
@@ -185,6 +188,8 @@ class _Run:
             await exchange.respond(200, ask)
             record.outcome = "stop"
             return
+        if self._state.recorder is not None and self._state.recorder.has_contents:
+            self._body = body
         record.is_stream, record.user, record.metadata = ask.is_stream, ask.user, ask.metadata
         generation = ask.generation
         if PRIORITY_KEY in exchange.scope:
@@ -208,6 +213,14 @@ class _Run:
         finally:
             self._stop(FinishReason.ABORT)
             self._fill_record(arrival_s)
+
+    def record_traffic(self) -> None:
+        """Writes what a replay needs to know of this request; one that never reached the engine brings no load."""
+        recorder = self._state.recorder
+        if recorder is not None and self._choices:
+            choice, record = self._choices[0], self._record
+            requester = self._exchange.headers.get(b"authorization", b"").decode(errors="replace") or record.user
+            record_request(recorder, record, choice.sequenced.request, choice.token_ids, requester, self._body)
 
     async def fail(self, error: Exception) -> None:
         """Tells the client, as far as it can still be told, and the record."""
@@ -294,7 +307,6 @@ class _Run:
             delta = self._to_text(choice, held)
             held = None
             choice.pieces.append(delta.text)
-            choice.token_ids += delta.token_ids
             if delta.parts is not None:
                 choice.parts = [*(choice.parts or ()), *delta.parts]
             if delta.logprobs is not None:
@@ -321,6 +333,7 @@ class _Run:
         """The text of an output; tells the engine when a stop string in it ended the sequence."""
         delta = choice.sequenced.state.process(output)
         choice.num_output_tokens = delta.num_output_tokens
+        choice.token_ids += delta.token_ids
         if delta.prompt_logprobs is not None:
             choice.prompt_logprobs = delta.prompt_logprobs
         if delta.pooled is not None:

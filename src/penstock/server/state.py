@@ -23,6 +23,7 @@ from penstock.config.settings import Settings
 from penstock.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestOutput
 from penstock.observability.logs import LogSink
 from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot
+from penstock.observability.traffic import TrafficRecorder
 from penstock.observability.usage import UsageLog
 from penstock.server.exchange import Exchange
 from penstock.server.health import Signs, Verdict, Watchdog
@@ -113,6 +114,7 @@ class ServerState:
     text: TextLayer | None = None
     system_fingerprint: str = ""
     facts: ModelFacts = field(default_factory=ModelFacts)
+    recorder: TrafficRecorder | None = None
 
     def __post_init__(self) -> None:
         self.usage = UsageLog(self.metrics)

@@ -25,6 +25,7 @@ class _Choice(msgspec.Struct, omit_defaults=True):
     stop_reason: str | int | None = None
     prompt_logprobs: list[dict[int, render.PromptLogprob] | None] | None = None
     warnings: list[render.WarningBody] | None = None
+    token_ids: list[int] | None = None
 
 
 class _Body(msgspec.Struct):
@@ -91,6 +92,7 @@ class CompletionAnswer:
         self._echoes = bool(request.echo)
         self._scores_only = decode.scores_only(request)
         self._num_top = request.logprobs
+        self._shows_ids = bool(request.return_token_ids)
         self._shows_prompt_logprobs = request.prompt_logprobs is not None
         self._started: set[int] = set()
         if request.stream:
@@ -102,7 +104,7 @@ class CompletionAnswer:
             self._tail = b'],"usage":null}\n\n' if self._includes_usage else b"]}\n\n"
             self._text_head = self._head + b'{"index":0,"text":'
             self._text_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
-            self._is_plain = not self._echoes and self._num_top is None
+            self._is_plain = not self._echoes and self._num_top is None and not self._shows_ids
 
     def event(self, choice: Choice, delta: TextOutput) -> bytes:
         """The server-sent events for a delta; empty when it has nothing to say yet."""
@@ -111,7 +113,8 @@ class CompletionAnswer:
         is_first = choice.index not in self._started
         self._started.add(choice.index)
         text, logprobs = self._shown(choice, delta.text, delta.logprobs or (), with_prompt=is_first)
-        if not text and delta.finish_reason is None and not (logprobs and logprobs.tokens):
+        token_ids = delta.token_ids if self._shows_ids else ()
+        if not text and delta.finish_reason is None and not token_ids and not (logprobs and logprobs.tokens):
             return b""
         event = self._head + b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s' % (
             choice.index, render.encode(text), render.encode(logprobs), render.encode(delta.finish_reason),
@@ -120,6 +123,8 @@ class CompletionAnswer:
             event += b',"stop_reason":' + render.encode(choice.stop_reason)
         if delta.finish_reason is not None and self._warnings:
             event += b',"warnings":' + render.encode(self._warnings)
+        if self._shows_ids:
+            event += b',"token_ids":' + render.encode(token_ids)
         return event + b"}" + self._tail
 
     def last_events(self, usage: Usage) -> bytes:
@@ -144,8 +149,16 @@ class CompletionAnswer:
     def _choice_body(self, choice: Choice) -> _Choice:
         text, logprobs = self._shown(choice, choice.text, choice.logprobs or (), with_prompt=True)
         prompt_logprobs = render.prompt_logprobs(choice.prompt_logprobs) if self._shows_prompt_logprobs else None
+        token_ids = choice.token_ids if self._shows_ids else None
         return _Choice(
-            choice.index, text, logprobs, choice.finish_reason, choice.stop_reason, prompt_logprobs, self._warnings
+            choice.index,
+            text,
+            logprobs,
+            choice.finish_reason,
+            choice.stop_reason,
+            prompt_logprobs,
+            self._warnings,
+            token_ids,
         )
 
     def _shown(

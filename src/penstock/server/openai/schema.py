@@ -95,7 +95,6 @@ class _Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
-    return_token_ids: Any = None
     truncate_prompt_tokens: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
@@ -111,6 +110,7 @@ class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage]
+    return_token_ids: Literal[False] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
@@ -141,6 +141,7 @@ class CompletionRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     logprobs: int | None = None
     best_of: int | None = None
     suffix: Any = None
+    return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
 
 
@@ -188,7 +189,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),

@@ -1,43 +1,10 @@
-"""An event loop whose time jumps to the next timer, and connections in memory: seconds cost nothing and are exact."""
+"""Connections in memory, for the simulated loop: seconds cost nothing and are exact."""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
-
-T = TypeVar("T")
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    """Never waits: the time that it was to wait passes at once."""
-
-    loop: SimulatedLoop
-
-    def select(self, timeout: float | None = None) -> Any:
-        if timeout is None:
-            raise RuntimeError("deadlock: nothing is due, and nothing can come")
-        self.loop.simulated_s += timeout
-        return super().select(0)
-
-
-class SimulatedLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.simulated_s = 1000.0
-        selector = _JumpingSelector()
-        selector.loop = self
-        super().__init__(selector)
-        self._clock_resolution = 1e-9
-
-    def time(self) -> float:
-        return self.simulated_s
-
-
-def simulate(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Runs it on a simulated loop."""
-    with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
-        return runner.run(main())
+from typing import Any
 
 
 class PipeTransport(asyncio.Transport):

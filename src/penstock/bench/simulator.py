@@ -1,0 +1,273 @@
+"""The real engine loop, scheduler and KV cache on simulated time: only a step's duration is a model.
+
+Nothing of a policy is written here: arrivals and conversations are LoadRun's, decisions are the Scheduler's, and the
+order of launching and taking results is EngineCore's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+import msgspec
+
+from penstock.base.errors import ConfigError
+from penstock.bench.load_run import LoadRun, RunRecord
+from penstock.bench.measure import Workload
+from penstock.bench.observation import Observation
+from penstock.bench.plan import Message, PlannedRequest
+from penstock.bench.simulated_time import SimulatedLoop, simulate
+from penstock.bench.step_time import StepTime, StepWork
+from penstock.config.engine import CacheConfig, SchedulerConfig
+from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
+from penstock.engine.core import EngineCore
+from penstock.engine.executor import StepHandle
+from penstock.kvcache import KVCacheManager
+from penstock.messages import (
+    EngineRequest,
+    FinishReason,
+    RequestOutput,
+    SampledTokens,
+    SamplingParams,
+    SchedulerOutput,
+    StepResult,
+)
+from penstock.scheduler import Scheduler
+
+SAMPLE_S: Final = 1.0
+_FIRST_ANSWER_TOKEN: Final = 1 << 20  # no dataset draws it: an answer is cached only for who continues it
+_sampling = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+class SimulatedHandle(StepHandle):
+    """A step that ends at a known time; waiting for it moves the clock there."""
+
+    __slots__ = ("_end_s", "_loop", "_outcome")
+
+    def __init__(self, loop: SimulatedLoop, end_s: float, outcome: StepResult) -> None:
+        self._loop = loop
+        self._end_s = end_s
+        self._outcome = outcome
+
+    def result(self) -> StepResult:
+        self._loop.simulated_s = max(self._loop.simulated_s, self._end_s)
+        return self._outcome
+
+
+class SimulatedExecutor:
+    """Runs steps one after another, each for as long as the model says. Every request draws the same tokens always."""
+
+    def __init__(self, loop: SimulatedLoop, step_time: StepTime) -> None:
+        self._loop = loop
+        self._step_time = step_time
+        self._free_s = 0.0
+        self.step_started_s = 0.0
+        self.busy_s = 0.0
+        self.num_steps = 0
+
+    def launch(self, output: SchedulerOutput) -> SimulatedHandle:
+        seconds = self._step_time.seconds(StepWork.of(output))
+        start_s = max(self._loop.simulated_s + self._step_time.host_s, self._free_s)
+        self._free_s = start_s + seconds
+        self.busy_s += seconds
+        self.num_steps += 1
+        sampled = {
+            share.request_id: SampledTokens([_FIRST_ANSWER_TOKEN + share.num_computed_tokens])
+            for share in output.scheduled
+            if share.samples
+        }
+        return SimulatedHandle(self._loop, self._free_s, StepResult(output.step_id, sampled, {}, {}, seconds))
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class SimulatedClient:
+    """Stands for the load client, the network and the server: hands requests to an engine, notes what it gives."""
+
+    def __init__(self, core: EngineCore, step_time: StepTime, on_observation: Callable[[Observation], None]) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimulatedLoop)
+        self._loop = loop
+        self.clock = loop.time
+        self._core = core
+        self._frontend_s = step_time.frontend_s
+        self._on_observation = on_observation
+        self._open: dict[str, tuple[Observation, Callable[[Observation], None]]] = {}
+        self._num_sent = 0
+        self._is_stepping = False
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._sampled_s = loop.time()
+        self.samples: list[tuple[float, dict[str, float]]] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._open)
+
+    def send(
+        self,
+        request: PlannedRequest,
+        intended_s: float,
+        on_end: Callable[[Observation], None],
+        said: list[Message] | None = None,
+    ) -> None:
+        """Into the engine's inbox, which is read between steps."""
+        self._num_sent += 1
+        name = str(self._num_sent)
+        seen = Observation(request, intended_s, intended_s, intended_s, status=200, is_stream=True)
+        tokens = prompt_tokens(request, said)
+        seen.prompt_tokens = len(tokens)
+        self._open[name] = seen, on_end
+        self._drained.clear()
+        priority = int(request.parameters.get("priority", 0))
+        wanted = EngineRequest(
+            request_id=name,
+            prompt_token_ids=tokens,
+            sampling=_sampling,
+            max_tokens=request.output_tokens,
+            priority=priority,
+            arrival_s=intended_s,
+        )
+        refused = self._core.add(wanted)
+        if refused is not None:
+            self._loop.call_soon(self._take, refused)
+        elif not self._is_stepping:
+            self._is_stepping = True
+            self._loop.call_soon(self._step)
+        if request.cancel_after_s is not None:
+            self._loop.call_later(max(0.0, intended_s + request.cancel_after_s - self.clock()), self._cancel, name)
+
+    def _step(self) -> None:
+        for output in self._core.step():
+            self._take(output)
+        now_s = self._loop.simulated_s
+        if now_s - self._sampled_s >= SAMPLE_S:
+            self._sampled_s = now_s
+            self.samples.append((now_s, self._sample()))
+        self._is_stepping = self._core.has_work()
+        if self._is_stepping:
+            self._loop.call_soon(self._step)
+
+    def _sample(self) -> dict[str, float]:
+        stats = self._core.stats()
+        held = stats.num_blocks - stats.num_free_blocks - stats.num_cached_blocks
+        return {
+            "running": float(stats.num_running), "waiting": float(stats.num_waiting),
+            "kv_usage": held / stats.num_blocks,
+        }  # fmt: skip
+
+    def _take(self, output: RequestOutput) -> None:
+        entry = self._open.get(output.request_id)
+        if entry is None:
+            return
+        seen, on_end = entry
+        now_s = self._loop.simulated_s + self._frontend_s
+        if output.token_ids:
+            seen.chunk_s.append(now_s)
+            seen.chunk_tokens.append(len(output.token_ids))
+            if seen.request.session:
+                seen.token_ids += output.token_ids
+        if output.finish_reason is None:
+            return
+        seen.output_tokens = output.num_output_tokens or len(seen.chunk_s)
+        seen.cached_tokens = output.num_cached_tokens
+        seen.finish_reason, seen.is_done = output.finish_reason.value, True
+        if output.error is not None:
+            seen.status = output.error.status
+        if seen.request.extends_session:
+            seen.text = " ".join(map(str, seen.token_ids))
+        del self._open[output.request_id]
+        seen.conclude(now_s)
+        self._on_observation(seen)
+        on_end(seen)
+        if not self._open:
+            self._drained.set()
+
+    def _cancel(self, name: str) -> None:
+        if name in self._open:
+            self._open[name][0].is_cancelled = True
+            for output in self._core.abort([name], FinishReason.ABORT):
+                self._take(output)
+
+    async def wait_drained(self) -> None:
+        await self._drained.wait()
+
+
+def prompt_tokens(request: PlannedRequest, said: list[Message] | None) -> list[int]:
+    """Token ids as they are; a word of a message or text stands for a token, a number for that token."""
+    prompt = request.prompt
+    if isinstance(prompt, list) and not request.is_chat:
+        return cast(list[int], prompt)
+    messages = [*(said or ()), *cast(list[Message], prompt)] if request.is_chat else [{"content": prompt}]
+    words = [word for message in messages for word in str(message.get("content") or "").split()]
+    return [int(word) if word.isdigit() else hash_word(word) for word in words] or [0]
+
+
+def hash_word(word: str) -> int:
+    """Some token for a word, always the same one."""
+    return int.from_bytes(word.encode()[:8], "big") % (1 << 19)
+
+
+@dataclass(frozen=True)
+class SimulatedEngine:
+    """The settings of an engine as they are in EngineConfig."""
+
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+
+    @classmethod
+    def of(cls, options: EngineOptions, num_blocks: int, block_size: int, max_model_len: int) -> SimulatedEngine:
+        """As a server with these options would be built."""
+        step_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
+        scheduler = scheduler_config(options, max_model_len, step_tokens)
+        scheduler = msgspec.structs.replace(scheduler, watermark_blocks=watermark_blocks(num_blocks))
+        cache = CacheConfig(
+            block_size=block_size, num_blocks=num_blocks, enable_prefix_caching=options.enable_prefix_caching
+        )
+        return cls(cache, scheduler)
+
+    def check(self) -> None:
+        """Raises ConfigError."""
+        if self.cache.num_blocks < 1:
+            raise ConfigError("The simulated engine needs a KV cache.", remedy="Give its number of blocks.")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A simulated run. speedup: simulated seconds a second. busy_share: of the device."""
+
+    record: RunRecord
+    speedup: float
+    num_steps: int
+    busy_share: float
+
+
+def run_simulation(engine: SimulatedEngine, step_time: StepTime, workload: Workload, seed: int) -> Simulation:
+    """Plays the workload against the engine. Raises ConfigError."""
+    engine.check()
+    started_s = time.perf_counter()
+
+    async def main() -> tuple[RunRecord, SimulatedExecutor]:
+        loop = cast(SimulatedLoop, asyncio.get_running_loop())
+        executor = SimulatedExecutor(loop, step_time)
+        core = EngineCore(Scheduler(engine.scheduler, KVCacheManager(engine.cache)), executor, loop.time)
+        observations: list[Observation] = []
+        client = SimulatedClient(core, step_time, observations.append)
+        run = LoadRun(client, workload.plan(seed), workload.scale)
+        await (run.open_loop() if workload.concurrency is None else run.closed_loop(workload.concurrency))
+        end_s = max((seen.ended_s for seen in observations), default=run.start_s)
+        samples = [(moment_s - run.start_s, values) for moment_s, values in client.samples]
+        record = RunRecord(
+            observations, run.start_s, end_s, array("d"), num_skipped=run.num_skipped, server_samples=samples
+        )
+        return record, executor
+
+    record, executor = simulate(main)
+    simulated_s = max(record.end_s - record.start_s, 1e-9)
+    took_s = max(time.perf_counter() - started_s, 1e-9)
+    return Simulation(record, simulated_s / took_s, executor.num_steps, executor.busy_s / simulated_s)

@@ -1,0 +1,97 @@
+"""`penstock bench sim`: measures an engine's steps, and plays workloads on them in simulated time."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from penstock.base.errors import ConfigError
+from penstock.bench.environment import manifest
+from penstock.bench.metrics import summarise
+from penstock.bench.report import Report, ReportedRun
+from penstock.bench.results import run_json
+from penstock.bench.simulator import SimulatedEngine, run_simulation
+from penstock.bench.slo import parse_slo
+from penstock.bench.step_time import HardwareStepTime, Profile, StepTime, load_profile
+from penstock.bench.tables import summary_table
+from penstock.cli.bench import check_workload, make_workload
+from penstock.config.resolve import BLOCK_SIZE, EngineOptions
+
+_DEFAULT_BLOCKS = 8192
+
+
+def bench_sim(options: argparse.Namespace) -> int:
+    """The exit status: 0 when every simulated request succeeded."""
+    if options.measure:
+        return _measure(options)
+    check_workload(options)
+    step_time, engine = platform_of(options)
+    slo = parse_slo(options.slo)
+    seed = options.seed if options.seed is not None else secrets.randbits(31)
+    found = run_simulation(engine, step_time, make_workload(options), seed)
+    summary = summarise(found.record, slo)
+    console = Console()
+    console.print(summary_table("simulated", summary))
+    console.print(
+        f"{found.num_steps} steps, device busy {found.busy_share:.0%}, {found.speedup:,.0f} times faster than real "
+        f"time; median error of the step model {step_time.error:.1%}",
+        highlight=False,
+    )
+    facts = manifest(simulated=True, seed=seed)
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.encode(run_json(found.record, summary, facts)))
+    if options.html is not None:
+        report = Report("penstock bench sim", [ReportedRun("simulated", found.record, summary)], facts, slo)
+        options.html.write_text(report.html(), encoding="utf-8")
+    return 1 if summary.num_failed else 0
+
+
+def platform_of(options: argparse.Namespace) -> tuple[StepTime, SimulatedEngine]:
+    """Steps and engine of the options. Raises ConfigError."""
+    wanted = EngineOptions(
+        max_num_seqs=getattr(options, "max_num_seqs", 64),
+        max_num_batched_tokens=getattr(options, "max_num_batched_tokens", 512),
+        enable_prefix_caching=not getattr(options, "no_prefix_caching", False),
+    )
+    if options.profile is not None:
+        profile = load_profile(options.profile)
+        num_blocks = options.num_blocks or profile.num_blocks
+        engine = SimulatedEngine.of(wanted, num_blocks, profile.block_size, profile.max_model_len)
+        return profile.step_time, engine
+    if options.config is None or not options.bandwidth or not options.tflops:
+        raise ConfigError(
+            "Nothing says how long a step takes.",
+            remedy="Give --profile, or --config, --bandwidth and --tflops of a machine.",
+        )
+    from penstock.loader.checkpoint import read_model_config
+
+    model = read_model_config(options.config)
+    step_time = HardwareStepTime.of_model(model, options.bandwidth * 1e9, options.tflops * 1e12, options.weight_bits)
+    num_blocks = options.num_blocks or _DEFAULT_BLOCKS
+    return step_time, SimulatedEngine.of(wanted, num_blocks, BLOCK_SIZE, model.max_context_len)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    if options.profile is None:
+        raise ConfigError("--measure needs a file for what it finds.", remedy="Give --profile.")
+    from penstock.bench.calibration import measure_steps
+    from penstock.cli.checkpoint import engine_config
+    from penstock.config.settings import resolve
+
+    settings = resolve({"model": options.measure}).values
+    config = engine_config(settings, Path(options.measure))
+    fitted, ready = measure_steps(config, options.seconds, lambda _phase, _fraction: None)
+    profile = Profile(
+        step_time=fitted, num_blocks=ready.num_blocks, block_size=ready.block_size, max_model_len=ready.max_model_len
+    )
+    options.profile.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
+    print(
+        f"{fitted.num_steps} steps measured, median error of the model {fitted.error:.1%}; wrote {options.profile}",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,0 +1,107 @@
+"""The advisor picks what a simulation shows to be enough, and says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.advisor.advice import Candidate, Platform, advise, cost_lines, predict
+from penstock.bench.arrivals import arrival_times, dated, parse_rate, unit_gaps
+from penstock.bench.datasets import Shape, prefix_tree, random_prompts
+from penstock.bench.measure import Workload
+from penstock.bench.prompts import PromptMaker
+from penstock.bench.slo import parse_slo
+from penstock.bench.step_time import FittedStepTime, Profile
+from penstock.cli.main import main
+
+MAKER = PromptMaker(as_chat=False)
+# 10 ms a step, 0.1 ms for each token beyond the first: about 10,000 prompt tokens a second at best.
+STEPS = FittedStepTime(
+    coefficients=[0.01, 1e-4, 0, 0, 0, 0, 0, 0], host_s=0.0, frontend_s=0.0, error=0.1, num_steps=99
+)  # fmt: skip
+PLATFORM = Platform("here", STEPS, 8192, 16, 8192, price_per_hour=2.0)
+
+
+def workload(rate: float, input_len: int = 256, levels: tuple[tuple[int, int], ...] = ()) -> Workload:
+    shape = Shape(input_len, 16, levels=levels)
+    dataset = prefix_tree if levels else random_prompts
+
+    def plan(seed: int):  # type: ignore[no-untyped-def]
+        times = arrival_times(parse_rate(f"{rate}"), unit_gaps("poisson", 1.0, seed))
+        return dated(dataset(shape, MAKER, 150, seed), times)
+
+    return Workload(plan)
+
+
+def test_an_easy_load_needs_one() -> None:
+    found = advise([PLATFORM], workload(2.0), parse_slo(["ttft:p90=500ms"]), 1, 8)
+    assert found.best is not None
+    assert found.best.candidate.num_replicas == 1
+    [line] = cost_lines(found.best)
+    rate = found.best.summary.output_token_rate
+    assert line.startswith(f"${2.0 / (rate * 3600) * 1e6:.3f} per million")
+    value, low, high = found.best.interval_ms("TTFT", 0.5)
+    assert low < value < high
+
+
+def test_a_heavy_load_needs_several() -> None:
+    """256 prompt and 16 output tokens are 26 ms of tokens and some share of steps: one replica has no 60 a second."""
+    slo = parse_slo(["ttft:p90=300ms"])
+    found = advise([PLATFORM], workload(80.0), slo, 1, 8)
+    assert found.best is not None
+    assert found.best.candidate.num_replicas >= 2
+    assert any("replicas the worst limit is missed" in reason for reason in found.reasons)
+    alone = predict(Candidate(PLATFORM, 1, 64, 512), workload(80.0), slo, 1)
+    assert not alone.keeps_slo
+    assert alone.busy_share > found.best.busy_share
+
+
+def test_the_cache_is_a_reason() -> None:
+    found = advise([PLATFORM], workload(5.0, 32, ((512, 2),)), parse_slo(["ttft:p90=500ms"]), 1, 2)
+    assert any("prefix cache holds 9" in reason for reason in found.reasons)
+
+
+def test_what_nothing_keeps() -> None:
+    found = advise([PLATFORM], workload(5.0), parse_slo(["ttft:p90=1ms"]), 1, 2)
+    assert found.best is None
+    assert "Nothing that was tried keeps the SLO" in found.reasons[0]
+
+
+def test_all_replicas_together_serve_everything() -> None:
+    for count in (1, 3):
+        found = predict(Candidate(PLATFORM, count, 64, 512), workload(20.0), (), 1)
+        assert found.summary.num_succeeded == 150
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    path = tmp_path / "here.json"
+    path.write_bytes(msgspec.json.encode(Profile(step_time=STEPS, num_blocks=999, block_size=16, max_model_len=4096)))
+    return path
+
+
+def test_the_commands(profile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load = ("--profile", str(profile), "--rate", "3", "--requests", "60", "--input-len", "100", "--output-len", "8")
+    assert main(["advise", *load, "--slo", "ttft:p50=1s", "--price", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Use 1 x here: --max-num-seqs" in out
+    assert "Expect TTFT: p50" in out
+    assert "per million output tokens" in out
+    html, result = tmp_path / "sim.html", tmp_path / "sim.json"
+    assert main(["bench", "sim", *load, "--html", str(html), "--json", str(result)]) == 0
+    assert "times faster than real time" in " ".join(capsys.readouterr().out.split())
+    assert msgspec.json.decode(result.read_bytes())["completed"] == 60
+    assert html.read_text().startswith("<!doctype html>")
+
+
+def test_wrong_questions(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, what in (
+        (["advise", "--rate", "3"], "needs an objective"),
+        (["advise", "--rate", "3", "--slo", "ttft=1s"], "how long a step takes"),
+        (["advise", "--profile", str(profile), "--slo", "ttft=1s"], "needs arrivals"),
+        (["bench", "sim", "--measure", "nowhere"], "Give --profile"),
+    ):
+        assert main(arguments) != 0
+        assert what in capsys.readouterr().err
