@@ -3,98 +3,23 @@
 
     startup.py [--model DIR] [--rounds 5]
 
-Ready means: /health/ready answers 200, asked every 10 ms from the moment the process is started. The checkpoint is read
-once beforehand, so that it is in the page cache for both. "read" fills fresh memory with the files' bytes by plain
-reads, one thread, which is what a loader that copies nothing twice would need at least.
+The measuring is penstock.bench.startup's (`penstock bench start`); here it is held against the project's bounds. The
+checkpoint is read once beforehand, so that it is in the page cache for both.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-PENSTOCK = Path(sys.executable).with_name("penstock")
+from penstock.bench.startup import measure
+
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
-TIMEOUT_S = 120.0
-
-
-def help_seconds() -> float:
-    start = time.perf_counter()
-    subprocess.run([str(PENSTOCK), "--help"], check=True, capture_output=True)
-    return time.perf_counter() - start
-
-
-def ready_seconds(arguments: list[str]) -> float:
-    """From starting `penstock serve` to the first 200 of /health/ready. RuntimeError when it ends or takes too long."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = time.perf_counter()
-    command = [str(PENSTOCK), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        while not _is_ready(port):
-            if process.poll() is not None or time.perf_counter() - start > TIMEOUT_S:
-                process.kill()
-                output = process.communicate()[0].decode(errors="replace")
-                raise RuntimeError(f"{' '.join(command)} was not ready:\n{output[-3000:]}")
-            time.sleep(0.01)
-        return time.perf_counter() - start
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return connection.recv(64).startswith(b"HTTP/1.1 200")
-    except OSError:
-        return False
-
-
-def read_seconds(model: Path) -> float:
-    """Reading the weights into fresh memory."""
-    start = time.perf_counter()
-    for path in sorted(model.glob("*.safetensors")):
-        with path.open("rb", buffering=0) as file:
-            buffer = bytearray(path.stat().st_size)
-            view = memoryview(buffer)
-            place = 0
-            while place < len(view):
-                place += file.readinto(view[place : place + (64 << 20)])
-    return time.perf_counter() - start
-
-
-def measure(model: Path | None, rounds: int) -> dict[str, Any]:
-    """Seconds of each round, by what was started."""
-    times: dict[str, list[float]] = {"help": [], "bundled": []}
-    help_seconds()
-    for _ in range(rounds):
-        times["help"].append(help_seconds())
-        times["bundled"].append(ready_seconds([]))
-    if model is not None:
-        times |= {"read": [], "checkpoint": []}
-        read_seconds(model)
-        for _ in range(rounds):
-            times["read"].append(read_seconds(model))
-            times["checkpoint"].append(ready_seconds([str(model), "--max-model-len", "2048"]))
-    return {"model": model.name if model else "", "rounds": rounds, "seconds": times}
 
 
 def show(result: dict[str, Any]) -> str:

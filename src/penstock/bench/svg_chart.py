@@ -23,6 +23,7 @@ class Series:
     y: Sequence[float]
     is_stepped: bool = False
     has_markers: bool = False
+    has_line: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _path(series: Series, points: list[tuple[float, float]], across: _Scale, up:
     path = f'<path class="line c{colour}" d="{"".join(commands)}"/>'
     if not series.has_markers:
         return path
+    path = path if series.has_line else ""
     marks = (
         f'<circle class="mark c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{show_number(a)}, {show_number(b)}'
         f"</title></circle>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
     known = {action.dest for action in replay._actions}
     replay.set_defaults(**{action.dest: action.default for action in serve._actions if action.dest not in known})
     replay.set_defaults(dataset="trace")
+    _add_local(inner, add_command)
     simulate = add_command(
         inner,
         "sim",
@@ -59,6 +61,35 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
     record.add_argument("--port", type=int, default=8001, help="[8001]")
     record.add_argument("--tokenizer", type=Path, help="the model's tokenizer.json [4 bytes are taken for a token]")
     record.add_argument("--contents", action="store_true", help="also record contents, redacted")
+
+
+def _add_local(inner: Any, add_command: AddCommand) -> None:
+    start = add_command(
+        inner,
+        "start",
+        "how long a server takes to start, warm and cold",
+        _run("penstock.cli.bench_local", "bench_start"),
+    )
+    offline = add_command(
+        inner, "offline", "tokens a second of the LLM class", _run("penstock.cli.bench_local", "bench_offline")
+    )
+    ops = add_command(
+        inner, "ops", "every kernel against this machine's limits", _run("penstock.cli.bench_local", "bench_ops")
+    )
+    ops.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="[2]")
+    ops.add_argument("--isa", help="instruction set [the best here]")
+    ops.add_argument("--only", default="", help="ops and shapes that contain this")
+    ops.add_argument("--seconds", type=float, default=0.4, help="a case [0.4]")
+    ops.add_argument("--json", type=Path, help="write the results here")
+    ops.add_argument("--html", type=Path, help="write a roofline plot and table here")
+    for command in (start, offline):
+        command.add_argument("model", nargs="?", default="", metavar="MODEL", help="directory [the bundled model]")
+        command.add_argument("--rounds", type=int, default=3, help="[3]")
+        command.add_argument("--json", type=Path, help="write the results here")
+    offline.add_argument("--requests", type=int, default=32, help="in each round [32]")
+    offline.add_argument("--input-len", type=int, default=128, help="[128]")
+    offline.add_argument("--output-len", type=int, default=64, help="[64]")
+    offline.add_argument("--seed", type=int, default=0, help="[0]")
 
 
 def add_advise(commands: Any, add_command: AddCommand) -> None:

@@ -1,4 +1,4 @@
-"""The cases of ops.py: each op at the shapes of two models, what it must at least read, write and multiply."""
+"""The cases of the roofline: each op at the shapes of two models, what it must at least read, write and multiply."""
 
 from __future__ import annotations
 

@@ -1,0 +1,56 @@
+"""What is measured without a server: steps for the simulator, the offline class, ops; on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from checkpoints import write_checkpoint
+from penstock.bench import startup
+from penstock.bench.step_time import load_profile
+from penstock.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(path, vocab_size=320, tokenizer=True, max_position_embeddings=512)
+    return path
+
+
+def test_steps_are_measured_and_simulated(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = tmp_path / "profile.json"
+    assert main(["bench", "sim", "--measure", str(model), "--profile", str(profile), "--seconds", "2"]) == 0
+    found = load_profile(profile)
+    assert found.step_time.num_steps > 30
+    assert found.max_model_len == 512
+    assert min(found.step_time.coefficients) >= 0
+    load = ("--requests", "50", "--rate", "5", "--input-len", "64", "--output-len", "8")
+    assert main(["bench", "sim", "--profile", str(profile), *load]) == 0
+    assert "50 of 50 requests succeeded" in capsys.readouterr().out
+
+
+def test_offline(model: Path, tmp_path: Path) -> None:
+    result = tmp_path / "offline.json"
+    arguments = ("--requests", "4", "--input-len", "8", "--output-len", "4", "--rounds", "2", "--json", str(result))
+    assert main(["bench", "offline", str(model), *arguments]) == 0
+    found = msgspec.json.decode(result.read_bytes())
+    assert found["rates"]["output tokens/s"] == [16 / seconds for seconds in found["seconds"]]
+    assert len(found["seconds"]) == 2
+
+
+def test_ops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html = tmp_path / "ops.html"
+    only = ("--only", "linear tiny gate_up 1 x", "--seconds", "0.01", "--threads", "1", "--html", str(html))
+    assert main(["bench", "ops", *only]) == 0
+    assert "| linear | tiny gate_up 1 x" in capsys.readouterr().out
+    assert html.read_text().count("<circle") == 1
+
+
+def test_reading_and_forgetting_weights(model: Path) -> None:
+    assert startup.weight_files(model)
+    assert startup.read_seconds(model) > 0
+    startup.drop_from_page_cache(model)
+    assert startup.read_seconds(model) > 0
