@@ -43,14 +43,14 @@ TINY = Model("tiny", 128, 352, 4, 2, 32, 2048)
 class Case:
     """One op at one shape.
 
-    native, torch: run it once. nbytes: what must be read and written at least; is_from_memory: it cannot be in a cache.
+    native, in_torch: run it once. nbytes: what must be read and written at least; is_from_memory: no cache has it.
     flops: multiplications and additions of a matrix product, of `dtype`; 0 where moving is all there is to it.
     """
 
     op: str
     shape: str
     native: Callable[[], object]
-    torch: Callable[[], object]
+    in_torch: Callable[[], object]
     nbytes: int
     dtype: torch.dtype = BF16
     flops: int = 0

@@ -45,7 +45,7 @@ class Limits:
         """Reads `nbytes` that stay in the cache if they fit, by one thread or all, whichever is faster."""
         nbytes = _bounded(nbytes)
         address = self._buffer.data_ptr()
-        candidates = [lambda t=t: self._kernels.read_all(address, nbytes, t) for t in (1, self._threads)]  # type: ignore[misc]
+        candidates = [lambda t=t: self._kernels.read_all(address, nbytes, t) for t in (1, self._threads)]
         repeats = max(3, (8 << 20) // nbytes)
         return min(candidates, key=lambda run: min(seconds_of(run, repeats) for _ in range(3)))
 
@@ -113,7 +113,7 @@ def compare(case: Case, limits: Limits, budget_s: float) -> dict[str, Any]:
     """One line of the table, in seconds."""
     runs = {
         "native": case.native,
-        "torch": case.torch,
+        "torch": case.in_torch,
         "moving": (limits.read_from_memory if case.is_from_memory else limits.read)(case.nbytes),
     }
     if case.flops:

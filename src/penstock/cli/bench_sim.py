@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -80,11 +79,11 @@ def _measure(options: argparse.Namespace) -> int:
     if options.profile is None:
         raise ConfigError("--measure needs a file for what it finds.", remedy="Give --profile.")
     from penstock.bench.calibration import measure_steps
-    from penstock.cli.checkpoint import engine_config
+    from penstock.cli.checkpoint import engine_config, find_checkpoint
     from penstock.config.settings import resolve
 
     settings = resolve({"model": options.measure}).values
-    config = engine_config(settings, Path(options.measure))
+    config = engine_config(settings, find_checkpoint(settings))
     fitted, ready = measure_steps(config, options.seconds, lambda _phase, _fraction: None)
     profile = Profile(
         step_time=fitted, num_blocks=ready.num_blocks, block_size=ready.block_size, max_model_len=ready.max_model_len
