@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from penstock.base.errors import PenstockError
 from penstock.bench.step_time import FittedStepTime, StepWork, fit_step_time
 from penstock.config.engine import EngineConfig
 from penstock.engine.build import build_engine
@@ -89,6 +90,8 @@ def _drain(core: EngineCore, requests: list[EngineRequest], deadline_s: float = 
     for request in requests:
         core.add(request)
     while core.has_work():
-        core.step()
+        for output in core.step():
+            if output.error is not None:
+                raise PenstockError(f"A measuring request failed: {output.error.message}")
         if time.perf_counter() > deadline_s:
             core.abort([request.request_id for request in requests])
