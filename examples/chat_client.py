@@ -15,7 +15,7 @@ def main() -> None:
         model=model,
         messages=[
             {"role": "system", "content": "You are a helpful assistant."},
-            {"role": "user", "content": "Hello! Who are you?"},
+            {"role": "user", "content": "Hello! What is your name?"},
         ],
         max_tokens=64,
         stream=True,
