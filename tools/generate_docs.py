@@ -182,7 +182,8 @@ def protocols() -> str:
 
 def _entries(name: str) -> str:
     counts = {"messages": "messages", "prompt": "prompts", "stop": "stop", "logit_bias": "logit_bias", "tools": "tools",
-              "stop_token_ids": "stop_token_ids", "bad_words": "bad_words", "metadata": "metadata"}  # fmt: skip
+              "stop_token_ids": "stop_token_ids", "bad_words": "bad_words", "metadata": "metadata",
+              "dry_sequence_breakers": "dry_sequence_breakers"}  # fmt: skip
     if name in counts:
         return f"at most {MAX_ENTRIES[counts[name]]} entries"
     if name in ("user", "safety_identifier", "prompt_cache_key"):

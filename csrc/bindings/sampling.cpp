@@ -23,11 +23,19 @@ void logprobs(const KernelTable& table, Address logits, Address ids, Address log
                              vocab, top, num_threads});
 }
 
+void mask_logits(const KernelTable& table, Address logits, Address row_ids, Address masks, int64_t rows, int64_t vocab,
+                 int num_threads) {
+    GilReleaseIf guard(rows * vocab > 4 * kSmall);
+    table.sampling.mask_logits({pointer<float>(logits), pointer<int64_t>(row_ids), pointer<uint32_t>(masks), rows,
+                                vocab, num_threads});
+}
+
 }  // namespace
 
 void bind_sampling(KernelsClass& kernels) {
     kernels.def("sample", &sample);
     kernels.def("logprobs", &logprobs);
+    kernels.def("mask_logits", &mask_logits);
 }
 
 }  // namespace penstock

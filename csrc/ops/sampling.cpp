@@ -232,6 +232,26 @@ void logprobs_of_row(const LogprobArgs& args, int64_t row, RowMemory& memory) {
     if (args.ranks != nullptr) args.ranks[row] = rank_of(logits, args.vocab, chosen);
 }
 
+// ---- masks ---------------------------------------------------------------------------------------------------------
+
+void mask_row(const MaskArgs& args, int64_t row, RowMemory&) {
+    constexpr float kNever = -__builtin_inff();
+    float* logits = args.logits + args.row_ids[row] * args.vocab;
+    const int64_t words = (args.vocab + 31) / 32;
+    const uint32_t* mask = args.masks + row * words;
+    for (int64_t word = 0; word < words; ++word) {
+        const uint32_t bits = mask[word];
+        if (bits == 0xffffffffu) continue;
+        float* values = logits + word * 32;
+        const int count = int(lesser(32, args.vocab - word * 32));
+        if (bits == 0) {
+            for (int i = 0; i < count; ++i) values[i] = kNever;
+        } else {
+            for (int i = 0; i < count; ++i) values[i] = (bits >> i) & 1 ? values[i] : kNever;
+        }
+    }
+}
+
 // ---- all rows ------------------------------------------------------------------------------------------------------
 
 template <class Args, class Row>
@@ -249,9 +269,10 @@ void for_each_row(const Args& args, Row row) {
 
 void sample(const SampleArgs& args) { for_each_row(args, sample_one); }
 void logprobs(const LogprobArgs& args) { for_each_row(args, logprobs_of_row); }
+void mask_logits(const MaskArgs& args) { for_each_row(args, mask_row); }
 
 }  // namespace
 
-extern const SamplingKernels sampling_kernels = {sample, logprobs};
+extern const SamplingKernels sampling_kernels = {sample, logprobs, mask_logits};
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -28,11 +28,21 @@ struct LogprobArgs {
     int num_threads;
 };
 
+struct MaskArgs {
+    float* logits;           // [any, vocab]
+    const int64_t* row_ids;  // [rows] which of them are masked
+    const uint32_t* masks;   // [rows, (vocab + 31) / 32]; bit i % 32 of word i / 32 keeps logit i
+    int64_t rows, vocab;
+    int num_threads;
+};
+
 struct SamplingKernels {
     // Temperature, then top-k, then top-p over what top-k left, then min-p; then the inverse of the cumulative
     // distribution in rising id order, summed in double.
     void (*sample)(const SampleArgs&);
     void (*logprobs)(const LogprobArgs&);
+    // Every logit that is not kept becomes -inf.
+    void (*mask_logits)(const MaskArgs&);
 };
 
 }  // namespace penstock

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from penstock.llm import LLM, AsyncLLM
-    from penstock.messages import SamplingParams
+    from penstock.messages import GrammarSpec, SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "GrammarSpec", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,8 +18,8 @@ def __getattr__(name: str) -> Any:
         from penstock import llm
 
         return getattr(llm, name)
-    if name == "SamplingParams":
-        from penstock.messages import SamplingParams
+    if name in ("GrammarSpec", "SamplingParams"):
+        from penstock import messages
 
-        return SamplingParams
+        return getattr(messages, name)
     raise AttributeError(f"module 'penstock' has no attribute {name!r}")

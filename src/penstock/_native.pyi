@@ -203,6 +203,9 @@ class Kernels:
         /,
     ) -> None: ...
     # sampling
+    def mask_logits(
+        self, logits: int, row_ids: int, masks: int, masked_rows: int, vocab: int, num_threads: int
+    ) -> None: ...
     def sample(
         self,
         logits: int,

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import openai
 import psutil
+import pydantic
 import pytest
 
 from penstock.assets import BUNDLED_MODEL
@@ -194,3 +196,43 @@ def test_doctor_finds_a_healthy_machine() -> None:
     assert "bundled model: answers, twice alike" in done.stdout
     for line in done.stdout.splitlines():
         assert not line.startswith("PROBLEM") or "remedy" in done.stdout
+
+
+def test_structured_output_and_forced_tools_with_the_official_client(served: tuple[str, list[str]]) -> None:
+    client = openai.OpenAI(base_url=served[0], api_key="none", max_retries=0)
+    arguments: dict[str, Any] = {
+        "model": "penstock-demo", "max_tokens": 90, "temperature": 1.5, "seed": 4,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+    }  # fmt: skip
+
+    class Weather(pydantic.BaseModel):
+        city: str
+        degrees: int
+        sky: Literal["clear", "cloudy"]
+
+    parsed = client.chat.completions.parse(**arguments, response_format=Weather).choices[0]
+    assert parsed.finish_reason == "stop"
+    assert isinstance(parsed.message.parsed, Weather)
+
+    parameters = Weather.model_json_schema()
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("look", "tell")]
+    for choice in ("required", {"type": "function", "function": {"name": "tell"}}):
+        whole = client.chat.completions.create(**arguments, tools=tools, tool_choice=choice).choices[0]
+        assert whole.finish_reason == "tool_calls"
+        assert whole.message.tool_calls
+        for call in whole.message.tool_calls:
+            assert call.function.name in (("look", "tell") if choice == "required" else ("tell",))
+            Weather.model_validate_json(call.function.arguments)
+        stream = client.chat.completions.create(**arguments, tools=tools, tool_choice=choice, stream=True)
+        deltas = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or []]
+        assert [delta.function.arguments for delta in deltas if delta.function] == [
+            call.function.arguments for call in whole.message.tool_calls
+        ]
+
+    for stream_it in (False, True):
+        schema = {"type": "array", "uniqueItems": True}
+        with pytest.raises(openai.BadRequestError, match="'uniqueItems' cannot be enforced") as refusal:
+            client.chat.completions.create(
+                **arguments, stream=stream_it, extra_body={"structured_outputs": {"json": schema}}
+            )
+        assert refusal.value.param == "structured_outputs.json"

@@ -83,6 +83,9 @@ class FakeEngine:
     def seconds_since_progress(self, now: float) -> float:
         return now - self.last_message_s if self._tasks else 0.0
 
+    def send(self, message: object) -> None:
+        raise AssertionError("a fake engine is sent nothing but requests")
+
     def submit(self, request: EngineRequest) -> RequestStream:
         if self._is_draining:
             raise DrainingError("The server is shutting down.")

@@ -109,6 +109,7 @@ async def test_counting_tokens(client: anthropic.AsyncAnthropic) -> None:
     [
         ("container", "c", "container"),
         ("tool_choice", {"type": "any"}, "tool_choice"),
+        ("tool_choice", {"type": "tool"}, "tool_choice.name"),
         ("temperature", 1.5, "temperature"),
         ("max_tokens", 0, "max_tokens"),
         ("unheard", 1, "unheard"),

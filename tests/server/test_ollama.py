@@ -101,7 +101,7 @@ async def test_what_is_served(client: ollama.AsyncClient, server: RunningServer)
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("format", "json", "format"),
+        ("format", "xml", "format"),
         ("options", {"num_gpu": 3}, "options.num_gpu"),
         ("options", {"num_predict": 0}, "options.num_predict"),
         ("options", {"num_ctx": 10**6}, "options.num_ctx"),

@@ -138,7 +138,7 @@ async def test_background(client: openai.AsyncOpenAI, server: RunningServer) -> 
     ("field", "value", "named"),
     [("truncation", "auto", "truncation"), ("input", [{"type": "image"}], "input[0].type"), ("input", [], "input"),
      ("tools", [{"type": "web_search"}], "tools[0].type"), ("max_output_tokens", 0, "max_output_tokens"),
-     ("text", {"format": {"type": "json_object"}}, "text.format.type"), ("tool_choice", "required", "tool_choice"),
+     ("text", {"format": {"type": "json_schema"}}, "text.format.schema"), ("tool_choice", "required", "tool_choice"),
      ("unheard", 1, "unheard"), ("background", True, "background")],
 )  # fmt: skip
 async def test_refusals_name_the_field(server: RunningServer, field: str, value: Any, named: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -302,6 +303,15 @@ def samplings(ops: Ops, reference: Ops) -> Iterator[Case]:
                 lambda x=logits, s=settings: reference.sample(x, *s),  # type: ignore[misc]
                 logits.nbytes,
             )
+        masks = np.random.default_rng(0).integers(-(2**31), 2**31, (rows, -(-model.vocabulary // 32)), dtype=np.int32)
+        masked = logits.clone()
+        yield Case(
+            "mask_logits",
+            f"{rows} x {model.vocabulary}, half kept",
+            lambda x=masked, m=masks: ops.mask_logits(x, range(len(x)), m),  # type: ignore[misc]
+            lambda x=masked, m=masks: reference.mask_logits(x, range(len(x)), m),  # type: ignore[misc]
+            logits.nbytes + masks.nbytes,
+        )
         yield Case(
             "top_logprobs",
             f"{rows} x {model.vocabulary} of 5",

@@ -15,6 +15,7 @@ from penstock.kvcache import KVCacheManager
 from penstock.messages import EngineReady
 from penstock.runner import MemoryPlan, ModelRunner, plan_memory
 from penstock.scheduler import Scheduler
+from penstock.structured import GrammarCompiler
 
 
 class StartupPhases:
@@ -52,10 +53,11 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
     plan = plan_memory(config)
     config = apply_plan(config, plan)
     phases.begin("load weights")
-    runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction))
+    grammars = GrammarCompiler()
+    runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction), grammars)
     phases.begin("start scheduler")
     scheduler = Scheduler(config.scheduler, KVCacheManager(config.cache))
-    core = EngineCore(scheduler, Executor(runner))
+    core = EngineCore(scheduler, Executor(runner), grammars=grammars)
     phases.end()
     ready = EngineReady(
         max_model_len=config.scheduler.max_model_len,

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from penstock.base.errors import PenstockError
+from penstock.base.errors import PenstockError, ValidationError
 from penstock.engine.executor import StepExecutor, StepHandle
+from penstock.engine.grammar_gate import GrammarGate
 from penstock.messages import (
     EngineRequest,
     EngineStats,
@@ -17,10 +18,15 @@ from penstock.messages import (
     RequestOutput,
     RequestTimings,
     SchedulerOutput,
+    Vocabulary,
 )
 from penstock.scheduler import Scheduler
+from penstock.structured import GrammarCompiler
 
 logger = logging.getLogger(__name__)
+
+# With nothing to run but grammars in the making, a step waits for one of them so long.
+GRAMMAR_WAIT_S = 0.002
 
 
 @dataclass(slots=True)
@@ -39,20 +45,36 @@ class EngineCore:
     """
 
     def __init__(
-        self, scheduler: Scheduler, executor: StepExecutor, clock: Callable[[], float] = time.monotonic
+        self,
+        scheduler: Scheduler,
+        executor: StepExecutor,
+        clock: Callable[[], float] = time.monotonic,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
+        self._gate = GrammarGate(grammars or GrammarCompiler())
         self._clock = clock
         self._in_flight: InFlight | None = None
         self._num_checks = 0
         self._num_violations = 0
 
+    @property
+    def has_vocabulary(self) -> bool:
+        return self._gate.compiler.is_started
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Tells the engine its tokens, without which no output can be constrained. A second call changes nothing."""
+        self._gate.compiler.start(vocabulary)
+
     def add(self, request: EngineRequest) -> RequestOutput | None:
         """Admits a request, or returns the final output that says why not."""
         now = self._clock()
         try:
-            self.scheduler.add(request, now)
+            if request.request_id in self._gate:
+                raise ValidationError("A request with this id is in progress.", param="request_id")
+            if self._gate.passes(request):
+                self.scheduler.add(request, now)
         except PenstockError as error:
             return _refusal(request, error, now)
         return None
@@ -61,22 +83,25 @@ class EngineCore:
         self, request_ids: Sequence[str], finish_reason: FinishReason = FinishReason.ABORT
     ) -> list[RequestOutput]:
         """Ends requests now; their blocks are free when this returns."""
-        return self.scheduler.abort(request_ids, finish_reason, self._clock())
+        now = self._clock()
+        return self._gate.abort(request_ids, finish_reason, now) + self.scheduler.abort(request_ids, finish_reason, now)
 
     def step(self) -> list[RequestOutput]:
         """Schedules and launches one step, then takes the result of the one before it."""
+        done = self._admit_parked() if self._gate else []
         output = self.scheduler.schedule(self._clock())
         launched = InFlight(output, self.executor.launch(output)) if output is not None else None
-        done: list[RequestOutput] = []
+        if launched is None and self._in_flight is None and not done and self._gate:
+            self._gate.wait(GRAMMAR_WAIT_S)
         if self._in_flight is not None:
             result = self._in_flight.handle.result()
-            done = self.scheduler.update(self._in_flight.output, result, self._clock())
+            done += self.scheduler.update(self._in_flight.output, result, self._clock())
         self._in_flight = launched
         done += self.scheduler.take_finished()
         return done
 
     def has_work(self) -> bool:
-        return self._in_flight is not None or self.scheduler.has_work()
+        return self._in_flight is not None or self.scheduler.has_work() or bool(self._gate)
 
     def stats(self) -> EngineStats:
         stats = self.scheduler.stats()
@@ -95,8 +120,20 @@ class EngineCore:
             logger.exception("An invariant of the scheduler or the KV cache does not hold")
 
     def close(self) -> None:
-        """Waits for the step in flight and stops the executor's thread."""
+        """Waits for the step in flight, stops the executor's thread and what compiles grammars."""
         self.executor.close()
+        self._gate.compiler.close()
+
+    def _admit_parked(self) -> list[RequestOutput]:
+        """Hands on requests whose grammars are ready; the final outputs of those that are refused."""
+        now = self._clock()
+        ready, refused = self._gate.take_ready(now)
+        for request in ready:
+            try:
+                self.scheduler.add(request, now)
+            except PenstockError as error:
+                refused.append((request, error))
+        return [_refusal(request, error, now) for request, error in refused]
 
 
 def _refusal(request: EngineRequest, error: PenstockError, now: float) -> RequestOutput:

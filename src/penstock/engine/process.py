@@ -32,6 +32,7 @@ from penstock.messages import (
     RequestOutput,
     ShutdownRequest,
     StartupProgress,
+    Vocabulary,
 )
 from penstock.messages.wire import FrameBuffer, decode_input, encode_frame
 
@@ -125,6 +126,9 @@ class EngineServer:
                 return [refusal] if refusal is not None else []
             case AbortRequest():
                 return self._core.abort(message.request_ids, message.finish_reason)
+            case Vocabulary():
+                self._core.set_vocabulary(message)
+                return []
             case ShutdownRequest():
                 self._stop_at_s = time.monotonic() + message.drain_s
                 return []

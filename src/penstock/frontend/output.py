@@ -93,7 +93,11 @@ class OutputState:
     ) -> None:
         """parser: takes the text apart. markers: special tokens that it has to see."""
         self._tokenizer: Final = tokenizer
-        self._stream: Final = tokenizer.detokenizer(skip_special_tokens=sampling.skip_special_tokens, markers=markers)
+        self._stream: Final = tokenizer.detokenizer(
+            skip_special_tokens=sampling.skip_special_tokens,
+            markers=markers,
+            keep_first_space=sampling.grammar is not None,
+        )
         self._parser: Final = parser
         self._matcher: Final = (
             StopStringMatcher(sampling.stop, include_in_output=sampling.include_stop_str_in_output)

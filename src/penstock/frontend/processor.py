@@ -21,7 +21,7 @@ from penstock.frontend.one_pass import GENERATES, ModelTasks, Pair, Source
 from penstock.frontend.output import OutputState
 from penstock.frontend.parsers.choose import OutputStyle
 from penstock.frontend.tokenizer import Tokenizer
-from penstock.messages import EngineRequest, PoolingParams, SamplingParams
+from penstock.messages import EngineRequest, GrammarSpec, PoolingParams, SamplingParams, ToolCallSpec, ToolSpec
 
 # Up to here a prompt takes about a millisecond (0.25 microseconds a character): less than a turn over a thread costs
 # when others run, and well below what anyone sees in a stream.
@@ -32,8 +32,45 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class CallRule:
+    """What the calls of an answer must be like, to be enforced.
+
+    is_required: the answer is calls and nothing else. only: of this tool. max_calls: None for any number.
+    strict_tools: names of the tools whose schemas are enforced; with is_required all are.
+    """
+
+    is_required: bool = False
+    only: str | None = None
+    max_calls: int | None = None
+    strict_tools: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, tools: Sequence[Mapping[str, Any]], *, is_required: bool = False, only: str | None = None,
+        is_parallel: bool = True, has_grammar: bool = False,
+    ) -> CallRule | None:  # fmt: skip
+        """The rule of a request that shows these tools (in OpenAI's shape); None where nothing has to be enforced.
+
+        only: the tool that must be called. has_grammar: what is no call has to obey a grammar.
+        Raises ValidationError: there is no such tool.
+        """
+        functions = [tool["function"] for tool in tools]
+        if only is not None and all(function["name"] != only for function in functions):
+            raise ValidationError(f"tool_choice names {only[:200]!r}, which is not in tools.", param="tool_choice")
+        if only is not None or is_required:
+            return cls(is_required=True, only=only, max_calls=None if is_parallel and only is None else 1)
+        strict = frozenset(function["name"] for function in functions if function.get("strict"))
+        if not (strict or has_grammar) and is_parallel:
+            return None
+        return cls(max_calls=None if is_parallel else 1, strict_tools=strict)
+
+
+@dataclass(frozen=True)
 class Chat:
-    """A conversation of plain JSON values, as in the OpenAI API. variables: further ones for the chat template."""
+    """A conversation of plain JSON values, as in the OpenAI API.
+
+    variables: further ones for the chat template. call_rule: None where the model may write what it likes.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -41,6 +78,7 @@ class Chat:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    call_rule: CallRule | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +264,9 @@ class Processor:
         max_tokens = self._max_tokens(sampling, num_prompt_tokens)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         bad_words = sampling.bad_words_token_ids + self._bad_words(sampling.bad_words)
+        breakers = sampling.dry_breaker_token_ids
+        if sampling.dry_multiplier > 0.0:
+            breakers += self.tokenizer.tokens_with(sampling.dry_sequence_breakers)
         eos = () if sampling.ignore_eos else self.tokenizer.eos_token_ids
         stop_token_ids = tuple(dict.fromkeys((*eos, *sampling.stop_token_ids)))
         return [
@@ -233,7 +274,12 @@ class Processor:
                 request_id=f"{request_id}-{index}",
                 prompt_token_ids=prompt.token_ids,
                 sampling=msgspec.structs.replace(
-                    sampling, n=1, seed=derived_seed(seed, index), max_tokens=max_tokens, bad_words_token_ids=bad_words
+                    sampling,
+                    n=1,
+                    seed=derived_seed(seed, index),
+                    max_tokens=max_tokens,
+                    bad_words_token_ids=bad_words,
+                    dry_breaker_token_ids=breakers,
                 ),
                 max_tokens=max_tokens,
                 stop_token_ids=stop_token_ids,
@@ -270,6 +316,41 @@ class Processor:
             deadline_s=deadline_s,
             pooling=msgspec.structs.replace(pooling, second_text_start=prompt.second_text_start),
         )
+
+    def constrained(self, sampling: SamplingParams, prompt: Prompt, chat: Chat) -> SamplingParams:
+        """The parameters with the grammar that an answer to this conversation needs.
+
+        Tool calls are written in the model's own form; where the template has opened the model's reasoning, that comes
+        before whatever is asked for. Raises ValidationError when the model knows no calls.
+        """
+        grammar, style = sampling.grammar, self.output_style
+        if chat.call_rule is not None:
+            grammar = self._call_grammar(chat, chat.call_rule, grammar)
+        if grammar is None:
+            return sampling
+        if style.reasoning is not None and style.reasoning.is_open_in(prompt.opening):
+            grammar = msgspec.structs.replace(grammar, after=style.reasoning.close)
+        return msgspec.structs.replace(sampling, grammar=grammar)
+
+    def _call_grammar(self, chat: Chat, rule: CallRule, content: GrammarSpec | None) -> GrammarSpec:
+        param = "tool_choice" if rule.is_required else "tools"
+        if self.output_style.tool_format is None:
+            raise ValidationError("The form in which this model writes tool calls cannot be enforced.", param=param)
+        tools: list[ToolSpec] = []
+        for tool in chat.tools or ():
+            function = tool["function"]
+            if rule.only in (None, function["name"]):
+                is_enforced = rule.is_required or function["name"] in rule.strict_tools
+                tools.append(ToolSpec(function["name"], function.get("parameters") if is_enforced else None))
+        spec = ToolCallSpec(
+            self.output_style.tool_format.name,
+            tools,
+            # Text in which calls may stand is no alternative where the text itself has to obey a grammar.
+            rule.is_required or content is not None,
+            rule.max_calls,
+            None if rule.is_required else content,
+        )
+        return spec.to_grammar(param)
 
     def output_state(self, prompt: Prompt, sampling: SamplingParams, chat: Chat | None = None) -> OutputState:
         """The text side of one choice of a request. chat: what the prompt was made from; its answer is taken apart."""

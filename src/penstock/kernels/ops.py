@@ -21,6 +21,8 @@ from penstock.kernels.packed import PackedLinear, empty_packed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from penstock.kernels.quantized import QuantizedLinear
@@ -200,8 +202,11 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def log_softmax_gather(self, logits_RV: Tensor, ids_R: Tensor) -> Tensor:
-        """Natural log-probabilities [R] float32 of `ids` (int64). NaN for a row that `sample` would refuse."""
+    def mask_logits(self, logits_RV: Tensor, rows: Sequence[int], masks_KW: NDArray[np.int32]) -> None:
+        """Sets to -inf, in the given rows, every logit whose bit (i % 32 of word i // 32) is 0 in the row's mask.
+
+        logits: float32, contiguous. masks: [K, ceil(V / 32)] int32, one for each of the rows.
+        """
 
     @abstractmethod
     def top_logprobs(self, logits_RV: Tensor, ids_R: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -53,7 +53,9 @@ class AsyncLLM:
                 on_progress(progress.phase, progress.fraction)
 
         client = await EngineClient.start(opened.config, report)
-        return cls(client, opened.processor(client.ready))
+        processor = opened.processor(client.ready)
+        client.send(await asyncio.to_thread(processor.tokenizer.vocabulary, client.ready.vocab_size))
+        return cls(client, processor)
 
     @property
     def ready(self) -> EngineReady:
@@ -90,7 +92,9 @@ class AsyncLLM:
     ) -> Generation:
         """Answers a conversation, rendered by the model's chat template. Raises as `generate` does."""
         chat = Chat(conversation, tools, variables=template_variables or {})
-        return await self._generate(await self._processor.prepare_chat(chat), sampling_params)
+        prompt = await self._processor.prepare_chat(chat)
+        sampling = self._processor.constrained(sampling_params or SamplingParams(), prompt, chat)
+        return await self._generate(prompt, sampling)
 
     async def stream(
         self, prompt: str | Sequence[int] | Chat, sampling_params: SamplingParams | None = None

@@ -104,11 +104,18 @@ class LLM:
 
         Raises ValidationError (also for a model without a template) or ContextOverflowError before anything runs.
         """
+        processor = self._processor
         chats = [
             Chat(conversation, tools, variables=template_variables or {})
             for conversation in as_conversations(conversations)
         ]
-        return self._generate([self._processor.chat_prompt(chat) for chat in chats], sampling_params, on_progress)
+        prompts = [processor.chat_prompt(chat) for chat in chats]
+        parameters = _one_each(sampling_params, len(chats))
+        constrained = [
+            processor.constrained(sampling, prompt, chat)
+            for sampling, prompt, chat in zip(parameters, prompts, chats, strict=True)
+        ]
+        return self._generate(prompts, constrained, on_progress)
 
     def embed(
         self,
@@ -215,6 +222,8 @@ class LLM:
                 completion = Completion(index)
                 generation.outputs.append(completion)
                 jobs.append(_Job(request, self._processor.output_state(prompt, sampling), generation, completion))
+        if any(job.request.sampling.grammar is not None for job in jobs) and not self._core.has_vocabulary:
+            self._core.set_vocabulary(self._processor.tokenizer.vocabulary(self.ready.vocab_size))
         with self._lock:
             self._run(jobs, _Progress(len(generations), on_progress))
         return generations

@@ -21,6 +21,7 @@ from penstock.messages.engine import (
     StartupProgress,
     TokenLogprobs,
 )
+from penstock.messages.grammar import GrammarKind, GrammarSpec, ToolCallSpec, ToolSpec, Vocabulary
 from penstock.messages.pooling import PoolingParams
 from penstock.messages.sampling import SamplingParams
 from penstock.messages.step import (
@@ -43,6 +44,8 @@ __all__ = [
     "EngineStats",
     "ErrorInfo",
     "FinishReason",
+    "GrammarKind",
+    "GrammarSpec",
     "NewRequestData",
     "OutputBatch",
     "PoolingParams",
@@ -56,4 +59,7 @@ __all__ = [
     "StartupProgress",
     "StepResult",
     "TokenLogprobs",
+    "ToolCallSpec",
+    "ToolSpec",
+    "Vocabulary",
 ]

@@ -11,6 +11,18 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "top_k": (0, 1_000_000),
     "top_p": (0.0, 1.0),  # 0 itself is refused in SamplingParams.validate: it would keep no token
     "min_p": (0.0, 1.0),
+    "top_n_sigma": (0.0, 100.0),
+    "typical_p": (0.0, 1.0),  # 0 itself is refused, as with top_p
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "dynatemp_range": (0.0, 2.0),
+    "dynatemp_exponent": (0.01, 10.0),
+    "mirostat": (0, 2),  # 1 is refused in SamplingParams.validate
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 1.0),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (1.0, 10.0),
+    "dry_allowed_length": (1, 64),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
     "repetition_penalty": (0.01, 100.0),
@@ -38,6 +50,8 @@ MAX_ENTRIES: Final[dict[str, int]] = {
     "stop_token_ids": 128,
     "bad_words": 128,
     "bad_words_chars": 256,
+    "dry_sequence_breakers": 16,
+    "dry_sequence_breakers_chars": 40,
     "messages": 4096,
     "prompts": 1024,
     "inputs": 2048,
@@ -47,6 +61,8 @@ MAX_ENTRIES: Final[dict[str, int]] = {
     "request_id_chars": 128,
     "metadata": 16,
     "user_chars": 512,
+    "grammar_chars": 512 * 1024,
+    "choices": 10_000,
 }
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024

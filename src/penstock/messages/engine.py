@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from penstock.base.errors import PenstockError, QueueFullError
+from penstock.messages.grammar import Vocabulary
 from penstock.messages.pooling import PoolingParams
 from penstock.messages.sampling import SamplingParams
 
@@ -14,8 +15,8 @@ from penstock.messages.sampling import SamplingParams
 class FinishReason(enum.StrEnum):
     """Why a request ended. Closed: every accepted request gets exactly one."""
 
-    STOP = "stop"  # an end-of-sequence or stop token, or a stop string
-    LENGTH = "length"  # max_tokens, or the end of the context
+    STOP = "stop"  # an end-of-sequence or stop token, a stop string, or max_tokens where the grammar is satisfied
+    LENGTH = "length"  # max_tokens, or the end of the context; with a grammar: the output is cut off
     ABORT = "abort"  # the client went away or asked to stop
     ERROR = "error"  # this request failed; `error` says why
     TIMEOUT = "timeout"  # its deadline passed
@@ -76,7 +77,7 @@ class ShutdownRequest(msgspec.Struct, tag="shutdown", array_like=True):
     drain_s: float = 0.0
 
 
-EngineInput = EngineRequest | AbortRequest | ShutdownRequest
+EngineInput = EngineRequest | AbortRequest | ShutdownRequest | Vocabulary
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):

@@ -6,6 +6,7 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.messages.bounds import BOUNDS, MAX_ENTRIES
+from penstock.messages.grammar import GrammarSpec
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -16,6 +17,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: None for none, else how many alternatives beside the chosen token (0: the chosen token alone).
     max_tokens: None means "to the end of the context"; it is resolved before the engine sees it.
     bad_words_token_ids: filled in by the frontend from `bad_words`; sequences the output may not contain.
+    grammar: what the output has to look like.
+    top_n_sigma: 0 means off. typical_p: 1 means off. xtc_probability, dynatemp_range, dry_multiplier,
+    mirostat: 0 means off; mirostat is 0 or 2.
+    dry_breaker_token_ids: filled in by the frontend from dry_sequence_breakers: the tokens that hold one of them.
     Raises ValidationError from `validate()`, naming the field.
     """
 
@@ -24,6 +29,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    top_n_sigma: float = 0.0
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    dry_breaker_token_ids: tuple[int, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -40,6 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    grammar: GrammarSpec | None = None
 
     def validate(self, vocab_size: int | None = None) -> None:
         """Checks every bound. vocab_size: also checks token ids against it."""
@@ -47,14 +67,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             value = getattr(self, name)
             if value is not None:
                 check_bound(name, value)
-        if self.top_p <= 0.0:
-            raise ValidationError("top_p must be above 0.", remedy="Use 1 to switch it off.", param="top_p")
+        self._check_shares()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValidationError(
                 f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens}).", param="min_tokens"
             )
-        _check_strings("stop", self.stop)
-        _check_strings("bad_words", self.bad_words)
+        self._validate_grammar()
+        for name in ("stop", "bad_words", "dry_sequence_breakers"):
+            _check_strings(name, getattr(self, name))
         for name in ("stop_token_ids", "logit_bias"):
             if len(getattr(self, name)) > MAX_ENTRIES[name]:
                 raise ValidationError(f"{name} has more than {MAX_ENTRIES[name]} entries.", param=name)
@@ -68,10 +88,29 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                             f"{name} names token {token_id}, outside the vocabulary of {vocab_size}.", param=name
                         )
 
+    def _check_shares(self) -> None:
+        for name in ("top_p", "typical_p"):
+            if getattr(self, name) <= 0.0:
+                raise ValidationError(f"{name} must be above 0.", remedy="Use 1 to switch it off.", param=name)
+        if self.mirostat == 1:
+            raise ValidationError("mirostat must be 0 or 2.", remedy="Its first version is not here.", param="mirostat")
+
+    def _validate_grammar(self) -> None:
+        if self.grammar is None:
+            return
+        self.grammar.validate()
+        if self.ignore_eos:
+            raise ValidationError(
+                "ignore_eos cannot be combined with a grammar: at its end there is nothing left to generate.",
+                param="ignore_eos",
+            )
+
 
 _SCALARS = (
     "n", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    "seed", "logprobs", "prompt_logprobs", "max_tokens", "min_tokens",
+    "top_n_sigma", "typical_p", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "mirostat",
+    "mirostat_tau", "mirostat_eta", "dry_multiplier", "dry_base", "dry_allowed_length", "seed", "logprobs",
+    "prompt_logprobs", "max_tokens", "min_tokens",
 )  # fmt: skip
 
 

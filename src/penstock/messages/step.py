@@ -24,6 +24,7 @@ class NewRequestData(msgspec.Struct, array_like=True, gc=False):
 
     token_ids: prompt and, after preemption, the output so far. num_prompt_tokens: how many of them are prompt.
     pooling: set for a one-pass request, which draws nothing: where others sample, it gives its vector.
+    sampler_state: what its last draw gave, see SampledTokens.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class NewRequestData(msgspec.Struct, array_like=True, gc=False):
     sampling: SamplingParams
     stop_token_ids: tuple[int, ...]
     pooling: PoolingParams | None = None
+    sampler_state: float | None = None
 
 
 class ScheduledRequest(msgspec.Struct, array_like=True, gc=False):
@@ -63,10 +65,16 @@ class SchedulerOutput(msgspec.Struct, array_like=True):
 
 
 class SampledTokens(msgspec.Struct, array_like=True, gc=False):
-    """Tokens drawn for a request in a step (several when drafts were accepted), with log-probabilities if asked."""
+    """Tokens drawn for a request in a step (several when drafts were accepted), with log-probabilities if asked.
+
+    is_complete: with the last of its max_tokens the request's grammar is satisfied, so nothing is cut off.
+    sampler_state: what the next draw needs beside the tokens (mirostat's limit); None where tokens are enough.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
+    is_complete: bool = False
+    sampler_state: float | None = None
 
 
 class StepResult(msgspec.Struct, array_like=True):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from penstock.layers import AttentionMetadata
 from penstock.messages import NewRequestData, ScheduledRequest
-from penstock.sampling import LogitEdits, RowEdits, SamplingBatch, uniforms
+from penstock.sampling import FilteredRow, LogitEdits, RowEdits, RowFilters, SamplingBatch, uniforms
+from penstock.structured import GrammarCompiler, TokenMasks
 
 Int64 = NDArray[np.int64]
 
@@ -35,12 +36,16 @@ class StepInputs(NamedTuple):
 
 
 class InputBatch:
-    """Rows for at most `max_num_seqs` requests of at most `max_model_len` tokens in blocks of `block_size`."""
+    """Rows for at most `max_num_seqs` requests of at most `max_model_len` tokens in blocks of `block_size`.
+
+    grammars: where the compiled grammars of constrained requests come from. num_token_types: kinds of token that the
+    model tells apart; from 2 on the second text of a pair is one.
+    """
 
     def __init__(
-        self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, *, num_token_types: int = 0
-    ) -> None:
-        """num_token_types: kinds of token that the model tells apart; from 2 on the second text of a pair is one."""
+        self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, grammars: GrammarCompiler,
+        *, num_token_types: int = 0,
+    ) -> None:  # fmt: skip
         self._block_size = block_size
         self._num_token_types = num_token_types
         self._vocab_size = vocab_size
@@ -61,8 +66,11 @@ class InputBatch:
         self._min_p = np.zeros(max_num_seqs, dtype=np.float32)
         self._seeds = np.zeros(max_num_seqs, dtype=np.uint64)
         self._edits: dict[int, LogitEdits] = {}
+        self._filters: dict[int, RowFilters] = {}
         self._logprobs: dict[int, int] = {}
         self._prompt_logprobs: dict[int, int] = {}
+        self._grammars = grammars
+        self.masks = TokenMasks(vocab_size)
 
     # ---- the scheduler's diff
 
@@ -75,6 +83,7 @@ class InputBatch:
             raise ValueError("a token id is outside the vocabulary")
         sampling = request.sampling
         edits = LogitEdits.of(sampling, request.stop_token_ids, token_ids, request.num_prompt_tokens, self._vocab_size)
+        grammar = self._grammars.compiled(sampling.grammar) if sampling.grammar is not None else None
         assert request.request_id not in self._row_of, request.request_id
         row = self._free_rows.pop()
         self._row_of[request.request_id] = row
@@ -91,10 +100,16 @@ class InputBatch:
         self._seeds[row] = (sampling.seed or 0) % 2**64
         if edits is not None:
             self._edits[row] = edits
+        filters = RowFilters.of(sampling, request.sampler_state)
+        if filters is not None:
+            self._filters[row] = filters
         if sampling.logprobs is not None:
             self._logprobs[row] = sampling.logprobs
         if sampling.prompt_logprobs is not None:
             self._prompt_logprobs[row] = sampling.prompt_logprobs
+        if grammar is not None:
+            output_ids = request.token_ids[request.num_prompt_tokens :]
+            self.masks.add(row, grammar, output_ids, sampling.max_tokens)
 
     def remove(self, request_id: str) -> None:
         """Frees the request's row. Unknown ids are ignored: the request may never have got one."""
@@ -104,8 +119,10 @@ class InputBatch:
         self._free_rows.append(row)
         self._temperature[row] = 0.0
         self._edits.pop(row, None)
+        self._filters.pop(row, None)
         self._logprobs.pop(row, None)
         self._prompt_logprobs.pop(row, None)
+        self.masks.remove(row)
 
     def append_blocks(self, request_id: str, block_ids: Sequence[int]) -> None:
         row = self._row_of[request_id]
@@ -168,9 +185,14 @@ class InputBatch:
         else:
             uniform_R = np.zeros(len(rows_R))
         edits: list[RowEdits] = []
+        filtered: list[FilteredRow] = []
         logprobs: list[tuple[int, int]] = []
-        if self._edits or self._logprobs:
+        if self._edits or self._filters or self._logprobs:
             for index, row in enumerate(rows_R.tolist()):
+                if row in self._filters:
+                    position = int(self._num_tokens[row] - self._num_prompt_tokens[row])
+                    token_ids = self._token_ids[row, : self._num_tokens[row]]
+                    filtered.append(FilteredRow(index, self._filters[row], token_ids, position))
                 if row in self._edits:
                     edits.append(RowEdits(index, self._edits[row], self._output_ids(row)))
                 if row in self._logprobs:
@@ -183,7 +205,14 @@ class InputBatch:
             torch.from_numpy(uniform_R),
             edits,
             logprobs,
+            self.masks.masks(rows_R.tolist()) if self.masks else None,
+            filtered,
         )
+
+    def advance_grammars(self, rows_R: Int64, token_ids: list[int]) -> list[int]:
+        """Tells the grammars of `rows` what was drawn, before it is recorded; the tokens that count."""
+        positions_R = self._num_tokens[rows_R] - self._num_prompt_tokens[rows_R]
+        return self.masks.advance(rows_R.tolist(), token_ids, positions_R.tolist())
 
     def prompt_logprob_targets(self, request: ScheduledRequest) -> tuple[int, Int64] | None:
         """(alternatives, next tokens of the first positions of this share) if it wants logprobs of its prompt."""
@@ -207,6 +236,14 @@ class InputBatch:
             for row, token_id in zip(rows, token_ids, strict=True):
                 if row in self._edits:
                     self._edits[row].add(token_id)
+        if self._filters:
+            for row, token_id in zip(rows, token_ids, strict=True):
+                if row in self._filters:
+                    self._filters[row].record(token_id)
+
+    def sampler_state(self, row: int) -> float | None:
+        """See SampledTokens."""
+        return self._filters[row].state if row in self._filters else None
 
     def _output_ids(self, row: int) -> Int64:
         return self._token_ids[row, self._num_prompt_tokens[row] : self._num_tokens[row]]

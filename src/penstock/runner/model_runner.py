@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from penstock.base.errors import PenstockError
 from penstock.config.engine import EngineConfig
 from penstock.kernels import ops as op_table
 from penstock.messages import (
@@ -35,6 +36,7 @@ from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
 from penstock.runner.pooling import Pooler
 from penstock.sampling import NO_TOKEN, sample, token_logprobs
+from penstock.structured import GrammarCompiler, TokenMasks
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +47,12 @@ LOGIT_ROWS_PER_PIECE: Final = 64
 class ModelRunner:
     """The model of one engine and the requests it is computing.
 
-    on_progress: called with a phase ("weights") and the fraction of it that is done.
+    on_progress: called with a phase ("weights") and the fraction of it that is done. grammars: of this engine.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: Callable[[str, float], None]) -> None:
+    def __init__(
+        self, config: EngineConfig, on_progress: Callable[[str, float], None], grammars: GrammarCompiler | None = None
+    ) -> None:
         assert config.cache.num_blocks > 0 or config.model.is_encoder, "plan_memory comes first"
         torch.set_num_threads(config.num_threads)
         limits = config.scheduler
@@ -60,6 +64,7 @@ class ModelRunner:
             limits.max_model_len,
             config.cache.block_size,
             config.model.vocab_size,
+            grammars or GrammarCompiler(),
             num_token_types=config.model.type_vocab_size,
         )
         self._pooler = Pooler(config.model, self._model, self.ops)
@@ -91,6 +96,8 @@ class ModelRunner:
             try:
                 self._pooler.add(new)
                 self._batch.add(new)
+            except PenstockError as error:
+                self._failed[new.request_id] = ErrorInfo.of(error)
             except (ValueError, TypeError, OverflowError) as error:
                 _log.warning("request %s cannot be run: %s", new.request_id, error)
                 self._failed[new.request_id] = ErrorInfo("invalid_request", 400, f"The request cannot be run: {error}.")
@@ -112,7 +119,8 @@ class ModelRunner:
             if len(scheduled) == 1:
                 request_id = scheduled[0].request_id
                 _log.exception("request %s failed", request_id)
-                self._fail(request_id, "This request could not be computed.", result)
+                error = ErrorInfo("internal_error", 500, "This request could not be computed.")
+                self._fail(request_id, error, result)
                 return
             middle = len(scheduled) // 2
             self._run_isolating_errors(scheduled[:middle], result)
@@ -137,7 +145,8 @@ class ModelRunner:
             self._pooler.keep(pooled)
             for request_id, vector in pooled.vectors.items():
                 if vector is None:
-                    self._fail(request_id, "The model gave no usable numbers for this request.", result)
+                    error = ErrorInfo("internal_error", 500, "The model gave no usable numbers for this request.")
+                    self._fail(request_id, error, result)
                 else:
                     result.pooled[request_id] = vector
 
@@ -158,7 +167,9 @@ class ModelRunner:
             index_R = torch.from_numpy(last_R)
             x_TD, residual_TD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
         logits_RV = self._model.logits(x_TD, residual_TD, self.ops)
-        token_ids, logprobs = sample(logits_RV, self._batch.sampling_batch(rows_R), self.ops)
+        batch, masks = self._batch.sampling_batch(rows_R), self._batch.masks
+        settle = (lambda drawn: self._batch.advance_grammars(rows_R, drawn)) if batch.masks is not None else None
+        token_ids, logprobs = sample(logits_RV, batch, self.ops, settle)
         rows = rows_R.tolist()
         if NO_TOKEN in token_ids:
             usable = [index for index, token_id in enumerate(token_ids) if token_id != NO_TOKEN]
@@ -168,10 +179,12 @@ class ModelRunner:
         for index, (position, token_id) in enumerate(zip(drawing, token_ids, strict=True)):
             request_id = scheduled[position].request_id
             if token_id == NO_TOKEN:
-                self._fail(request_id, "The model gave no usable probabilities for this request.", result)
+                self._fail(request_id, _no_token(rows[index], masks), result)
             else:
                 found = [logprobs[index]] if index in logprobs else None
-                result.sampled[request_id] = SampledTokens([token_id], found)
+                is_complete = bool(masks) and masks.is_complete(rows[index])
+                state = self._batch.sampler_state(rows[index])
+                result.sampled[request_id] = SampledTokens([token_id], found, is_complete, state)
 
     def _prompt_logprobs(
         self, scheduled: Sequence[ScheduledRequest], inputs: StepInputs, x_TD: Tensor, residual_TD: Tensor
@@ -195,7 +208,18 @@ class ModelRunner:
             found[request.request_id] = entries
         return found
 
-    def _fail(self, request_id: str, message: str, result: StepResult) -> None:
-        error = ErrorInfo("internal_error", 500, message)
+    def _fail(self, request_id: str, error: ErrorInfo, result: StepResult) -> None:
         self._failed[request_id] = error
         result.errors[request_id] = error
+
+
+def _no_token(row: int, masks: TokenMasks) -> ErrorInfo:
+    """Why a row's logits left nothing to draw."""
+    if row not in masks:
+        return ErrorInfo("internal_error", 500, "The model gave no usable probabilities for this request.")
+    if error := masks.error(row):
+        return ErrorInfo("grammar_failed", 400, f"The grammar cannot be followed any further: {error}.")
+    return ErrorInfo(
+        "grammar_conflict", 400,
+        "Everything the grammar allows here is excluded by min_tokens, bad_words or logit_bias, or has no probability.",
+    )  # fmt: skip

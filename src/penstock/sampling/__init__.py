@@ -8,6 +8,18 @@ from penstock.sampling.logit_edits import LogitEdits
 from penstock.sampling.logprobs import token_logprobs
 from penstock.sampling.penalties import TokenCounts
 from penstock.sampling.randomness import uniforms
-from penstock.sampling.sampler import NO_TOKEN, RowEdits, SamplingBatch, sample
+from penstock.sampling.row_filters import RowFilters
+from penstock.sampling.sampler import NO_TOKEN, FilteredRow, RowEdits, SamplingBatch, sample
 
-__all__ = ["NO_TOKEN", "LogitEdits", "RowEdits", "SamplingBatch", "TokenCounts", "sample", "token_logprobs", "uniforms"]
+__all__ = [
+    "NO_TOKEN",
+    "FilteredRow",
+    "LogitEdits",
+    "RowEdits",
+    "RowFilters",
+    "SamplingBatch",
+    "TokenCounts",
+    "sample",
+    "token_logprobs",
+    "uniforms",
+]

@@ -48,6 +48,7 @@ class StepPlan:
                 request.sampling,
                 request.stop_token_ids,
                 request.pooling,
+                request.sampler_state,
             )
         )
         self.add(request, num_tokens, list(request.table.block_ids))

@@ -70,6 +70,7 @@ class Request:
         "rank",
         "request_id",
         "resume_blocks",
+        "sampler_state",
         "sampling",
         "scheduled_s",
         "state",
@@ -111,6 +112,7 @@ class Request:
         self.num_in_flight = 0  # steps in flight that compute something for it
         self.num_cached_tokens = NOT_ADMITTED  # prefix hit at the first admission
         self.num_preemptions = 0
+        self.sampler_state: float | None = None  # of the last draw; goes back to the runner after a preemption
         self.has_output = False
         self.prompt_logprobs: list[TokenLogprobs] | None = [] if message.sampling.prompt_logprobs is not None else None
 

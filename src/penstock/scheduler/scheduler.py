@@ -354,7 +354,7 @@ class Scheduler:
         sampled = result.sampled.get(request.request_id)
         if sampled is None or not sampled.token_ids:
             return self._finish(request, FinishReason.ERROR, _LOST_TOKEN)
-        token_id = sampled.token_ids[0]
+        token_id, request.sampler_state = sampled.token_ids[0], sampled.sampler_state
         if not request.has_output:
             request.first_token_s = self._now
         if token_id in request.stop_token_ids and request.num_output_tokens >= request.min_tokens:
@@ -365,7 +365,7 @@ class Scheduler:
         self._stats.num_output_tokens += 1
         output = request.output([token_id], sampled.logprobs)
         if len(request.token_ids) >= request.max_total_tokens:
-            return self._end(request, output, FinishReason.LENGTH)
+            return self._end(request, output, FinishReason.STOP if sampled.is_complete else FinishReason.LENGTH)
         return output
 
     def _offer_blocks(self, request: Request, table: BlockTable) -> None:

@@ -53,18 +53,19 @@ class ModelText:
         sequences: list[Sequenced] = []
         for index, source in enumerate(request.prompts):
             prompt = await self.prompt(source, add_special_tokens=request.add_special_tokens)
+            chat = source if isinstance(source, Chat) else None
+            constrained = processor.constrained(sampling, prompt, chat) if chat is not None else sampling
             engine_requests = processor.engine_requests(
                 f"{request.request_id}-{index}",
                 prompt,
-                sampling,
+                constrained,
                 namespace=request.namespace,
                 priority=request.priority,
                 arrival_s=request.arrival_s,
                 deadline_s=request.deadline_s,
             )
-            chat = source if isinstance(source, Chat) else None
             sequences += [
-                Sequenced(one, processor.output_state(prompt, sampling, chat), prompt) for one in engine_requests
+                Sequenced(one, processor.output_state(prompt, constrained, chat), prompt) for one in engine_requests
             ]
         return sequences
 

@@ -20,7 +20,7 @@ import psutil
 
 from penstock.base.errors import DeadlineExceededError, DrainingError, PenstockError, UnknownModelError, ValidationError
 from penstock.config.settings import Settings
-from penstock.messages import EngineReady, EngineRequest, EngineStats, FinishReason, RequestOutput
+from penstock.messages import EngineInput, EngineReady, EngineRequest, EngineStats, FinishReason, RequestOutput
 from penstock.observability.logs import LogSink
 from penstock.observability.metrics import ServerInfo, ServerMetrics, Snapshot
 from penstock.observability.traffic import TrafficRecorder
@@ -65,6 +65,8 @@ class Engine(Protocol):
     def submit(self, request: EngineRequest) -> OutputStream: ...
 
     def abort(self, request_ids: list[str], finish_reason: FinishReason = FinishReason.ABORT) -> None: ...
+
+    def send(self, message: EngineInput) -> None: ...
 
     async def shutdown(self, drain_s: float) -> None: ...
 

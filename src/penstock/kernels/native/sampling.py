@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from penstock._native import Kernels
@@ -29,12 +33,17 @@ def sample(kernels: Kernels, num_threads: int, logits_RV: Tensor, settings: tupl
     return ids
 
 
-def log_softmax_gather(kernels: Kernels, num_threads: int, logits_RV: Tensor, ids_R: Tensor) -> Tensor:
-    """See Ops.log_softmax_gather."""
-    rows, vocab = _check(logits_RV, ids_R)
-    logprobs = torch.empty(rows)
-    kernels.logprobs(logits_RV.data_ptr(), ids_R.data_ptr(), logprobs.data_ptr(), 0, 0, 0, rows, vocab, 0, num_threads)
-    return logprobs
+def mask_logits(
+    kernels: Kernels, num_threads: int, logits_RV: Tensor, rows: Sequence[int], masks_KW: NDArray[np.int32]
+) -> None:
+    """See Ops.mask_logits."""
+    num_rows, vocab = logits_RV.shape
+    assert logits_RV.dtype is torch.float32 and logits_RV.is_contiguous(), (logits_RV.dtype, logits_RV.stride())
+    assert masks_KW.dtype == np.int32 and masks_KW.flags.c_contiguous, (masks_KW.dtype, masks_KW.strides)
+    assert masks_KW.shape == (len(rows), -(-vocab // 32)), (masks_KW.shape, len(rows), vocab)
+    assert all(0 <= row < num_rows for row in rows), (rows, num_rows)
+    row_ids = np.array(rows, dtype=np.int64)
+    kernels.mask_logits(logits_RV.data_ptr(), row_ids.ctypes.data, masks_KW.ctypes.data, len(rows), vocab, num_threads)
 
 
 def top_logprobs(

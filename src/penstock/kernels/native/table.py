@@ -11,7 +11,9 @@ from penstock.kernels.quantized import QuantizedLinear
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from penstock._native import Kernels
@@ -127,8 +129,8 @@ class NativeOps(Ops):
         settings = (temperature_R, top_k_R, top_p_R, min_p_R, uniform_R)
         return sampling.sample(self.kernels, self.num_threads, logits_RV, settings)
 
-    def log_softmax_gather(self, logits_RV: Tensor, ids_R: Tensor) -> Tensor:
-        return sampling.log_softmax_gather(self.kernels, self.num_threads, logits_RV, ids_R)
+    def mask_logits(self, logits_RV: Tensor, rows: Sequence[int], masks_KW: NDArray[np.int32]) -> None:
+        sampling.mask_logits(self.kernels, self.num_threads, logits_RV, rows, masks_KW)
 
     def top_logprobs(self, logits_RV: Tensor, ids_R: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return sampling.top_logprobs(self.kernels, self.num_threads, logits_RV, ids_R, k)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -44,9 +47,13 @@ def _sample_row(logits_V: Tensor, temperature: float, top_k: int, top_p: float, 
     return min(chosen, int(weights.nonzero()[-1]))
 
 
-def log_softmax_gather(logits_RV: Tensor, ids_R: Tensor) -> Tensor:
-    """See Ops.log_softmax_gather."""
-    return logits_RV.double().log_softmax(-1).gather(1, ids_R[:, None])[:, 0].float()
+def mask_logits(logits_RV: Tensor, rows: Sequence[int], masks_KW: NDArray[np.int32]) -> None:
+    """See Ops.mask_logits."""
+    words_KW = torch.from_numpy(masks_KW)
+    token_ids = torch.arange(logits_RV.shape[1])
+    for row, words_W in zip(rows, words_KW, strict=True):
+        allowed_V = (words_W[token_ids // 32] >> (token_ids % 32).int()) & 1
+        logits_RV[row, allowed_V == 0] = -math.inf
 
 
 def top_logprobs(logits_RV: Tensor, ids_R: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -37,5 +37,5 @@ class ReferenceOps(Ops):
     full_attention = staticmethod(attention_family.full_attention)
     copy_blocks = staticmethod(attention_family.copy_blocks)
     sample = staticmethod(sampling_family.sample)
-    log_softmax_gather = staticmethod(sampling_family.log_softmax_gather)
+    mask_logits = staticmethod(sampling_family.mask_logits)
     top_logprobs = staticmethod(sampling_family.top_logprobs)

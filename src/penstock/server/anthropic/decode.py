@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import ValidationError
-from penstock.frontend.processor import Chat
+from penstock.frontend.processor import CallRule, Chat
 from penstock.messages import SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.messages.sampling import check_bound
@@ -62,7 +62,7 @@ def _check(request: MessagesRequest | CountTokensRequest) -> None:
         if len(getattr(request, name) or ()) > MAX_ENTRIES[name]:
             raise ValidationError(f"{name} has more than {MAX_ENTRIES[name]} entries.", param=name)
     for index, tool in enumerate(request.tools or ()):
-        for name in ("strict", "input_examples", "defer_loading", "eager_input_streaming", "allowed_callers"):
+        for name in ("input_examples", "defer_loading", "eager_input_streaming", "allowed_callers"):
             value = getattr(tool, name)
             if value is not None and value is not False and value != []:
                 param = f"tools[{index}].{name}"
@@ -74,12 +74,8 @@ def _check_tool_choice(request: MessagesRequest | CountTokensRequest) -> None:
     choice = request.tool_choice
     if choice is None:
         return
-    if choice.type in ("any", "tool"):
-        raise ValidationError("tool_choice must be auto or none: forcing a call is not supported.", param="tool_choice")
-    if choice.disable_parallel_tool_use:
-        raise ValidationError(
-            "tool_choice.disable_parallel_tool_use is not supported.", param="tool_choice.disable_parallel_tool_use"
-        )
+    if (choice.type == "tool") != (choice.name is not None):
+        raise ValidationError("tool_choice.name is given exactly where the type is tool.", param="tool_choice.name")
     if choice.type != "none" and not request.tools:
         raise ValidationError("tool_choice needs tools.", param="tool_choice")
 
@@ -96,7 +92,8 @@ def chat_of(request: MessagesRequest | CountTokensRequest) -> Chat:
     tools = [
         {
             "type": "function",
-            "function": {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema},
+            "function": {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+            | ({"strict": True} if tool.strict else {}),
         }
         for tool in request.tools or ()
     ]
@@ -110,6 +107,16 @@ def chat_of(request: MessagesRequest | CountTokensRequest) -> Chat:
         add_generation_prompt=not is_continued,
         continue_final_message=is_continued,
         variables=variables,
+        call_rule=_call_rule(request, tools) if shows_tools else None,
+    )
+
+
+def _call_rule(request: MessagesRequest | CountTokensRequest, tools: list[dict[str, Any]]) -> CallRule | None:
+    choice = request.tool_choice
+    if choice is None:
+        return CallRule.of(tools)
+    return CallRule.of(
+        tools, is_required=choice.type == "any", only=choice.name, is_parallel=not choice.disable_parallel_tool_use
     )
 
 

@@ -60,7 +60,7 @@ class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: str | None = None
     type: Literal["custom"] | None = None
     cache_control: CacheControl | None = None
-    strict: Any = None
+    strict: bool | None = None
     input_examples: Any = None
     defer_loading: Any = None
     eager_input_streaming: Any = None

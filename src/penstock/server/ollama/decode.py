@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.processor import Chat
-from penstock.messages import SamplingParams
+from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.server.body import decode_body
 from penstock.server.ollama.schema import (
@@ -117,6 +117,12 @@ def _variables(request: ChatRequest | GenerateRequest) -> dict[str, Any]:
     return {} if request.think is None else {"enable_thinking": request.think}
 
 
+def _grammar(request: ChatRequest | GenerateRequest) -> GrammarSpec | None:
+    if isinstance(request.format, dict):
+        return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(request.format), param="format")
+    return GrammarSpec(GrammarKind.JSON_OBJECT, param="format") if request.format else None
+
+
 def sampling_of(request: ChatRequest | GenerateRequest, max_model_len: int) -> SamplingParams:
     """Raises ValidationError. max_model_len: what num_ctx may ask for at most."""
     options = request.options or Options()
@@ -135,6 +141,7 @@ def sampling_of(request: ChatRequest | GenerateRequest, max_model_len: int) -> S
         "frequency_penalty": options.frequency_penalty,
         "repetition_penalty": options.repeat_penalty,
         "max_tokens": None if num_predict in (-1, -2) else num_predict,
+        "grammar": _grammar(request),
     }
     if options.stop:
         given["stop"] = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop)

@@ -5,7 +5,7 @@ Fields typed `Any` are Ollama's that are not supported: only their no-op values 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -67,14 +67,17 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class _Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. keep_alive: accepted; the model stays loaded as long as the server runs."""
+    """What both endpoints take.
+
+    keep_alive: accepted; the model stays loaded as long as the server runs. format: "json", or a JSON schema.
+    """
 
     model: str
     stream: bool | None = None
     options: Options | None = None
     keep_alive: str | float | None = None
     think: bool | None = None
-    format: Any = None
+    format: Literal["json", ""] | dict[str, Any] | None = None
     logprobs: Any = None
     top_logprobs: Any = None
     truncate: Any = None
@@ -110,7 +113,6 @@ class ShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 # Values that ask for what happens anyway; any other value of these fields is refused by name.
 NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
-    "format": ("",),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "truncate": (False,),

@@ -15,6 +15,7 @@ from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.openai import decode, render
+from penstock.server.openai.constraints import call_rule
 from penstock.server.openai.schema import ChatRequest
 from penstock.server.state import ServerState
 from penstock.server.text import GenerationRequest
@@ -101,22 +102,12 @@ def chat_of(request: ChatRequest) -> Chat:
     generates = request.add_generation_prompt
     return Chat(
         messages=decode.template_messages(request.messages),
-        tools=request.tools if _uses_tools(request) else None,
+        tools=request.tools if request.tools and request.tool_choice != "none" else None,
         add_generation_prompt=not is_continued if generates is None else generates,
         continue_final_message=is_continued,
         variables=request.chat_template_kwargs or {},
+        call_rule=call_rule(request),
     )
-
-
-def _uses_tools(request: ChatRequest) -> bool:
-    """Whether the model is shown the tools. Raises ValidationError for a choice that would need a grammar."""
-    if isinstance(request.tool_choice, dict) or request.tool_choice == "required":
-        raise ValidationError("tool_choice must be auto or none: forcing a call is not supported.", param="tool_choice")
-    if request.tool_choice is not None and request.tool_choice != "none" and not request.tools:
-        raise ValidationError("tool_choice needs tools.", param="tool_choice")
-    if request.parallel_tool_calls is False and request.tools:
-        raise ValidationError("parallel_tool_calls: false is not supported.", param="parallel_tool_calls")
-    return bool(request.tools) and request.tool_choice != "none"
 
 
 class ChatAnswer:

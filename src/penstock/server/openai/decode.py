@@ -11,6 +11,7 @@ from penstock.messages import SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.messages.sampling import check_bound
 from penstock.server.body import decode_body, schema_error
+from penstock.server.openai.constraints import response_grammar
 from penstock.server.openai.schema import (
     NO_OP_VALUES,
     ChatMessage,
@@ -155,12 +156,26 @@ def _sampling(
     stop: tuple[str, ...] = ()
     if request.stop is not None:
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    breakers = request.dry_sequence_breakers
     given: dict[str, Any] = {
         "n": request.n,
         "temperature": request.temperature,
         "top_k": 0 if request.top_k == -1 else request.top_k,  # vLLM's word for off
         "top_p": request.top_p,
         "min_p": request.min_p,
+        "top_n_sigma": request.top_n_sigma,
+        "typical_p": request.typical_p,
+        "xtc_probability": request.xtc_probability,
+        "xtc_threshold": request.xtc_threshold,
+        "dynatemp_range": request.dynatemp_range,
+        "dynatemp_exponent": request.dynatemp_exponent,
+        "mirostat": request.mirostat,
+        "mirostat_tau": request.mirostat_tau,
+        "mirostat_eta": request.mirostat_eta,
+        "dry_multiplier": request.dry_multiplier,
+        "dry_base": request.dry_base,
+        "dry_allowed_length": request.dry_allowed_length,
+        "dry_sequence_breakers": None if breakers is None else tuple(breakers),
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
         "repetition_penalty": request.repetition_penalty,
@@ -176,6 +191,7 @@ def _sampling(
         "ignore_eos": request.ignore_eos,
         "include_stop_str_in_output": request.include_stop_str_in_output,
         "skip_special_tokens": request.skip_special_tokens,
+        "grammar": response_grammar(request),
     }
     sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})
     sampling.validate()

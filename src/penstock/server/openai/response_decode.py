@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.parsers.parts import Part, Reasoning, ToolCall
-from penstock.frontend.processor import Chat
-from penstock.messages import SamplingParams
+from penstock.frontend.processor import CallRule, Chat
+from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.server.body import MAX_QUOTED_CHARS, decode_body, schema_error
 from penstock.server.openai.response_schema import (
     NO_OP_VALUES,
+    ForcedTool,
     FunctionCallItem,
     FunctionOutputItem,
     InputItem,
@@ -56,11 +58,8 @@ def _item(value: dict[str, Any], index: int) -> InputItem:
 
 
 def _check(request: ResponseRequest) -> None:
-    choice = request.tool_choice
-    if isinstance(choice, dict) or choice == "required":
-        raise ValidationError("tool_choice must be auto or none: forcing a call is not supported.", param="tool_choice")
-    if request.parallel_tool_calls is False and request.tools:
-        raise ValidationError("parallel_tool_calls: false is not supported.", param="parallel_tool_calls")
+    if request.tool_choice not in (None, "none", "auto") and not request.tools:
+        raise ValidationError("tool_choice needs tools.", param="tool_choice")
     if len(request.tools or ()) > MAX_ENTRIES["tools"]:
         raise ValidationError(f"tools has more than {MAX_ENTRIES['tools']} entries.", param="tools")
     if request.background and (request.stream or request.store is False):
@@ -84,6 +83,7 @@ def sampling_of(request: ResponseRequest) -> SamplingParams:
         "max_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
+        "grammar": _grammar(request),
     }
     sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})
     try:
@@ -94,20 +94,45 @@ def sampling_of(request: ResponseRequest) -> SamplingParams:
     return sampling
 
 
+def _grammar(request: ResponseRequest) -> GrammarSpec | None:
+    wanted = request.text.format if request.text is not None else None
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return GrammarSpec(GrammarKind.JSON_OBJECT, param="text.format")
+    if wanted.schema is None:
+        raise ValidationError("text.format.schema is required.", param="text.format.schema")
+    return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(wanted.schema), param="text.format.schema")
+
+
 def chat_of(request: ResponseRequest, messages: Messages) -> Chat:
     """messages: the conversation, without this request's instructions."""
     shows_tools = request.tools and request.tool_choice != "none"
     tools = [
         {
             "type": "function",
-            "function": {"name": tool.name, "description": tool.description or "", "parameters": tool.parameters or {}},
+            "function": {"name": tool.name, "description": tool.description or "", "parameters": tool.parameters or {}}
+            | ({"strict": True} if tool.strict else {}),
         }
         for tool in request.tools or ()
     ]
     head = [{"role": "system", "content": request.instructions}] if request.instructions else []
     thinks_not = request.reasoning is not None and request.reasoning.effort == "none"
     variables = {"enable_thinking": False} if thinks_not else {}
-    return Chat(messages=[*head, *messages], tools=tools if shows_tools else None, variables=variables)
+    choice = request.tool_choice
+    rule = CallRule.of(
+        tools,
+        is_required=choice == "required",
+        only=choice.name if isinstance(choice, ForcedTool) else None,
+        is_parallel=request.parallel_tool_calls is not False,
+        has_grammar=_grammar(request) is not None,
+    )
+    return Chat(
+        messages=[*head, *messages],
+        tools=tools if shows_tools else None,
+        variables=variables,
+        call_rule=rule if shows_tools else None,
+    )
 
 
 def messages_of(items: list[InputItem]) -> Messages:

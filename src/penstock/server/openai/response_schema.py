@@ -62,16 +62,29 @@ InputItem = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
 
 
 class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
-    """strict: needs grammar-constrained output, so only false passes."""
+    """strict: whether the arguments are made to obey the schema wherever the tool is called."""
 
     name: str
     parameters: dict[str, Any] | None = None
     description: str | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
+
+
+class ForcedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """tool_choice that names a tool."""
+
+    type: Literal["function"]
+    name: str
 
 
 class TextFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    type: Literal["text"] = "text"
+    """schema, name, description, strict: of json_schema, which is enforced either way."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
 
 
 class TextOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +114,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     temperature: float | None = None
     top_p: float | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ForcedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None

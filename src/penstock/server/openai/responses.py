@@ -137,13 +137,13 @@ class ResponseAnswer:
             "metadata": request.metadata or {},
             "model": request.model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
             "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
             "service_tier": "default",
             "store": request.store is not False,
             "temperature": 1.0 if request.temperature is None else request.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _text_format(request)},
             "tool_choice": request.tool_choice or "auto",
             "tools": [_tool_body(tool) for tool in request.tools or ()],
             "top_p": 1.0 if request.top_p is None else request.top_p,
@@ -292,3 +292,13 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
     }
+
+
+def _text_format(request: ResponseRequest) -> dict[str, Any]:
+    """As the client gave it, without what it left out."""
+    wanted = request.text.format if request.text is not None else None
+    return (
+        {"type": "text"}
+        if wanted is None
+        else {name: getattr(wanted, name) for name in wanted.__struct_fields__ if getattr(wanted, name) is not None}
+    )

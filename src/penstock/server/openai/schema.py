@@ -44,17 +44,58 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True):
-    """parameters: a JSON schema. strict: needs grammar-constrained output, so only false passes."""
+    """parameters: a JSON schema. strict: whether the arguments are made to obey it wherever the tool is called."""
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class ToolDefinition(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function"]
     function: FunctionDefinition
+
+
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class ForcedTool(msgspec.Struct, forbid_unknown_fields=True):
+    """tool_choice that names a tool."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
+    """name and description are for the reader. strict: a schema is enforced either way."""
+
+    name: str
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    """What the whole answer has to be. structures, triggers, format: of a structural tag (vLLM's)."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+    structures: list[Any] | None = None
+    triggers: list[str] | None = None
+    format: dict[str, Any] | None = None
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's field: exactly one of these. Schema and tag as objects or as JSON text."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: dict[str, Any] | str | None = None
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,6 +127,21 @@ class _Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    # llama.cpp's.
+    top_n_sigma: float | None = None
+    typical_p: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dynatemp_range: float | None = None
+    dynatemp_exponent: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    # vLLM's again.
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
@@ -103,7 +159,8 @@ class _Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     safety_identifier: str | None = None
     service_tier: Any = None
     store: Any = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
@@ -115,7 +172,7 @@ class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ForcedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -188,7 +245,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "prompt_cache_retention": ("in_memory",),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "response_format": ({"type": "text"},),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -9,13 +10,13 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.messages import ErrorInfo, SamplingParams
+from penstock.messages import ErrorInfo, GrammarKind, GrammarSpec, SamplingParams
 from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.state import ServerState
 from penstock.server.text import GenerationRequest
-from penstock.server.tgi.schema import NO_OP_VALUES, GenerateRequest, Parameters
+from penstock.server.tgi.schema import NO_OP_VALUES, GenerateRequest, Grammar, Parameters
 
 encode: Final = msgspec.json.Encoder().encode
 DEFAULT_NEW_TOKENS: Final = 100  # TGI's
@@ -84,6 +85,8 @@ def sampling_of(parameters: Parameters, *, with_tokens: bool) -> SamplingParams:
         "seed": parameters.seed,
         "stop": tuple((parameters.stop or []) + (parameters.stop_sequences or [])),
         "logprobs": (parameters.top_n_tokens or 0) if with_tokens else None,
+        "typical_p": parameters.typical_p,
+        "grammar": _grammar(parameters.grammar) if parameters.grammar is not None else None,
         "include_stop_str_in_output": True,  # TGI leaves the stop string in the text
     }
     sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})
@@ -94,6 +97,20 @@ def sampling_of(parameters: Parameters, *, with_tokens: bool) -> SamplingParams:
         message = error.message.replace(error.param or "", name, 1)
         raise ValidationError(f"parameters.{message}", param=f"parameters.{name}") from None
     return sampling
+
+
+def _grammar(wanted: Grammar) -> GrammarSpec:
+    param = "parameters.grammar.value"
+    if wanted.type == "regex":
+        if not isinstance(wanted.value, str):
+            raise ValidationError(f"{param} must be a text.", param=param)
+        return GrammarSpec(GrammarKind.REGEX, wanted.value, param=param)
+    schema: Any = wanted.value
+    if wanted.type == "json_schema":
+        schema = schema.get("schema") if isinstance(schema, dict) else None
+    if schema is None:
+        raise ValidationError(f"{param}.schema is required.", param=param)
+    return GrammarSpec(GrammarKind.JSON_SCHEMA, schema if isinstance(schema, str) else json.dumps(schema), param=param)
 
 
 class TgiAnswer:

@@ -5,9 +5,16 @@ Fields typed `Any` are TGI's that are not supported: only their no-op values pas
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
+
+
+class Grammar(msgspec.Struct, forbid_unknown_fields=True):
+    """value: a JSON schema, a pattern, or for `json_schema` an object with a schema and perhaps a name."""
+
+    type: Literal["json", "regex", "json_schema"]
+    value: dict[str, Any] | str
 
 
 class Parameters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,9 +36,9 @@ class Parameters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     best_of: Any = None
     decoder_input_details: Any = None
     truncate: Any = None
-    typical_p: Any = None
+    typical_p: float | None = None
     watermark: Any = None
-    grammar: Any = None
+    grammar: Grammar | None = None
     adapter_id: Any = None
 
 
@@ -56,8 +63,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "best_of": (1,),
     "decoder_input_details": (False,),
     "truncate": (),
-    "typical_p": (),
     "watermark": (False,),
-    "grammar": (),
     "adapter_id": (),
 }

@@ -1,0 +1,229 @@
+"""Structured output: what it must show, with figures.
+
+python benchmarks/structured/run.py corpus   [--count 2000] [--model DIR]   every finished output validates
+python benchmarks/structured/run.py overhead [--model DIR]                  decode with and without, in turn
+python benchmarks/structured/run.py cold                                    first token of new 200-key schemas
+python benchmarks/structured/run.py hostile  [--count 500]                  healthy streams beside hostile grammars
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from structured.corpus import cases
+from structured.hostile import hostile_specs
+
+from penstock import LLM, GrammarSpec, SamplingParams
+from penstock.engine.core import EngineCore
+from penstock.messages import EngineRequest, GrammarKind
+
+TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)
+NUM_STREAMS = 16
+
+
+# ---- corpus
+
+
+def corpus(count: int, model: str) -> None:
+    chosen = list(itertools.islice(cases(seed=100), count))
+    sampling = [
+        SamplingParams(temperature=TEMPERATURES[i % 5], seed=i, max_tokens=200, grammar=case.spec)
+        for i, case in enumerate(chosen)
+    ]
+    started = time.monotonic()
+    with LLM(model, max_num_seqs=32) as llm:
+        generations = llm.generate(["Give me one:"] * count, sampling)
+    counts: Counter[tuple[str, str]] = Counter()
+    invalid = []
+    for case, generation in zip(chosen, generations, strict=True):
+        completion = generation.outputs[0]
+        counts[case.kind, str(completion.finish_reason)] += 1
+        if completion.finish_reason == "stop" and not case.is_valid(completion.text):
+            invalid.append((case.spec, completion.text))
+        if completion.finish_reason == "error":
+            print("refused:", completion.error.message if completion.error else "", case.spec.text[:100])
+    for (kind, reason), number in sorted(counts.items()):
+        print(f"{kind:12s} {reason:7s} {number}")
+    print(f"{count} cases in {time.monotonic() - started:.1f} s; finished but not valid: {len(invalid)}")
+    for spec, text in invalid[:5]:
+        print(spec, repr(text))
+
+
+# ---- overhead
+
+
+def overhead(model: str, rounds: int = 4, steps: int = 24, rows: int = 32) -> None:
+    schema = {
+        "type": "object", "additionalProperties": False,
+        "properties": {f"field_{i}": {"type": ["string", "integer", "boolean"][i % 3]} for i in range(200)},
+        "required": [f"field_{i}" for i in range(200)],
+    }  # fmt: skip
+    with LLM(model, max_num_seqs=rows, max_model_len=1024) as llm:
+        core: EngineCore = llm._core
+        core.set_vocabulary(llm._processor.tokenizer.vocabulary(llm.ready.vocab_size))
+        grammar = GrammarSpec.json_schema(schema)
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _, constrained in itertools.product(range(rounds + 1), (False, True)):
+            times[constrained].append(_decode(core, grammar if constrained else None, rows, steps))
+    plain, limited = (statistics.median(times[constrained][1:]) for constrained in (False, True))
+    ratios = [with_grammar / without for without, with_grammar in zip(times[False][1:], times[True][1:], strict=True)]
+    free_ms, limited_ms = plain / steps * 1e3, limited / steps * 1e3
+    print(f"{rows} sequences, {steps} steps: {free_ms:.2f} ms a step free, {limited_ms:.2f} constrained")
+    print(f"overhead {(statistics.median(ratios) - 1) * 100:+.2f} % (median of {rounds} pairs: {_shown(ratios)})")
+
+
+def _shown(ratios: list[float]) -> str:
+    return ", ".join(f"{ratio:.3f}" for ratio in ratios)
+
+
+def _decode(core: EngineCore, grammar: GrammarSpec | None, rows: int, steps: int) -> float:
+    """Seconds for `steps` decoding steps of all rows."""
+    ids = [f"{time.monotonic_ns()}-{row}" for row in range(rows)]
+    for row, request_id in enumerate(ids):
+        sampling = SamplingParams(temperature=0.8, seed=row, max_tokens=900, grammar=grammar)
+        core.add(EngineRequest(request_id=request_id, prompt_token_ids=[5, 6, 7, 8], sampling=sampling, max_tokens=900))
+    started: set[str] = set()
+    while len(started) < rows:
+        started |= {output.request_id for output in core.step() if output.token_ids}
+    core.step()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        outputs = core.step()
+        assert len(outputs) == rows, [output for output in outputs if output.error]
+    elapsed = time.perf_counter() - begin
+    core.abort(ids)
+    while core.has_work():
+        core.step()
+    return elapsed
+
+
+# ---- a server and its clients
+
+
+@contextlib.contextmanager
+def server(port: int) -> Any:
+    command = [sys.executable, "-m", "penstock.cli.main", "serve", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = next(match[1] for line in process.stdout if (match := re.search(r"is served at (\S+)", line)))
+    try:
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _body(spec: GrammarSpec | None, **more: Any) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": "penstock-demo", "messages": [{"role": "user", "content": "Hello"}], **more}
+    if spec is not None:
+        name = "json" if spec.kind is GrammarKind.JSON_SCHEMA else spec.kind.value
+        body["structured_outputs"] = {name: json.loads(spec.text) if name == "choice" else spec.text}
+    return body
+
+
+async def _tokens(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> AsyncIterator[float]:
+    """Times at which pieces of an answer arrived."""
+    async with http.post(f"{url}/chat/completions", json={**body, "stream": True}) as answer:
+        assert answer.status == 200, await answer.text()
+        async for line in answer.content:
+            if line.startswith(b"data: {"):
+                yield time.perf_counter()
+
+
+async def cold(url: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        for name, keys in (("free", 0), ("200 keys, new", 200)):
+            taken = []
+            for trial in range(12):
+                properties = {f"key_{trial}_{i}": {"type": ["string", "integer"][i % 2]} for i in range(keys)}
+                schema = {"type": "object", "properties": properties, "required": list(properties)}
+                spec = GrammarSpec.json_schema(schema) if keys else None
+                started = time.perf_counter()
+                async with contextlib.aclosing(_tokens(http, url, _body(spec, max_tokens=20))) as times:
+                    taken.append(await anext(times) - started)
+            print(
+                f"{name}: first token after {statistics.median(taken) * 1e3:.1f} ms, at most {max(taken) * 1e3:.1f} ms"
+            )
+
+
+async def hostile(url: str, count: int) -> None:
+    specs = hostile_specs(seed=11)
+    ticks: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
+    statuses: Counter[int] = Counter()
+    took: list[float] = []
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        healthy = [asyncio.create_task(_stream_forever(http, url, index, ticks[index])) for index in range(NUM_STREAMS)]
+        await asyncio.sleep(2)
+        quiet, attacked = [], []
+        per_window = count // 5
+        for _ in range(5):
+            quiet.append(await _rate(ticks, lambda: asyncio.sleep(3)))
+            attacked.append(
+                await _rate(ticks, lambda: _attack(http, url, itertools.islice(specs, per_window), statuses, took))
+            )
+        quiet.append(await _rate(ticks, lambda: asyncio.sleep(3)))
+        for task in healthy:
+            task.cancel()
+    print(f"hostile: {sum(statuses.values())} requests, statuses {dict(statuses)}, slowest {max(took):.2f} s")
+    print(f"healthy tokens/s: quiet {[round(rate) for rate in quiet]}, attacked {[round(rate) for rate in attacked]}")
+    beside = [2 * rate / (before + after) for rate, before, after in zip(attacked, quiet, quiet[1:], strict=False)]
+    print(f"pace beside them: {statistics.median(beside):.3f} of the pace around (windows: {_shown(beside)})")
+
+
+async def _stream_forever(http: aiohttp.ClientSession, url: str, index: int, ticks: list[float]) -> None:
+    body = _body(None, max_tokens=400, ignore_eos=True, seed=index)
+    while True:
+        async for now in _tokens(http, url, body):
+            ticks.append(now)  # noqa: PERF401 - the list is read while it grows
+
+
+async def _rate(ticks: list[list[float]], run: Callable[[], Any]) -> float:
+    """Tokens a second of all healthy streams while something runs."""
+    before, started = sum(map(len, ticks)), time.perf_counter()
+    await run()
+    return (sum(map(len, ticks)) - before) / (time.perf_counter() - started)
+
+
+async def _attack(http: aiohttp.ClientSession, url: str, specs: Any, statuses: Counter[int], took: list[float]) -> None:
+    for spec in specs:
+        started = time.perf_counter()
+        async with http.post(f"{url}/chat/completions", json=_body(spec, max_tokens=16)) as answer:
+            await answer.read()
+            statuses[answer.status] += 1
+        took.append(time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["corpus", "overhead", "cold", "hostile"])
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--port", type=int, default=8210)
+    options = parser.parse_args()
+    if options.what == "corpus":
+        corpus(options.count or 2000, options.model)
+    elif options.what == "overhead":
+        overhead(options.model)
+    else:
+        with server(options.port) as url:
+            asyncio.run(cold(url + "/v1") if options.what == "cold" else hostile(url + "/v1", options.count or 500))
+
+
+if __name__ == "__main__":
+    main()

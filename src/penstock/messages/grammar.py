@@ -1,0 +1,115 @@
+"""What an output has to look like: the one form that every protocol's structured output and forced tools become."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from penstock.base.errors import ValidationError
+from penstock.messages.bounds import MAX_ENTRIES
+
+
+class GrammarKind(enum.StrEnum):
+    """What GrammarSpec.text holds."""
+
+    JSON_OBJECT = "json_object"  # nothing: any JSON object
+    JSON_SCHEMA = "json_schema"  # a JSON schema, as JSON
+    REGEX = "regex"  # a regular expression in the syntax of Rust's `regex`, matched against the whole output
+    CHOICE = "choice"  # a JSON list of texts, one of which is the whole output
+    GRAMMAR = "grammar"  # Lark as llguidance extends it, or EBNF in llama.cpp's form (`root ::= ...`)
+    STRUCTURAL_TAG = "structural_tag"  # free text with constrained parts: see structured.structural_tag
+    TOOL_CALLS = "tool_calls"  # a ToolCallSpec, as JSON
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A constraint on a whole output.
+
+    after: where not empty, free text up to and with this comes first (a model's reasoning, and the tag that ends it).
+    param: the request's field to name when it is refused.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+    after: str = ""
+    param: str = ""
+
+    @classmethod
+    def json_object(cls) -> GrammarSpec:
+        """Any JSON object."""
+        return cls(GrammarKind.JSON_OBJECT)
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | bool) -> GrammarSpec:
+        """JSON that a schema accepts. Keywords that cannot be enforced are refused when the request is made."""
+        return cls(GrammarKind.JSON_SCHEMA, json.dumps(schema))
+
+    @classmethod
+    def regex(cls, pattern: str) -> GrammarSpec:
+        """Text that a regular expression matches as a whole."""
+        return cls(GrammarKind.REGEX, pattern)
+
+    @classmethod
+    def choice(cls, choices: Sequence[str]) -> GrammarSpec:
+        """One of these texts."""
+        return cls(GrammarKind.CHOICE, json.dumps(list(choices)))
+
+    @classmethod
+    def grammar(cls, text: str) -> GrammarSpec:
+        """Text of a context-free language: Lark, or EBNF (`root ::= ...`)."""
+        return cls(GrammarKind.GRAMMAR, text)
+
+    @classmethod
+    def structural_tag(cls, tag: Mapping[str, Any]) -> GrammarSpec:
+        """Free text in which certain parts obey schemas."""
+        return cls(GrammarKind.STRUCTURAL_TAG, json.dumps(tag))
+
+    def validate(self) -> None:
+        """Raises ValidationError when the text is too long. Whether it means anything is found out by compiling it."""
+        if len(self.text) > MAX_ENTRIES["grammar_chars"]:
+            raise ValidationError(
+                f"{self.param or self.kind.value} has {len(self.text)} characters, more than "
+                f"{MAX_ENTRIES['grammar_chars']}.",
+                param=self.param or None,
+            )
+
+
+class ToolSpec(msgspec.Struct, array_like=True):
+    """A tool that may be called. parameters: a JSON schema of its arguments; None leaves them free."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class ToolCallSpec(msgspec.Struct, array_like=True):
+    """Which calls an output may or must hold, in the form the model was trained on.
+
+    format: a key of structured.tool_calls.FORMATS. is_required: the output is calls and nothing else; otherwise it is
+    text in which calls, where there are any, are well-formed. max_calls: None for any number. content: what the
+    output is where it is no call, in the place of text.
+    """
+
+    format: str
+    tools: list[ToolSpec]
+    is_required: bool
+    max_calls: int | None = None
+    content: GrammarSpec | None = None
+
+    def to_grammar(self, param: str) -> GrammarSpec:
+        return GrammarSpec(GrammarKind.TOOL_CALLS, msgspec.json.encode(self).decode(), param=param)
+
+
+class Vocabulary(msgspec.Struct, tag="vocabulary", array_like=True):
+    """What a frontend tells an engine of its tokens, once, so that it can constrain outputs.
+
+    token_bytes: the UTF-8 bytes of every token of the model's vocabulary (parts of characters included); empty for
+    ids without text. special_token_ids: those that are no text, whatever their bytes say. eos_token_ids: those that
+    end a sequence.
+    """
+
+    token_bytes: list[bytes]
+    special_token_ids: list[int]
+    eos_token_ids: list[int]

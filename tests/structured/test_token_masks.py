@@ -1,0 +1,160 @@
+"""Rows that obey a grammar: masks, the end inside the budget, steps that are computed again, a thread that is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+import pytest
+from vocabularies import EOS, small_vocabulary
+
+from penstock.messages import GrammarSpec
+from penstock.structured import CompiledGrammar, TokenMasks, token_masks
+from penstock.structured.closing import ClosingTokens, closing_path
+from penstock.structured.llguidance_backend import LlguidanceBackend
+
+VOCABULARY = small_vocabulary()
+VOCAB_SIZE = len(VOCABULARY.token_bytes)
+BACKEND = LlguidanceBackend(VOCABULARY)
+CLOSING = ClosingTokens(VOCABULARY)
+PERSON = GrammarSpec.json_schema({
+    "type": "object", "additionalProperties": False, "required": ["name", "tags"],
+    "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}},
+                   "inner": {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]}},
+})  # fmt: skip
+
+
+def compiled(spec: GrammarSpec) -> CompiledGrammar:
+    matcher = BACKEND.compile(BACKEND.text(spec))
+    mask = np.zeros(-(-VOCAB_SIZE // 32), dtype=np.int32)
+    path = closing_path(matcher, CLOSING, mask, 500)
+    return CompiledGrammar(matcher, CLOSING, None if path is None else len(path))
+
+
+def allowed(masks: TokenMasks, row: int) -> list[int]:
+    found = masks.masks([row])
+    assert found is not None
+    return np.flatnonzero(np.unpackbits(found[1][0].view(np.uint8), bitorder="little")).tolist()
+
+
+def draw(masks: TokenMasks, row: int, budget: int, chance: random.Random) -> list[int]:
+    """Draws at random until the output ends or the budget is spent; the tokens without the end."""
+    drawn: list[int] = []
+    for position in range(budget):
+        choices = allowed(masks, row)
+        assert choices, masks.error(row)
+        [token_id] = masks.advance([row], [chance.choice(choices)], [position])
+        assert token_id in choices
+        if token_id == EOS:
+            break
+        drawn.append(token_id)
+    return drawn
+
+
+@pytest.mark.parametrize("spec", [
+    PERSON, GrammarSpec.json_object(), GrammarSpec.regex(r"[a-f]+-\d+/x"), GrammarSpec.regex(r"(?:é|ab){1,40}"),
+    GrammarSpec.structural_tag({"structures": [{"begin": "<f>", "schema": {"type": "object"}, "end": "</f>"}],
+                                "triggers": ["<"]}),
+])  # fmt: skip
+def test_outputs_end_inside_their_budgets(spec: GrammarSpec) -> None:
+    grammar = compiled(spec)
+    assert grammar.num_closing_tokens is not None
+    for seed in range(25):
+        chance = random.Random(seed)
+        budget = grammar.num_closing_tokens + chance.randint(1, 60)
+        masks = TokenMasks(VOCAB_SIZE)
+        masks.add(0, grammar, [], budget)
+        drawn = draw(masks, 0, budget, chance)
+        if len(drawn) == budget:
+            assert masks.is_complete(0)
+        matcher = grammar.matcher.copy()
+        assert all(matcher.consume(token_id) for token_id in drawn)
+        assert matcher.is_complete(), b"".join(VOCABULARY.token_bytes[token_id] for token_id in drawn)
+
+
+def test_an_output_too_short_for_its_grammar_is_not_complete() -> None:
+    masks = TokenMasks(VOCAB_SIZE)
+    masks.add(0, compiled(PERSON), [], 5)
+    assert len(draw(masks, 0, 5, random.Random(0))) == 5
+    assert not masks.is_complete(0)
+
+
+def test_a_row_comes_back_after_a_preemption_as_it_was() -> None:
+    grammar = compiled(PERSON)
+    for budget in (12, 40, None):
+        masks = TokenMasks(VOCAB_SIZE)
+        masks.add(3, grammar, [], budget)
+        drawn = draw(masks, 3, 10, random.Random(5))
+        expected = allowed(masks, 3)
+        masks.remove(3)
+        assert not masks
+        masks.add(1, grammar, drawn, budget)
+        assert allowed(masks, 1) == expected
+
+
+def test_a_step_that_is_computed_again_changes_nothing() -> None:
+    masks = TokenMasks(VOCAB_SIZE)
+    masks.add(0, compiled(PERSON), [], None)
+    first = allowed(masks, 0)[0]
+    assert masks.advance([0], [first], [0]) == [first]
+    expected = allowed(masks, 0)
+    assert masks.advance([0], [first], [0]) == [first]
+    assert allowed(masks, 0) == expected
+
+
+def test_free_rows_and_rows_without_a_token_are_left_alone() -> None:
+    masks = TokenMasks(VOCAB_SIZE)
+    assert masks.masks([0, 1]) is None
+    assert masks.advance([0, 1], [7, -1], [0, 0]) == [7, -1]
+    masks.add(1, compiled(PERSON), [], 9)
+    assert masks.masks([0]) is None
+    before = allowed(masks, 1)
+    assert masks.advance([0, 1], [7, -1], [0, 0]) == [7, -1]
+    assert allowed(masks, 1) == before
+    assert masks.error(0) == ""
+
+
+class SlowMatcher:
+    """Takes far too long for its second mask."""
+
+    def __init__(self) -> None:
+        self.num_masks = 0
+
+    def copy(self) -> SlowMatcher:
+        return self
+
+    def consume(self, token_id: int) -> bool:
+        return True
+
+    def fill_mask(self, address: int, size_bytes: int) -> None:
+        self.num_masks += 1
+        time.sleep(1.0 if self.num_masks == 2 else 0)
+
+    def is_complete(self) -> bool:
+        return False
+
+    def error(self) -> str:
+        return ""
+
+
+def test_a_matcher_that_hangs_ends_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_masks, "MAX_MASK_S", 0.1)
+    masks = TokenMasks(VOCAB_SIZE)
+    grammar = compiled(PERSON)
+    masks.add(0, grammar, [], None)
+    masks.add(1, CompiledGrammar(SlowMatcher(), CLOSING, None), [], None)  # type: ignore[arg-type]
+    masks.add(2, grammar, [], None)
+    [brace, *_] = allowed(masks, 0)
+    started = time.monotonic()
+    masks.advance([0, 1, 2], [brace, 5, brace], [0, 0, 0])
+    found = masks.masks([0, 1, 2])
+    assert time.monotonic() - started < 0.9
+    assert found is not None
+    assert "too long" in masks.error(1)
+    assert not found[1][1].any()
+    assert masks.error(0) == masks.error(2) == ""
+    assert (found[1][0] == found[1][2]).all()
+    assert allowed(masks, 2)
+    masks.advance([2], [allowed(masks, 2)[0]], [1])
+    assert allowed(masks, 2)
