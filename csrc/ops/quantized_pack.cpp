@@ -34,11 +34,16 @@ public:
         if (layout_.group_size) groups_ = (args.k + layout_.group_size - 1) / layout_.group_size;
     }
 
-    // Inputs [step * layout.step, ...) of a row; what lies beyond k has code 0 and scale 0.
+    // Inputs [step * layout.step, ...) of a row; what lies beyond k has code 0 and scale 0. Where a row has one scale,
+    // it is in to.scales[0] already.
     void read(int64_t row, int64_t step, RowStep& to) const {
         const int64_t begin = step * layout_.step;
         const int inputs = int(args_.k - begin < layout_.step ? args_.k - begin : layout_.step);
-        if (inputs < layout_.step) memset(&to, 0, sizeof to);
+        if (inputs < layout_.step) {
+            const float scale = to.scales[0];
+            memset(&to, 0, sizeof to);
+            if (!layout_.group_size) to.scales[0] = scale;
+        }
         switch (args_.kind) {
             case PackSource::parts: return read_parts(row, begin, inputs, to);
             case PackSource::gguf: return read_blocks(row, begin, inputs, to);
@@ -97,7 +102,7 @@ private:
         const float offset = float(layout_.offset);
         for (int i = 0; i < inputs; i += group) {
             const int end = i + group < inputs ? i + group : inputs;
-            const float scale = !layout_.group_size ? row_scale(row)
+            const float scale = !layout_.group_size ? to.scales[0]
                                 : layout_.bits == 4 ? largest(row, begin + i, begin + end) / -offset
                                                     : largest(row, begin + i, begin + end) / (offset - 1.0f);
             if (layout_.group_size) to.scales[i / group] = scale;
@@ -210,6 +215,9 @@ void pack_tile(const QuantizedPackArgs& args, const RowReader& reader, int64_t b
     const int first = int(begin % kTileRows), count = int(end - begin);
     char* to = static_cast<char*>(args.packed) + tile * steps * layout.step_bytes;
     RowStep rows[kTileRows];
+    if (!layout.group_size)
+        for (int r = first; r < first + count; ++r)
+            rows[r].scales[0] = reader.row_scale(begin + (r - first) - args.first_row);
     for (int64_t step = 0; step < steps; ++step, to += layout.step_bytes) {
         for (int r = first; r < first + count; ++r) {
             reader.read(begin + (r - first) - args.first_row, step, rows[r]);
@@ -220,7 +228,7 @@ void pack_tile(const QuantizedPackArgs& args, const RowReader& reader, int64_t b
     if (layout.group_size) return;
     const int64_t tiles = (args.n + kTileRows - 1) / kTileRows;
     auto* scales = reinterpret_cast<float*>(static_cast<char*>(args.packed) + tiles * steps * layout.step_bytes);
-    for (int64_t row = begin; row < end; ++row) scales[row] = reader.row_scale(row - args.first_row);
+    for (int64_t row = begin; row < end; ++row) scales[row] = rows[first + (row - begin)].scales[0];
 }
 
 // ---- reading back
