@@ -138,11 +138,11 @@ def _body(spec: GrammarSpec | None, **more: Any) -> dict[str, Any]:
 
 
 async def _tokens(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> AsyncIterator[float]:
-    """Times at which pieces of an answer arrived."""
+    """Times at which pieces of an answer's text arrived."""
     async with http.post(f"{url}/chat/completions", json={**body, "stream": True}) as answer:
         assert answer.status == 200, await answer.text()
         async for line in answer.content:
-            if line.startswith(b"data: {"):
+            if b'"content":"' in line and b'"content":""' not in line:
                 yield time.perf_counter()
 
 
@@ -222,7 +222,7 @@ def main() -> None:
         overhead(options.model)
     else:
         with server(options.port) as url:
-            asyncio.run(cold(url + "/v1") if options.what == "cold" else hostile(url + "/v1", options.count or 500))
+            asyncio.run(cold(url) if options.what == "cold" else hostile(url, options.count or 500))
 
 
 if __name__ == "__main__":
