@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,15 +61,10 @@ class Case:
     is_from_memory: bool = False
 
 
-def rotating(count: int) -> Callable[[], int]:
-    """0, 1, ... count - 1, 0, ... at each call."""
-    state = [0]
-
-    def turn() -> int:
-        state[0] = (state[0] + 1) % count
-        return state[0]
-
-    return turn
+def in_turn(call: Callable[[Any], object], weights: Sequence[object]) -> Callable[[], object]:
+    """`call` with the next of `weights` each time, and the first again after the last."""
+    turns = itertools.cycle(weights)
+    return lambda: call(next(turns))
 
 
 def linear_cases(ops: Ops, name: str, n: int, k: int, rows: tuple[int, ...], dtype: torch.dtype) -> Iterator[Case]:
@@ -76,12 +74,12 @@ def linear_cases(ops: Ops, name: str, n: int, k: int, rows: tuple[int, ...], dty
     plain = [torch.randn(n, k).to(dtype) for _ in range(copies)]
     packed = [ops.pack_linear([weight], dtype) for weight in plain]
     for m in rows:
-        x, turn, torch_turn = torch.randn(m, k).to(dtype), rotating(copies), rotating(copies)
+        x = torch.randn(m, k).to(dtype)
         yield Case(
             "linear",
             f"{name} {m} x {k} -> {n} {'bf16' if dtype is BF16 else 'f32'}",
-            lambda x=x, turn=turn: ops.linear(x, packed[turn()]),  # type: ignore[misc]
-            lambda x=x, turn=torch_turn: F.linear(x, plain[turn()]),  # type: ignore[misc]
+            in_turn(partial(ops.linear, x), packed),
+            in_turn(partial(F.linear, x), plain),
             nbytes + (m * k + m * n) * dtype.itemsize,
             dtype,
             2 * m * n * k,
@@ -128,12 +126,11 @@ def quantized_linears(ops: Ops) -> Iterator[Case]:
             plain = [torch.randint(-127, 128, (n, k), dtype=torch.int8).T for _ in range(4)]
             for m in rows:
                 x, x_int8 = torch.randn(m, k).to(BF16), torch.randint(-127, 128, (max(m, 2), k), dtype=torch.int8)
-                turn, torch_turn = rotating(copies), rotating(len(plain))
                 yield Case(
                     "linear",
                     f"{name} {m} x {k} -> {n} {kind}",
-                    lambda x=x, w=weights, turn=turn: ops.linear(x, w[turn()]),  # type: ignore[misc]
-                    lambda x=x_int8, w=plain, turn=torch_turn: torch._int_mm(x, w[turn()]),  # type: ignore[misc]
+                    in_turn(partial(ops.linear, x), weights),
+                    in_turn(partial(torch._int_mm, x_int8), plain),
                     weights[0].nbytes + (m * k + m * n) * 2,
                     torch.int8 if layout.activations == "int8" else BF16,
                     2 * m * n * k,
@@ -149,8 +146,8 @@ def embeddings(ops: Ops, reference: Ops) -> Iterator[Case]:
         yield Case(
             "embedding",
             f"{tokens} of {LLAMA_1B.vocabulary} x {LLAMA_1B.hidden}",
-            lambda ids=ids: ops.embedding(ids, packed),  # type: ignore[misc]
-            lambda ids=ids: F.embedding(ids, table),  # type: ignore[misc]
+            partial(ops.embedding, ids, packed),
+            partial(F.embedding, ids, table),
             2 * tokens * LLAMA_1B.hidden * 2,
         )
     yield Case(
@@ -172,15 +169,15 @@ def elementwise(ops: Ops, reference: Ops) -> Iterator[Case]:
         yield Case(
             "add_rms_norm",
             shape,
-            lambda x=x, r=residual, w=weight: ops.add_rms_norm(x, r, w, 1e-5),  # type: ignore[misc]
-            lambda x=x, r=residual, w=weight: reference.add_rms_norm(x, r, w, 1e-5),  # type: ignore[misc]
+            partial(ops.add_rms_norm, x, residual, weight, 1e-5),
+            partial(reference.add_rms_norm, x, residual, weight, 1e-5),
             4 * x.nbytes,
         )
         yield Case(
             "silu_and_mul",
             f"{rows} x {2 * model.inner}",
-            lambda g=gate_up: ops.silu_and_mul(g),  # type: ignore[misc]
-            lambda g=gate_up: reference.silu_and_mul(g),  # type: ignore[misc]
+            partial(ops.silu_and_mul, gate_up),
+            partial(reference.silu_and_mul, gate_up),
             gate_up.nbytes * 3 // 2,
         )
 
@@ -198,8 +195,8 @@ def ropes(ops: Ops, reference: Ops) -> Iterator[Case]:
         yield Case(
             "rope_and_cache",
             f"{tokens} x {model.qkv}",
-            lambda c=call: ops.rope_and_cache(*c),  # type: ignore[misc]
-            lambda c=call: reference.rope_and_cache(*c),  # type: ignore[misc]
+            partial(ops.rope_and_cache, *call),
+            partial(reference.rope_and_cache, *call),
             2 * qkv.nbytes + cos.nbytes + sin.nbytes,
         )
 
@@ -208,7 +205,7 @@ def ropes(ops: Ops, reference: Ops) -> Iterator[Case]:
 class Attention:
     """A paged call over equally long requests, and the dense tensors that torch takes for the same."""
 
-    paged: tuple[object, ...]
+    paged: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, int]
     dense: tuple[Tensor, Tensor, Tensor]
 
     @staticmethod
@@ -236,10 +233,8 @@ def attentions(ops: Ops) -> Iterator[Case]:
         yield Case(
             "paged_attention",
             f"{requests} x {new_tokens} of {context}",
-            lambda c=call: ops.paged_attention(*c.paged),  # type: ignore[misc]
-            lambda c=call, causal=new_tokens > 1: F.scaled_dot_product_attention(  # type: ignore[misc]
-                *c.dense, is_causal=causal, enable_gqa=True
-            ),
+            partial(ops.paged_attention, *call.paged),
+            partial(F.scaled_dot_product_attention, *call.dense, is_causal=new_tokens > 1, enable_gqa=True),
             kv_bytes + 2 * call.dense[0].nbytes,
             flops=4 * requests * seen * model.num_heads * model.head_dim,
         )
@@ -257,22 +252,22 @@ def encoder_parts(ops: Ops, reference: Ops) -> Iterator[Case]:
         yield Case(
             "layer_norm",
             f"{rows} x 384",
-            lambda c=(x, residual, weight, bias, 1e-12): ops.layer_norm(*c),  # type: ignore[misc]
-            lambda c=(x, residual, weight, bias, 1e-12): reference.layer_norm(*c),  # type: ignore[misc]
+            partial(ops.layer_norm, x, residual, weight, bias, 1e-12),
+            partial(reference.layer_norm, x, residual, weight, bias, 1e-12),
             3 * x.nbytes,
         )
         yield Case(
             "gelu",
             f"{rows} x 1536",
-            lambda x=inner: ops.gelu(x),  # type: ignore[misc]
-            lambda x=inner: reference.gelu(x),  # type: ignore[misc]
+            partial(ops.gelu, inner),
+            partial(reference.gelu, inner),
             2 * inner.nbytes,
         )
         yield Case(
             "full_attention",
             f"{texts} texts of {length}",
-            lambda q=qkv, s=starts: ops.full_attention(q, s, 12, 32**-0.5),  # type: ignore[misc]
-            lambda d=dense: F.scaled_dot_product_attention(*d),  # type: ignore[misc]
+            partial(ops.full_attention, qkv, starts, 12, 32**-0.5),
+            partial(F.scaled_dot_product_attention, *dense),
             qkv.nbytes * 4 // 3,
             dtype=F32,
             flops=4 * texts * length * length * 384,
@@ -299,8 +294,8 @@ def samplings(ops: Ops, reference: Ops) -> Iterator[Case]:
             yield Case(
                 "sample",
                 f"{rows} x {model.vocabulary} {name}",
-                lambda x=logits, s=settings: ops.sample(x, *s),  # type: ignore[misc]
-                lambda x=logits, s=settings: reference.sample(x, *s),  # type: ignore[misc]
+                partial(ops.sample, logits, *settings),
+                partial(reference.sample, logits, *settings),
                 logits.nbytes,
             )
         masks = np.random.default_rng(0).integers(-(2**31), 2**31, (rows, -(-model.vocabulary // 32)), dtype=np.int32)
@@ -308,15 +303,15 @@ def samplings(ops: Ops, reference: Ops) -> Iterator[Case]:
         yield Case(
             "mask_logits",
             f"{rows} x {model.vocabulary}, half kept",
-            lambda x=masked, m=masks: ops.mask_logits(x, range(len(x)), m),  # type: ignore[misc]
-            lambda x=masked, m=masks: reference.mask_logits(x, range(len(x)), m),  # type: ignore[misc]
+            partial(ops.mask_logits, masked, range(len(masked)), masks),
+            partial(reference.mask_logits, masked, range(len(masked)), masks),
             logits.nbytes + masks.nbytes,
         )
         yield Case(
             "top_logprobs",
             f"{rows} x {model.vocabulary} of 5",
-            lambda x=logits, i=ids: ops.top_logprobs(x, i, 5),  # type: ignore[misc]
-            lambda x=logits, i=ids: reference.top_logprobs(x, i, 5),  # type: ignore[misc]
+            partial(ops.top_logprobs, logits, ids, 5),
+            partial(reference.top_logprobs, logits, ids, 5),
             logits.nbytes,
         )
 

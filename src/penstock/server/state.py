@@ -211,6 +211,13 @@ class ServerState:
                 f"There is no model {name[:200]!r} here.", remedy=f"Served: {known}.", param="model"
             )
 
+    def named_model(self, name: str | None) -> str:
+        """The model that a request means; the first where it names none. Raises UnknownModelError."""
+        if name is None:
+            return self.model_names[0]
+        self.check_model(name)
+        return name
+
     def readiness(self) -> Verdict:
         """Whether a request sent now would be served."""
         if self.phase is not Phase.SERVING:

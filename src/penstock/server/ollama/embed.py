@@ -9,11 +9,11 @@ from typing import Any, Final
 import msgspec
 
 from penstock.frontend.one_pass import vector_of
-from penstock.messages import ErrorInfo, PoolingParams
+from penstock.messages import PoolingParams
 from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
-from penstock.server.ollama.generate import encode, error_body, model_name
+from penstock.server.ollama.generate import OllamaErrors, encode, model_name
 from penstock.server.one_pass import TO_THE_CONTEXT, OnePassFields, PooledAnswer, ask_for
 from penstock.server.state import ServerState
 
@@ -38,7 +38,7 @@ class EmbedRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 _decoder: Final = msgspec.json.Decoder(EmbedRequest)
 
 
-class EmbedFormat:
+class EmbedFormat(OllamaErrors):
     """The wire format of the embed endpoint."""
 
     endpoint = "ollama_embed"
@@ -60,12 +60,6 @@ class EmbedFormat:
             _Answer(request.model, arrival_s, ignored),
             OnePassFields(truncate_prompt_tokens=None if request.truncate is False else TO_THE_CONTEXT),
         )
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return error_body(error) + b"\n"
 
 
 class _Answer(PooledAnswer):

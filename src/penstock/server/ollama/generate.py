@@ -39,7 +39,17 @@ def model_name(state: ServerState, name: str) -> str:
     return bare if bare in state.model_names else name
 
 
-class OllamaFormat:
+class OllamaErrors:
+    """How a wire format of Ollama says errors, before an answer has begun and after."""
+
+    def error_body(self, error: ErrorInfo) -> bytes:
+        return error_body(error)
+
+    def error_event(self, error: ErrorInfo) -> bytes:
+        return error_body(error) + b"\n"
+
+
+class OllamaFormat(OllamaErrors):
     """The wire format of one of the two endpoints. `stream` is on where it is not given, as with Ollama."""
 
     def __init__(self, state: ServerState, endpoint: str) -> None:
@@ -75,12 +85,6 @@ class OllamaFormat:
         )
         answer = OllamaAnswer(state, request.model, wrap, ignored, arrival_s)
         return Ask(generation, answer, request.stream is not False)
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return error_body(error) + b"\n"
 
 
 # content, reasoning and calls as the fields of one object

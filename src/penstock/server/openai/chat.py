@@ -11,7 +11,6 @@ from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.frontend.parsers.parts import Reasoning, ToolCall
 from penstock.frontend.processor import Chat
-from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.openai import decode, render
@@ -59,7 +58,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
     prompt_logprobs: list[dict[int, render.PromptLogprob] | None] | None = None
 
 
-class ChatFormat:
+class ChatFormat(render.OpenAIErrors):
     """The wire format of the chat endpoint."""
 
     endpoint = "chat"
@@ -88,12 +87,6 @@ class ChatFormat:
         )
         answer = ChatAnswer(state, exchange.request_id, request, ignored)
         return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return render.error_event(error)
 
 
 def chat_of(request: ChatRequest) -> Chat:

@@ -8,7 +8,6 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.openai import decode, render
@@ -38,7 +37,7 @@ class _Body(msgspec.Struct):
     system_fingerprint: str
 
 
-class CompletionFormat:
+class CompletionFormat(render.OpenAIErrors):
     """The wire format of the completions endpoint."""
 
     endpoint = "completions"
@@ -69,12 +68,6 @@ class CompletionFormat:
         assert state.text is not None
         answer = CompletionAnswer(state, state.text, exchange.request_id, request, ignored)
         return Ask(generation, answer, is_stream, request.user or "", request.metadata or {})
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return render.error_event(error)
 
 
 class CompletionAnswer:

@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.one_pass import Source, vector_of
-from penstock.messages import ErrorInfo, PoolingParams
+from penstock.messages import PoolingParams
 from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
@@ -51,7 +51,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
     warnings: list[render.WarningBody] | None = None
 
 
-class EmbeddingFormat:
+class EmbeddingFormat(render.OpenAIErrors):
     """The wire format of the embeddings endpoint."""
 
     endpoint = "embeddings"
@@ -73,12 +73,6 @@ class EmbeddingFormat:
             _Answer(request, ignored),
             request,
         )
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return render.error_event(error)
 
 
 class _Answer(PooledAnswer):

@@ -104,6 +104,16 @@ def error_event(error: ErrorInfo) -> bytes:
     return b"data: " + error_body(error) + b"\n\n"
 
 
+class OpenAIErrors:
+    """How a wire format with OpenAI's errors says them, before an answer has begun and after."""
+
+    def error_body(self, error: ErrorInfo) -> bytes:
+        return error_body(error)
+
+    def error_event(self, error: ErrorInfo) -> bytes:
+        return error_event(error)
+
+
 def usage_body(usage: Usage) -> UsageBody:
     return UsageBody(
         usage.num_prompt_tokens,

@@ -24,7 +24,7 @@ from penstock.server.text import GenerationRequest
 encode: Final = render.encode
 
 
-class ResponsesFormat:
+class ResponsesFormat(render.OpenAIErrors):
     """The wire format of the endpoint."""
 
     endpoint = "responses"
@@ -56,9 +56,6 @@ class ResponsesFormat:
         if request.background and inner_id is None:
             return self._responses.begin(answer.unfinished("queued"), body)
         return Ask(generation, answer, bool(request.stream), request.user or "", request.metadata or {})
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
 
     def error_event(self, error: ErrorInfo) -> bytes:
         event = {"type": "error", "code": error.code, "message": error.message, "param": error.param}

@@ -12,7 +12,6 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.messages import ErrorInfo
 from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
@@ -24,7 +23,7 @@ from penstock.server.text import GenerationRequest
 _decoder = msgspec.json.Decoder(GenerateRequest)
 
 
-class GenerateFormat:
+class GenerateFormat(render.OpenAIErrors):
     """The wire format of the endpoint."""
 
     endpoint = "generate"
@@ -56,12 +55,6 @@ class GenerateFormat:
         )
         answer = GenerateAnswer(exchange.request_id, request, ignored)
         return Ask(generation, answer, bool(request.stream), request.user or "", request.metadata or {})
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return render.error_event(error)
 
 
 class GenerateAnswer:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from penstock.frontend.one_pass import vector_of
-from penstock.messages import ErrorInfo, PoolingParams
+from penstock.messages import PoolingParams
 from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
@@ -47,7 +47,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
     warnings: list[render.WarningBody] | None = None
 
 
-class ClassifyFormat:
+class ClassifyFormat(render.OpenAIErrors):
     """The wire format of the classify endpoint."""
 
     endpoint = "classify"
@@ -59,8 +59,7 @@ class ClassifyFormat:
         """Raises ValidationError, UnknownModelError."""
         state = self._state
         request, ignored = decode_body(_decoder, body, lenient=state.settings.lenient)
-        model = request.model if request.model is not None else state.model_names[0]
-        state.check_model(model)
+        model = state.named_model(request.model)
         assert state.text is not None
         labels = state.text.tasks.labels
         return ask_for(
@@ -72,12 +71,6 @@ class ClassifyFormat:
             _Answer(exchange.request_id, int(state.now_s()), model, labels, ignored),
             request,
         )
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return render.error_event(error)
 
 
 class _Answer(PooledAnswer):

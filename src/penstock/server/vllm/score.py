@@ -8,7 +8,6 @@ from typing import Final, Literal
 import msgspec
 
 from penstock.frontend.one_pass import ScorePlan, plan_scores
-from penstock.messages import ErrorInfo
 from penstock.server.body import decode_body
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
@@ -53,7 +52,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
     warnings: list[render.WarningBody] | None = None
 
 
-class ScoreFormat:
+class ScoreFormat(render.OpenAIErrors):
     """The wire format of the score endpoint."""
 
     endpoint = "score"
@@ -65,8 +64,7 @@ class ScoreFormat:
         """Raises ValidationError, UnknownModelError."""
         state = self._state
         request, ignored = decode_body(_decoder, body, lenient=state.settings.lenient)
-        model = request.model if request.model is not None else state.model_names[0]
-        state.check_model(model)
+        model = state.named_model(request.model)
         assert state.text is not None
         firsts, seconds = ([texts] if isinstance(texts, str) else texts for texts in (request.text_1, request.text_2))
         plan = plan_scores(state.text.tasks, firsts, seconds, activate=request.activation is not False)
@@ -79,12 +77,6 @@ class ScoreFormat:
             _Answer(exchange.request_id, int(state.now_s()), model, plan, ignored),
             request,
         )
-
-    def error_body(self, error: ErrorInfo) -> bytes:
-        return render.error_body(error)
-
-    def error_event(self, error: ErrorInfo) -> bytes:
-        return render.error_event(error)
 
 
 class _Answer(PooledAnswer):
