@@ -10,6 +10,7 @@ import pytest
 
 from checkpoints import write_checkpoint
 from penstock.config.engine import EngineConfig
+from penstock.kernels.layouts import HostLayouts
 from penstock.runner.kv_pool import block_nbytes, cache_dtype
 from whole_engine import Finished, build, engine_config, request, run
 
@@ -45,6 +46,8 @@ def test_log_probabilities_stay_near_and_do_not_depend_on_the_batch(tmp_path: Pa
 def test_a_block_takes_about_half_of_bfloat16(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     config = engine_config(tmp_path, dtype="bfloat16")
-    full, half = (block_nbytes(each.model, 16, cache_dtype(each)) for each in (config, with_cache(config, "int8")))
+    full, half = (
+        block_nbytes(each.model, 16, cache_dtype(each), HostLayouts()) for each in (config, with_cache(config, "int8"))
+    )
     head_dim = config.model.head_dim
     assert half / full == (16 * head_dim + 64) / (32 * head_dim)

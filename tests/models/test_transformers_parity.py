@@ -107,7 +107,7 @@ def chunked_logits(config: EngineConfig, prompts: list[list[int]], chunks: list[
     """Logits [length, V] of each prompt, computed together in chunks of the given sizes, in shuffled blocks."""
     ops = op_table.load(config.kernels, config.num_threads)
     model = load_model(config, ops, lambda fraction: None)
-    pool = KVPool(config.model, config.cache.num_blocks, 16, torch.float32)
+    pool = KVPool(config.model, config.cache.num_blocks, torch.float32, ops.layouts)
     order = list(range(config.cache.num_blocks))
     random.Random(1).shuffle(order)
     width = -(-max(map(len, prompts)) // 16)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from penstock.base.errors import ConfigError
+from penstock.config.accelerators import find_accelerator
 from penstock.config.resolve import EngineOptions, MachineFacts
 from penstock.config.settings import Settings
 
@@ -23,6 +24,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 def engine_options(settings: Settings) -> EngineOptions:
     """The part of the settings that an engine is built from; None becomes the options' word for auto."""
     return EngineOptions(
+        device=settings.device or "auto",
         dtype=settings.dtype or "auto",
         load_format=settings.load_format or "auto",
         quantization=settings.quantization,
@@ -46,6 +48,7 @@ def machine_facts(cgroup: Path = _CGROUP) -> MachineFacts:
     return MachineFacts(
         num_cores=usable_cores(cgroup),
         has_native=importlib.util.find_spec("penstock._native") is not None,
+        accelerator=find_accelerator(),
     )
 
 

@@ -50,7 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     or None. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
     max_memory_bytes: what all of the engine's tensors may take; 0: the
     memory plan decides from what is free. num_threads: of the compute pool.
-    kernels: "native" or "reference".
+    device: "cpu", "cuda", "rocm", "xpu" or "mps". kernels: "native", "triton" or "reference".
     Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it (and the watermark) before
     anything is built. max_model_len_is_auto: the user left it open, so the plan may lower it to what fits.
     """
@@ -66,4 +66,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheConfig
     scheduler: SchedulerConfig
     max_model_len_is_auto: bool = False
+    device: str = "cpu"
     quantization: str | None = None

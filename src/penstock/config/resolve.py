@@ -12,11 +12,14 @@ BLOCK_SIZE = 16
 # Steps that decode take only so much prefill beside it that streams keep about this pace (or half their own speed).
 TARGET_STEP_S = 0.25
 WATERMARK_FRACTION = 0.01
+# Devices that Triton compiles for here; the others run the torch references.
+TRITON_DEVICES = ("cuda", "rocm")
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """A user's wishes for an engine; 0 and "auto" mean: choose. Field names equal the settings' names."""
 
+    device: str = "auto"
     dtype: str = "auto"
     load_format: str = "auto"
     quantization: str = "none"
@@ -35,10 +38,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """num_cores: that this process may use. has_native: the compiled kernels can be imported."""
+    """num_cores: that this process may use. has_native: the compiled kernels can be imported.
+
+    accelerator: what "auto" takes as the device, "cuda" or "rocm"; empty when there is none.
+    """
 
     num_cores: int
     has_native: bool = True
+    accelerator: str = ""
 
 
 def resolve_engine_config(
@@ -59,15 +66,9 @@ def resolve_engine_config(
             remedy=f"Use at most {model.max_context_len}.",
             param="max_model_len",
         )
-    if options.kernels == "native" and not machine.has_native:
-        raise ConfigError(
-            "The native kernels are not installed.",
-            remedy="Install with a C++ compiler present, or use --kernels reference.",
-            param="kernels",
-        )
+    device = options.device if options.device != "auto" else machine.accelerator or "cpu"
     # An encoder's texts run whole: a step must hold the longest.
     step_tokens = max(options.max_num_batched_tokens, options.max_num_seqs, max_model_len if model.is_encoder else 0)
-    kernels = options.kernels if options.kernels != "auto" else "native" if machine.has_native else "reference"
     return EngineConfig(
         model_path=model_path,
         model=model,
@@ -76,7 +77,7 @@ def resolve_engine_config(
         quantization=None if options.quantization == "none" else options.quantization,
         seed=options.seed,
         num_threads=options.num_threads or machine.num_cores,
-        kernels=kernels,
+        kernels=_resolve_kernels(options.kernels, device, machine),
         max_memory_bytes=options.max_memory,
         cache=CacheConfig(
             block_size=BLOCK_SIZE,
@@ -86,6 +87,7 @@ def resolve_engine_config(
         ),
         scheduler=scheduler_config(options, max_model_len, step_tokens, target_step_s),
         max_model_len_is_auto=options.max_model_len == 0,
+        device=device,
     )
 
 
@@ -108,6 +110,27 @@ def scheduler_config(
 def watermark_blocks(num_blocks: int) -> int:
     """Blocks that admission leaves for running requests to grow into."""
     return max(1, int(num_blocks * WATERMARK_FRACTION))
+
+
+def _resolve_kernels(wish: str, device: str, machine: MachineFacts) -> str:
+    """Raises ConfigError for kernels that the device cannot run."""
+    if wish == "native" and device != "cpu":
+        raise ConfigError(
+            f"The native kernels are the CPU's, and the device is {device}.",
+            remedy="Leave --kernels out, or give --device cpu.",
+            param="kernels",
+        )
+    if wish == "native" and not machine.has_native:
+        raise ConfigError(
+            "The native kernels are not installed.",
+            remedy="Install with a C++ compiler present, or use --kernels reference.",
+            param="kernels",
+        )
+    if wish != "auto":
+        return wish
+    if device == "cpu":
+        return "native" if machine.has_native else "reference"
+    return "triton" if device in TRITON_DEVICES else "reference"
 
 
 def _resolve_dtype(wish: str, checkpoint_dtype: str) -> str:

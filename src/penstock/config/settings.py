@@ -180,6 +180,15 @@ class Settings:
     enable_prefix_caching: bool = _setting(
         "flag", True, _ENGINE, "Keeps computed prompts, so that a request that begins alike starts where they differ."
     )
+    device: str | None = _setting(
+        "text",
+        None,
+        _ENGINE,
+        "Where the model runs. cuda and rocm use the Triton kernels, xpu and mps plain torch. docs/gpu.md says what of "
+        "it was measured.",
+        choices=("cpu", "cuda", "rocm", "xpu", "mps"),
+        auto="the GPU, where there is one that the installed torch was built for, else cpu",
+    )
     num_threads: int | None = _setting(
         "integer",
         None,
@@ -192,9 +201,9 @@ class Settings:
         "text",
         None,
         _ENGINE,
-        "native is the C++ core; reference is plain torch, slow and always right.",
-        choices=("native", "reference"),
-        auto="native where it is installed",
+        "native is the C++ core, triton the GPU's; reference is plain torch, slow and always right.",
+        choices=("native", "triton", "reference"),
+        auto="the device's: native on a CPU where it is installed, triton on cuda and rocm, else reference",
     )
     host: str = _setting("text", "127.0.0.1", _SERVER, "Address to listen on. Anything but loopback needs an API key.")
     port: int = _setting("integer", 8000, _SERVER, "Port to listen on; 0 takes a free one.", bounds=(0, 65535))
@@ -333,6 +342,13 @@ def parse_value(spec: SettingSpec, raw: object, source: str) -> Any:
             remedy=f"Give {spec.flag} {_expectation(spec)}.", param=spec.name,
         )  # fmt: skip
     return value
+
+
+def hidden_devices(kind: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the vendor's own variable hides every GPU from this process. kind: "cuda" or "rocm"."""
+    environment = os.environ if environ is None else environ
+    names = {"cuda": ("CUDA_VISIBLE_DEVICES",), "rocm": ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")}[kind]
+    return any(environment.get(name, "0").strip() in ("", "-1") for name in names)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

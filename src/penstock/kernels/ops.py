@@ -1,7 +1,7 @@
 """The op table: every operation a model's forward pass is made of, with its signature and meaning.
 
-`load` gives one `Ops` object, which is passed explicitly to whatever computes. Its implementation is either "native"
-(csrc/, through penstock._native) or "reference" (torch; always right, and what the native ones are tested against).
+`load` gives one `Ops` object, which is passed explicitly to whatever computes. Its implementation is "native" (csrc/,
+through penstock._native), "triton" (GPUs) or "reference" (torch; always right, and what the others are tested against).
 Shapes: T tokens of the step, K inputs, N outputs, H query heads, G key/value heads, D head size, V vocabulary, R rows.
 Activations are contiguous and of the model's dtype, bfloat16 or float32, unless said otherwise; sums are in float32.
 A row's result never depends on the other rows.
@@ -9,14 +9,15 @@ A row's result never depends on the other rows.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from penstock.base.errors import ConfigError
-from penstock.kernels.packed import PackedLinear, empty_packed
+from penstock.kernels.layouts import HostLayouts, Layouts, TorchLayouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +26,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear
 
 
+HOST: Final = torch.device("cpu")
+
+
 class Ops(ABC):
-    """One implementation of every op. kind: "native" or "reference". isa: the instruction set of the native kernels."""
+    """One implementation of every op.
 
-    __slots__ = ("isa", "kind", "num_threads")
+    kind: "native", "triton" or "reference". isa: the instruction set of the native kernels, or what else they run on.
+    layouts: how weights and caches lie, and on which device.
+    """
 
-    def __init__(self, kind: str, isa: str, num_threads: int) -> None:
+    __slots__ = ("isa", "kind", "layouts", "num_threads")
+
+    def __init__(self, kind: str, isa: str, num_threads: int, layouts: Layouts) -> None:
         self.kind = kind
         self.isa = isa
         self.num_threads = num_threads
+        self.layouts = layouts
 
     # ---- linear, embedding (kernels/native/linear.py, kernels/reference/linear.py, csrc/ops/linear.cpp)
 
@@ -46,7 +56,7 @@ class Ops(ABC):
 
     def pack_linear(self, weights: Sequence[Tensor], dtype: torch.dtype) -> PackedLinear:
         """Pack weights [N_i, K], stacked by rows (fused q, k, v; gate, up), as one [sum N_i, K] of `dtype`."""
-        packed = empty_packed(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
+        packed = self.layouts.empty_linear(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
         first_row = 0
         for weight in weights:
             self.pack_into(packed, first_row, weight)
@@ -216,16 +226,18 @@ class Ops(ABC):
         """
 
 
-def load(kind: str, num_threads: int, isa: str | None = None) -> Ops:
+def load(kind: str, num_threads: int, isa: str | None = None, device: torch.device = HOST) -> Ops:
     """Build the op table. isa: force an instruction set (default: PENSTOCK_ISA, else the best that works here).
 
-    ConfigError: the native core is missing, or the forced instruction set does not work on this machine.
+    ConfigError: the native core or Triton is missing, or the forced instruction set does not work on this machine.
     """
     assert num_threads >= 1, num_threads
     if kind == "reference":
         from penstock.kernels.reference.table import ReferenceOps
 
-        return ReferenceOps(num_threads)
+        return ReferenceOps(num_threads, layouts(kind, device))
+    if kind == "triton":
+        return _triton_ops(num_threads, device)
     assert kind == "native", kind
     try:
         from penstock import _native
@@ -241,3 +253,26 @@ def load(kind: str, num_threads: int, isa: str | None = None) -> Ops:
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"PENSTOCK_ISA: {error}.", remedy="Unset it to use the best one that works.") from error
     return NativeOps(kernels, num_threads)
+
+
+def _triton_ops(num_threads: int, device: torch.device) -> Ops:
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("Triton is not installed.", remedy="Install `penstock[gpu]`, or serve with --device cpu.")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(
+            "The Triton kernels run on a GPU, and this engine is on the CPU.",
+            remedy="Leave --kernels out, or give --device cuda. (For tests: TRITON_INTERPRET=1 interprets them.)",
+            param="kernels",
+        )
+    from penstock.kernels.triton.table import TritonOps
+
+    return TritonOps(num_threads, layouts("triton", device))
+
+
+def layouts(kind: str, device: torch.device = HOST) -> Layouts:
+    """The layouts of an op table that need not be loaded for it."""
+    if kind == "triton":
+        from penstock.kernels.triton.layouts import TritonLayouts
+
+        return TritonLayouts(device)
+    return HostLayouts() if device.type == "cpu" else TorchLayouts(device)

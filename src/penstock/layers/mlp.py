@@ -17,9 +17,9 @@ MAX_TOKENS_AT_ONCE: Final = 512
 
 
 def in_pieces(block: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
-    """block(x), of at most MAX_TOKENS_AT_ONCE tokens at a time."""
+    """block(x), of at most MAX_TOKENS_AT_ONCE tokens at a time; on a GPU, which wants large matrices, of all."""
     num_tokens = x_TD.shape[0]
-    if num_tokens <= MAX_TOKENS_AT_ONCE:
+    if num_tokens <= MAX_TOKENS_AT_ONCE or not x_TD.is_cpu:
         return block(x_TD)
     begins = range(0, num_tokens, MAX_TOKENS_AT_ONCE)
     return torch.cat([block(x_TD[begin : begin + MAX_TOKENS_AT_ONCE]) for begin in begins])

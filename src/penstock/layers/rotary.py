@@ -14,21 +14,35 @@ import torch
 from torch import Tensor
 
 from penstock.config.model import RopeConfig
+from penstock.kernels.ops import HOST
 
 
 class RotaryTable:
     """cos and sin of every position's angles, [max_model_len, E / 2] float32, scaled by the attention factor."""
 
-    __slots__ = ("cos_PE", "sin_PE")
+    __slots__ = ("_device_tables", "cos_PE", "sin_PE")
 
-    def __init__(self, rope: RopeConfig, head_dim: int, max_position_embeddings: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        rope: RopeConfig,
+        head_dim: int,
+        max_position_embeddings: int,
+        max_model_len: int,
+        device: torch.device = HOST,
+    ) -> None:
         inverse_E, attention_factor = inverse_frequencies(rope, head_dim, max_position_embeddings, max_model_len)
         angles_PE = torch.arange(max_model_len, dtype=torch.float32)[:, None] * inverse_E
         self.cos_PE = angles_PE.cos().mul_(attention_factor).numpy()
         self.sin_PE = angles_PE.sin_().mul_(attention_factor).numpy()
+        self._device_tables: tuple[Tensor, Tensor] | None = None
+        if device.type != "cpu":
+            self._device_tables = torch.from_numpy(self.cos_PE).to(device), torch.from_numpy(self.sin_PE).to(device)
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """[T] int64 -> cosines and sines, each [T, E / 2] float32."""
+        if self._device_tables is not None:
+            cos_PE, sin_PE = self._device_tables
+            return cos_PE.index_select(0, positions_T), sin_PE.index_select(0, positions_T)
         positions = positions_T.numpy()  # numpy's take costs a fifth of torch's index_select on a decode step
         return torch.from_numpy(self.cos_PE.take(positions, axis=0)), torch.from_numpy(
             self.sin_PE.take(positions, axis=0)

@@ -22,6 +22,11 @@ class Weights:
         self._dtype = dtype
         self._ops = ops
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self._ops.layouts.device
+
     def linear(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int, *, bias: bool = False) -> Linear:
         """The linears `names` of `num_rows` outputs each, fused into one."""
         weight = self._format.load_linear(self._source, names, num_rows, num_columns, self._ops)
@@ -40,4 +45,4 @@ class Weights:
         return LayerNorm(self.vector(f"{name}.weight", size), self.vector(f"{name}.bias", size), eps)
 
     def vector(self, name: str, size: int) -> Tensor:
-        return self._source.tensor(name, (size,), self._dtype)
+        return self._source.tensor(name, (size,), self._dtype).to(self.device)

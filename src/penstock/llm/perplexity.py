@@ -17,6 +17,7 @@ from torch import Tensor
 from penstock.base.errors import ValidationError
 from penstock.config.engine import EngineConfig
 from penstock.kernels import ops as op_table
+from penstock.kernels.devices import open_device
 from penstock.layers import AttentionMetadata
 from penstock.runner.kv_pool import KVPool
 from penstock.runner.loading import load_model, torch_dtype
@@ -61,28 +62,29 @@ class Predictor:
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], None]) -> None:
         torch.set_num_threads(config.num_threads)
-        self._ops = op_table.load(config.kernels, config.num_threads)
+        self._ops = op_table.load(config.kernels, config.num_threads, device=open_device(config.device))
         self._model = load_model(config, self._ops, on_progress)
         self._block_size = config.cache.block_size
         self._num_blocks = -(-config.scheduler.max_model_len // self._block_size)
-        self._pool = KVPool(config.model, self._num_blocks, self._block_size, torch_dtype(config.dtype))
+        self._pool = KVPool(config.model, self._num_blocks, torch_dtype(config.dtype), self._ops.layouts)
         self.vocab_size = config.model.vocab_size
 
     def start(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Runs a window -> what `logits` takes rows of."""
-        count = len(tokens)
+        count, device = len(tokens), self._ops.layouts.device
         metadata = AttentionMetadata(
-            torch.tensor([0, count], dtype=torch.int32),
-            torch.tensor([count], dtype=torch.int32),
-            torch.arange(self._num_blocks, dtype=torch.int32)[None],
-            torch.arange(count),
+            torch.tensor([0, count], dtype=torch.int32, device=device),
+            torch.tensor([count], dtype=torch.int32, device=device),
+            torch.arange(self._num_blocks, dtype=torch.int32, device=device)[None],
+            torch.arange(count, device=device),
         )
-        return self._model.forward(torch.tensor(tokens), torch.arange(count), self._pool.caches, metadata, self._ops)
+        ids, positions = torch.tensor(tokens, device=device), torch.arange(count, device=device)
+        return self._model.forward(ids, positions, self._pool.caches, metadata, self._ops)
 
     def log_probabilities(self, state: tuple[Tensor, Tensor], begin: int, end: int) -> Tensor:
         """Of the tokens after positions [begin, end) -> float32 [end - begin, V]."""
         x, residual = state
-        return self._model.logits(x[begin:end], residual[begin:end].clone(), self._ops).log_softmax(1)
+        return self._model.logits(x[begin:end], residual[begin:end].clone(), self._ops).log_softmax(1).cpu()
 
 
 @torch.inference_mode()

@@ -72,7 +72,9 @@ class LlamaForCausalLM:
         self.head = output_head(config, weights, WEIGHT_NAMES["head"], self.embedding)
         self.layers = [LlamaLayer(config, layer, weights) for layer in range(config.num_layers)]
         self.norm = weights.norm(WEIGHT_NAMES["norm"], config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryTable(config.rope, config.head_dim, config.max_position_embeddings, max_model_len)
+        self.rotary = RotaryTable(
+            config.rope, config.head_dim, config.max_position_embeddings, max_model_len, weights.device
+        )
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from penstock.kernels.layouts import Layouts
 from penstock.kernels.ops import Ops
 from penstock.quantization.tensor_source import TensorSource
 
@@ -50,6 +51,6 @@ class LinearFormat(Protocol):
         """The embedding `name` (without suffix)."""
         ...
 
-    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> int:
+    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int, layouts: Layouts) -> int:
         """Bytes that the loaded linears take: for the memory plan, before anything is read."""
         ...

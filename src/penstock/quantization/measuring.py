@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from penstock.kernels.layouts import Layouts
 from penstock.kernels.ops import Ops
 from penstock.quantization.linear_format import LinearFormat
 from penstock.quantization.tensor_source import TensorSource
@@ -40,18 +41,18 @@ class MeasuringFormat:
         self.nbytes = 0
 
     def load_linear(
-        self, source: TensorSource, names: Sequence[str], num_rows: Sequence[int], num_columns: int, ops: Ops | None
+        self, source: TensorSource, names: Sequence[str], num_rows: Sequence[int], num_columns: int, ops: Ops
     ) -> AbsentWeight:
-        self.nbytes += self._format.linear_nbytes(names, num_rows, num_columns)
+        self.nbytes += self._format.linear_nbytes(names, num_rows, num_columns, ops.layouts)
         return AbsentWeight(sum(num_rows), num_columns)
 
     def load_embedding(
-        self, source: TensorSource, name: str, num_rows: int, num_columns: int, ops: Ops | None
+        self, source: TensorSource, name: str, num_rows: int, num_columns: int, ops: Ops
     ) -> AbsentWeight:
         return self.load_linear(source, [name], [num_rows], num_columns, ops)
 
-    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> int:
-        return self._format.linear_nbytes(names, num_rows, num_columns)
+    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int, layouts: Layouts) -> int:
+        return self._format.linear_nbytes(names, num_rows, num_columns, layouts)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         self.nbytes += math.prod(shape) * dtype.itemsize

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from penstock.base.errors import CheckpointError
+from penstock.kernels.layouts import Layouts
 from penstock.kernels.ops import Ops
-from penstock.kernels.packed import PackedLinear, empty_packed, packed_nbytes
-from penstock.kernels.quantized import QuantizedLinear, WeightLayout, empty_quantized, quantized_nbytes
+from penstock.kernels.packed import PackedLinear
+from penstock.kernels.quantized import QuantizedLinear, WeightLayout
 from penstock.quantization.linear_format import EmbeddingWeight, LinearWeight
 from penstock.quantization.packed_weight import Packed, PackedWeight, SplitWeight
 from penstock.quantization.tensor_source import TensorSource
@@ -72,7 +73,9 @@ class StoredFormat(ABC):
         layouts = [self.layout(name, num_columns) for name in names]
         parts: list[PackedWeight] = []
         for members in _runs(layouts, orders):
-            packed = self._empty(sum(num_rows[index] for index in members), num_columns, layouts[members[0]])
+            packed = self._empty(
+                sum(num_rows[index] for index in members), num_columns, layouts[members[0]], ops.layouts
+            )
             first_row = 0
             for index in members:
                 self._pack(source, names[index], (num_rows[index], num_columns), packed, first_row, ops)
@@ -87,22 +90,22 @@ class StoredFormat(ABC):
         assert isinstance(weight, PackedWeight)
         return weight
 
-    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> int:
+    def linear_nbytes(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int, layouts: Layouts) -> int:
         """Linears of one layout count as one matrix, though columns in different orders would be more: by a tile."""
-        layouts = [self.layout(name, num_columns) for name in names]
+        chosen = [self.layout(name, num_columns) for name in names]
         total = 0
-        for members in _runs(layouts, [None] * len(names)):
-            layout, rows = layouts[members[0]], sum(num_rows[index] for index in members)
+        for members in _runs(chosen, [None] * len(names)):
+            layout, rows = chosen[members[0]], sum(num_rows[index] for index in members)
             if layout is None:
-                total += packed_nbytes(rows, num_columns, self.dtype)
+                total += layouts.linear_nbytes(rows, num_columns, self.dtype)
             else:
-                total += quantized_nbytes(rows, num_columns, layout)
+                total += layouts.quantized_nbytes(rows, num_columns, layout)
         return total
 
-    def _empty(self, num_rows: int, num_columns: int, layout: WeightLayout | None) -> Packed:
+    def _empty(self, num_rows: int, num_columns: int, layout: WeightLayout | None, layouts: Layouts) -> Packed:
         if layout is None:
-            return empty_packed(num_rows, num_columns, self.dtype)
-        return empty_quantized(num_rows, num_columns, layout, self.dtype)
+            return layouts.empty_linear(num_rows, num_columns, self.dtype)
+        return layouts.empty_quantized(num_rows, num_columns, layout, self.dtype)
 
     def _pack(
         self, source: TensorSource, name: str, shape: tuple[int, int], packed: Packed, first_row: int, ops: Ops

@@ -19,6 +19,9 @@ from penstock.base.errors import MemoryPlanError
 from penstock.config.defaults import available_memory_bytes
 from penstock.config.engine import EngineConfig, SchedulerConfig
 from penstock.kernels import ops as op_table
+from penstock.kernels.devices import open_device
+from penstock.kernels.layouts import Layouts
+from penstock.kernels.reference.table import ReferenceOps
 from penstock.layers.mlp import MAX_TOKENS_AT_ONCE
 from penstock.runner.kv_pool import block_nbytes, cache_dtype
 from penstock.runner.loading import torch_dtype, weights_nbytes
@@ -49,7 +52,8 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
     config.max_memory_bytes 0: the limit is what is free here (or in this container) now; free_bytes replaces the
     measurement. config.cache.num_blocks above 0 asks for exactly that pool.
     """
-    needs = _Needs(config, weights_nbytes(config, op_table.load("reference", 1)))
+    ops = ReferenceOps(1, op_table.layouts(config.kernels, open_device(config.device)))
+    needs = _Needs(config, weights_nbytes(config, ops), ops.layouts)
     is_measured = config.max_memory_bytes <= 0
     if is_measured:
         free = available_memory_bytes() if free_bytes is None else free_bytes
@@ -82,9 +86,9 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
 class _Needs:
     """Sizes in bytes that the plan is made of."""
 
-    def __init__(self, config: EngineConfig, weights: int) -> None:
+    def __init__(self, config: EngineConfig, weights: int, layouts: Layouts) -> None:
         self.weights = weights
-        self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config))
+        self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config), layouts)
         self._block_size = config.cache.block_size
         self._is_encoder = config.model.is_encoder
 

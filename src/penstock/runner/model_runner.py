@@ -22,6 +22,7 @@ from torch import Tensor
 from penstock.base.errors import PenstockError
 from penstock.config.engine import EngineConfig
 from penstock.kernels import ops as op_table
+from penstock.kernels.devices import open_device
 from penstock.messages import (
     BlockCopy,
     ErrorInfo,
@@ -56,9 +57,9 @@ class ModelRunner:
         assert config.cache.num_blocks > 0 or config.model.is_encoder, "plan_memory comes first"
         torch.set_num_threads(config.num_threads)
         limits = config.scheduler
-        self.ops = op_table.load(config.kernels, config.num_threads)
+        self.ops = op_table.load(config.kernels, config.num_threads, device=open_device(config.device))
         self._model = load_model(config, self.ops, lambda fraction: on_progress("weights", fraction))
-        self._pool = KVPool(config.model, config.cache.num_blocks, config.cache.block_size, cache_dtype(config))
+        self._pool = KVPool(config.model, config.cache.num_blocks, cache_dtype(config), self.ops.layouts)
         self._batch = InputBatch(
             limits.max_num_seqs,
             limits.max_model_len,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.kernels.layouts import HostLayouts
 from penstock.kernels.native import activation, attention, linear, norm, quantized, sampling
 from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import QuantizedLinear
@@ -26,7 +27,7 @@ class NativeOps(Ops):
     __slots__ = ("kernels",)
 
     def __init__(self, kernels: Kernels, num_threads: int) -> None:
-        super().__init__("native", kernels.isa, num_threads)
+        super().__init__("native", kernels.isa, num_threads, HostLayouts())
         self.kernels = kernels
 
     def pack_into(self, packed: PackedLinear, first_row: int, source: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from penstock.kernels.layouts import HostLayouts, Layouts
 from penstock.kernels.ops import Ops
 from penstock.kernels.reference import activation as activation_family
 from penstock.kernels.reference import attention as attention_family
@@ -17,8 +18,8 @@ class ReferenceOps(Ops):
 
     __slots__ = ()
 
-    def __init__(self, num_threads: int) -> None:
-        super().__init__("reference", "torch", num_threads)
+    def __init__(self, num_threads: int, layouts: Layouts | None = None) -> None:
+        super().__init__("reference", "torch", num_threads, layouts or HostLayouts())
 
     pack_into = staticmethod(linear_family.pack_into)
     linear = staticmethod(linear_family.linear)
