@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.frontend.output import OutputState, TextOutput
 from penstock.frontend.parsers.blocks import Block, BlockParser, ToolFormat
-from penstock.frontend.parsers.json_calls import parse_json_calls
+from penstock.frontend.parsers.call_readers import JsonCallReader
 from penstock.frontend.parsers.parts import ToolCall, merge_parts
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages import FinishReason, RequestOutput, SamplingParams, TokenLogprobs
@@ -165,7 +165,7 @@ def test_a_parser_sees_its_markers_where_they_are_special_tokens(tokenizer: Toke
     other = next(token for token in tokenizer.special_token_ids if token != tokenizer.token_to_id(content))
     marker_id = tokenizer.token_to_id(content)
     assert marker_id is not None
-    call = ToolFormat("test", (), (Block(content, "", parse_json_calls),))
+    call = ToolFormat("test", (), (Block(content, "", JsonCallReader),))
     written = tokenizer.encode_user('{"name": "f", "arguments": {"a": 1}}', add_special_tokens=False)
     ids = [*tokenizer.encode_user("So:", add_special_tokens=False), other, marker_id, *written]
     for size in (1, 2, 100):

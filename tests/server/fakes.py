@@ -243,8 +243,7 @@ class FakeText:
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []
         self.tasks = ModelTasks(("generate", "embed", "score", "rerank"), 4)
-
-    style = STYLE
+        self.style = STYLE
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         return list(map(chr, token_ids))
@@ -285,7 +284,7 @@ class FakeText:
                     namespace=request.namespace, priority=request.priority, arrival_s=request.arrival_s,
                     deadline_s=request.deadline_s,
                 )  # fmt: skip
-                parser = STYLE.parser(source.tools) if isinstance(source, Chat) else None
+                parser = self.style.parser(source.tools) if isinstance(source, Chat) else None
                 sequences.append(Sequenced(engine_request, FakeState(engine_request, parser), prompt))
         return sequences
 

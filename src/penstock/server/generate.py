@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.base.errors import DrainingError, PenstockError
 from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.frontend.parsers.parts import ParseWarning, Part, ToolCall, merge_parts
+from penstock.frontend.parsers.parts import CallEnd, MessagePart, ParseWarning, Part, merge_parts
 from penstock.messages import ErrorInfo, FinishReason, RequestOutput
 from penstock.observability.metrics import ServerMetrics
 from penstock.observability.usage import UsageRecord
@@ -76,7 +76,7 @@ class Choice:
         return "".join(self.pieces)
 
     @property
-    def message(self) -> list[Part]:
+    def message(self) -> list[MessagePart]:
         """The whole answer in order: content, reasoning, calls."""
         if self.parts is None:
             return [text] if (text := self.text) else []
@@ -339,7 +339,7 @@ class _Run:
         if delta.pooled is not None:
             choice.pooled = delta.pooled
         if delta.parts:
-            choice.num_calls += sum(isinstance(part, ToolCall) for part in delta.parts)
+            choice.num_calls += sum(isinstance(part, CallEnd) and part.is_complete for part in delta.parts)
             choice.warnings += [part for part in delta.parts if isinstance(part, ParseWarning)]
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason.value, delta.stop_reason

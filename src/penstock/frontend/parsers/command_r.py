@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from penstock.frontend.parsers.blocks import Block, ToolFormat
-from penstock.frontend.parsers.json_calls import parse_json_calls
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.call_readers import CallReader, JsonCallReader
+from penstock.frontend.parsers.parts import ToolSchemas
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
+def read(schemas: ToolSchemas) -> CallReader:
     """`directly_answer` is no tool: it is the model's word for answering in text."""
-    calls = parse_json_calls(text, schemas)
-    if calls is None:
-        return None
-    return [call for call in calls if call.name not in ("directly_answer", "directly-answer")]
+    return JsonCallReader(schemas, hidden=("directly_answer", "directly-answer"))
 
 
 FORMAT = ToolFormat(
     "command_r",
     (("<|START_ACTION|>",), ("Action: ```json",), ("Action:```json",)),
     (
-        Block("<|START_ACTION|>", "<|END_ACTION|>", parse),
-        Block("Action: ```json\n", "\n```", parse),
-        Block("Action:```json\n", "\n```", parse),
+        Block("<|START_ACTION|>", "<|END_ACTION|>", read),
+        Block("Action: ```json\n", "\n```", read),
+        Block("Action:```json\n", "\n```", read),
     ),
     dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
 )

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat, split_calls
-from penstock.frontend.parsers.json_calls import arguments_text
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.call_readers import CallReader, NamedCallReader, parse_marked_heads
+from penstock.frontend.parsers.parts import CallStart, ToolSchemas
 
 _BEGIN: Final = "<｜tool▁calls▁begin｜>"
 _END: Final = "<｜tool▁calls▁end｜>"
 _CALL: Final = "<｜tool▁call▁begin｜>"
 _CALL_END: Final = "<｜tool▁call▁end｜>"
 _SEPARATOR: Final = "<｜tool▁sep｜>"
+_FENCED: Final = re.compile(r"\s*function\s*" + _SEPARATOR + r"([^`{}]+)```(?:json)?\s*(?:```\s*)?")
+_PLAIN: Final = re.compile(r"([^`{}]+)" + _SEPARATOR + r"\s*")
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
-    return split_calls(text, _CALL, _call)
+def read(schemas: ToolSchemas) -> CallReader:  # noqa: ARG001 - a ReadCalls
+    return NamedCallReader(lambda head, is_end: parse_marked_heads(head, _CALL, _CALL_END, _start, is_end=is_end))
 
 
-def _call(text: str) -> ToolCall | None:
-    body, _, after = text.partition(_CALL_END)
-    name, mark, rest = body.partition(_SEPARATOR)
-    if not mark or after.strip():
-        return None
-    if name.strip() == "function" and "```" in rest:
-        name, _, fenced = rest.partition("```")
-        rest = fenced.strip().removeprefix("json").removesuffix("```")
-    arguments = arguments_text(rest)
-    return ToolCall(name.strip(), arguments) if name.strip() and arguments is not None else None
+def _start(head: str) -> CallStart | None:
+    match = _FENCED.fullmatch(head) or _PLAIN.fullmatch(head)
+    name = match[1].strip() if match is not None else ""
+    return CallStart(name) if name else None
 
 
-FORMAT = ToolFormat("deepseek", ((_BEGIN,),), (Block(_BEGIN, _END, parse),), inner=(_CALL, _CALL_END, _SEPARATOR))
+FORMAT = ToolFormat("deepseek", ((_BEGIN,),), (Block(_BEGIN, _END, read),), inner=(_CALL, _CALL_END, _SEPARATOR))

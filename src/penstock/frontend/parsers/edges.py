@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -49,29 +50,27 @@ class EdgeTrimmer:
 class MarkerFinder:
     """Looks for the first of several markers in text that comes in pieces."""
 
-    __slots__ = ("_firsts", "_longest", "markers")
+    __slots__ = ("_firsts", "_longest", "_pattern", "markers")
 
     def __init__(self, markers: Sequence[str]) -> None:
         """markers: none empty, none part of another (so that the leftmost complete one is the first)."""
         assert not any(one != other and one in other for one in markers for other in markers)
         self.markers = tuple(dict.fromkeys(markers))
+        # Without markers: what never matches.
+        self._pattern = re.compile("|".join(map(re.escape, self.markers)) or r"(?!)")
         self._firsts = frozenset(marker[0] for marker in self.markers)
         self._longest = max(map(len, self.markers), default=0)
 
-    def find(self, text: str) -> tuple[int, str]:
-        """(start, marker) of the first marker; (-1, "") when there is none."""
-        best, found = -1, ""
-        for marker in self.markers:
-            start = text.find(marker) if best < 0 else text.find(marker, 0, best)
-            if start >= 0:
-                best, found = start, marker
-        return best, found
+    def find(self, text: str, start: int = 0) -> tuple[int, str]:
+        """(position, marker) of the first marker from `start`; (-1, "") when there is none."""
+        match = self._pattern.search(text, start)
+        return (-1, "") if match is None else (match.start(), match[0])
 
-    def undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that may become a marker."""
-        for start in range(max(0, len(text) - self._longest + 1), len(text)):
-            if text[start] in self._firsts:
-                rest = text[start:]
+    def undecided(self, text: str, start: int = 0) -> int:
+        """Length of the longest end of `text` from `start` that may become a marker."""
+        for begin in range(max(start, len(text) - self._longest + 1), len(text)):
+            if text[begin] in self._firsts:
+                rest = text[begin:]
                 if any(marker.startswith(rest) for marker in self.markers):
                     return len(rest)
         return 0

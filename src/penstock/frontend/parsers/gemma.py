@@ -6,15 +6,15 @@ from typing import Any, Final
 
 import msgspec
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.blocks import Block, ToolFormat, read_whole
 from penstock.frontend.parsers.json_calls import object_json
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.parts import Part, ToolSchemas, whole_call
 
 _QUOTES: Final = ("<escape>", '<|"|>')
 _MAX_DEPTH: Final = 64
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
+def parse(text: str, schemas: ToolSchemas) -> list[Part] | None:  # noqa: ARG001 - a ParseBlock
     stripped = text.strip()
     name, mark, _ = stripped.partition("{")
     if not stripped.startswith("call:") or not mark:
@@ -26,7 +26,7 @@ def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: AR
         return None
     arguments = object_json(values)
     name = name.removeprefix("call:").strip()
-    return [ToolCall(name, arguments)] if name and arguments is not None and reader.is_done else None
+    return whole_call(name, arguments) if name and arguments is not None and reader.is_done else None
 
 
 class _Reader:
@@ -117,8 +117,8 @@ FORMAT = ToolFormat(
     "gemma",
     (("<start_function_call>",), ("<|tool_call>", "<tool_call|>")),
     (
-        Block("<start_function_call>", "<end_function_call>", parse),
-        Block("<|tool_call>", "<tool_call|>", parse),
+        Block("<start_function_call>", "<end_function_call>", read_whole(parse)),
+        Block("<|tool_call>", "<tool_call|>", read_whole(parse)),
     ),
     inner=_QUOTES,
 )

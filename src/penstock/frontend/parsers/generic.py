@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.chat_template import ChatTemplate
-from penstock.frontend.parsers.blocks import Block, ParseBlock, ToolFormat
-from penstock.frontend.parsers.json_calls import arguments_text, parse_json_calls
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.call_readers import JsonCallReader, NamedCallReader, ReadCalls
+from penstock.frontend.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS
+from penstock.frontend.parsers.parts import CallStart
 
 _NAME: Final = "probe_tool_name"
 _KEY: Final = "probe_key"
@@ -71,7 +72,8 @@ def _from_json(written: str) -> ToolFormat | None:
         item = value[0] if isinstance(value, list) and value else value
         keys = _keys_of(item) if isinstance(item, dict) else None
         if keys is not None:
-            return _format(written[: match.start()], written[end:], _json_parse(*keys), first_key=next(iter(item)))
+            before, after = written[: match.start()], written[end:]
+            return _format(before, after, _json_reader(*keys, is_bare=not before.strip()), first_key=next(iter(item)))
     return None
 
 
@@ -87,24 +89,9 @@ def _keys_of(item: Mapping[str, Any]) -> tuple[str, str] | None:
     return None if name is None or arguments is None else (name, arguments)
 
 
-def _json_parse(name_key: str, arguments_key: str) -> ParseBlock:
-    renamed = {name_key: "name", arguments_key: "arguments"}
-
-    def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
-        found = parse_json_calls(text, schemas)
-        if found is not None:
-            return found
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, dict) for item in items):
-            return None
-        plain = [{renamed.get(key, key): inner for key, inner in item.items()} for item in items]
-        return parse_json_calls(json.dumps(plain, ensure_ascii=False), schemas)
-
-    return parse
+def _json_reader(name_key: str, arguments_key: str, *, is_bare: bool) -> ReadCalls:
+    names, arguments = (*filter(None, (name_key,)), *NAME_KEYS), (*filter(None, (arguments_key,)), *ARGUMENT_KEYS)
+    return lambda schemas: JsonCallReader(schemas, names=names, arguments=arguments, is_bare=is_bare)
 
 
 def _from_named(written: str) -> ToolFormat | None:
@@ -121,23 +108,26 @@ def _from_named(written: str) -> ToolFormat | None:
     if value != {_KEY: _VALUE} or not separator.strip():
         return None
 
-    def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
-        name, mark, rest = text.partition(separator.strip())
-        arguments = arguments_text(rest)
-        return [ToolCall(name.strip(), arguments)] if mark and name.strip() and arguments is not None else None
+    mark = separator.strip()
 
-    return _format(written[:start], written[end:], parse, first_key=None)
+    def starts(head: str, is_end: bool) -> list[CallStart] | None:
+        if is_end:
+            return None if head.strip() else []
+        name, found, rest = head.partition(mark)
+        return [CallStart(name.strip())] if found and name.strip() and not rest.strip() else None
+
+    return _format(written[:start], written[end:], lambda _: NamedCallReader(starts), first_key=None)
 
 
-def _format(before: str, after: str, parse: ParseBlock, *, first_key: str | None) -> ToolFormat | None:
+def _format(before: str, after: str, read: ReadCalls, *, first_key: str | None) -> ToolFormat | None:
     opening, closing = before.strip(), after.strip()
     if max(len(opening), len(closing)) > _MAX_MARKER_CHARS:
         return None
     if opening:
         # One marker inside another could not be told apart: then the text ends where the message does.
         closing = "" if opening in closing or closing in opening else closing
-        return ToolFormat("generic", (), (Block(opening, closing, parse),))
+        return ToolFormat("generic", (), (Block(opening, closing, read),))
     if first_key is None or closing:
         return None
     prefix = re.compile(r"\[?\s*\{\s*" + re.escape(json.dumps(first_key)) + r"\s*:")
-    return ToolFormat("generic", (), tuple(Block(begin, "", parse, prefix) for begin in "[{"))
+    return ToolFormat("generic", (), tuple(Block(begin, "", read, prefix) for begin in "[{"))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.blocks import Block, ToolFormat, read_whole
 from penstock.frontend.parsers.json_calls import object_json, typed_value
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.parts import Part, ToolSchemas, whole_call
 
 _KEY: Final = "<arg_key>"
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
+def parse(text: str, schemas: ToolSchemas) -> list[Part] | None:
     head, *pairs = text.split(_KEY)
     name = head.strip()
     if not name or "<" in name or "{" in name:
@@ -26,7 +26,7 @@ def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
             return None
         values[key.strip()] = typed_value(value, properties.get(key.strip()))
     arguments = object_json(values)
-    return None if arguments is None else [ToolCall(name, arguments)]
+    return None if arguments is None else whole_call(name, arguments)
 
 
-FORMAT = ToolFormat("glm", ((_KEY, "<arg_value>"),), (Block("<tool_call>", "</tool_call>", parse),))
+FORMAT = ToolFormat("glm", ((_KEY, "<arg_value>"),), (Block("<tool_call>", "</tool_call>", read_whole(parse)),))

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from penstock.frontend.parsers.blocks import Block, ToolFormat
-from penstock.frontend.parsers.json_calls import parse_json_calls
+from penstock.frontend.parsers.call_readers import JsonCallReader
 
-FORMAT = ToolFormat("hermes", (("<tool_call>",),), (Block("<tool_call>", "</tool_call>", parse_json_calls),))
+FORMAT = ToolFormat("hermes", (("<tool_call>",),), (Block("<tool_call>", "</tool_call>", JsonCallReader),))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.blocks import Block, ToolFormat, read_whole
 from penstock.frontend.parsers.json_calls import object_json, typed_value
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.parts import Part, ToolSchemas, whole_call
 
 _DSML: Final = "｜DSML｜"  # stands before every tag of DeepSeek's
 _ATTRIBUTES: Final = re.compile(r'^\s*name="([^"]*)"(?:\s+string="(true|false)")?\s*>')
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
-    calls: list[ToolCall] = []
+def parse(text: str, schemas: ToolSchemas) -> list[Part] | None:
+    calls: list[Part] = []
     head, *pieces = text.split("<invoke")
     for piece in pieces:
         opened = _ATTRIBUTES.match(piece)
@@ -25,11 +25,11 @@ def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
         arguments = None if values is None else object_json(values)
         if not opened[1] or arguments is None or after.strip():
             return None
-        calls.append(ToolCall(opened[1], arguments))
+        calls += whole_call(opened[1], arguments)
     return calls if calls and not head.strip() else None
 
 
-def parse_dsml(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
+def parse_dsml(text: str, schemas: ToolSchemas) -> list[Part] | None:
     return parse(text.replace(_DSML, ""), schemas)
 
 
@@ -52,7 +52,7 @@ FORMAT = ToolFormat(
     "invoke",
     (("<minimax:tool_call>",), (f"<{_DSML}function_calls>",), (f"{_DSML}invoke",)),
     (
-        Block("<minimax:tool_call>", "</minimax:tool_call>", parse),
-        Block(f"<{_DSML}function_calls>", f"</{_DSML}function_calls>", parse_dsml),
+        Block("<minimax:tool_call>", "</minimax:tool_call>", read_whole(parse)),
+        Block(f"<{_DSML}function_calls>", f"</{_DSML}function_calls>", read_whole(parse_dsml)),
     ),
 )

@@ -1,100 +1,36 @@
-"""Calls that are written as JSON: {"name": ..., "arguments": {...}} under the names that models give these keys."""
+"""What is inside calls that are written as JSON: the keys that models give name and arguments, and their values."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 import msgspec
 
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
-
-_NAMES: Final = ("name", "tool_name", "function")
-_ARGUMENTS: Final = ("arguments", "parameters", "args")
-_IDS: Final = ("id", "tool_call_id")
-_item_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+NAME_KEYS: Final = ("name", "tool_name", "function")
+ARGUMENT_KEYS: Final = ("arguments", "parameters", "args")
+ID_KEYS: Final = ("id", "tool_call_id")
 _object_decoder = msgspec.json.Decoder(dict[str, object])
 _text_decoder = msgspec.json.Decoder(str)
 _FAILURES: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-def parse_json_call(text: str | bytes) -> ToolCall | None:
-    """One call from one JSON object; None where it is none."""
+def json_text(text: str) -> str | None:
+    """The text that a JSON string holds; None for anything else."""
     try:
-        fields = _item_decoder.decode(text.encode() if isinstance(text, str) else text)
-        inner = fields.get("function")
-        if inner is not None and bytes(inner).lstrip().startswith(b"{"):  # OpenAI's own nesting
-            fields = {**fields, **_item_decoder.decode(inner)}
-            del fields["function"]
-        name = next((_text_decoder.decode(fields[key]) for key in _NAMES if key in fields), "")
-        raw = next((fields[key] for key in _ARGUMENTS if key in fields), None)
-        arguments = "{}" if raw is None else _object_text(bytes(raw).decode())
-        call_id = next((_text_decoder.decode(fields[key]) for key in _IDS if _is_text(fields.get(key))), "")
+        return _text_decoder.decode(text.encode())
     except _FAILURES:
         return None
-    return ToolCall(name, arguments, call_id) if name and arguments is not None else None
 
 
-def parse_json_calls(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
-    """The calls of an object, a list of objects, or objects one behind the other (parted by space , ; or none)."""
-    stripped = text.strip()
-    if stripped.startswith("["):
-        try:
-            items = _list_decoder.decode(stripped.encode())
-        except _FAILURES:
-            return None
-        calls = [parse_json_call(bytes(item)) for item in items]
-    else:
-        single = parse_json_call(stripped)
-        if single is not None:
-            return [single]
-        pieces = split_objects(stripped)
-        if pieces is None:
-            return None
-        calls = [parse_json_call(piece) for piece in pieces]
-    known = [call for call in calls if call is not None]
-    return known if known and len(known) == len(calls) else None
-
-
-def split_objects(text: str) -> list[str] | None:
-    """The JSON objects of a text that holds nothing else but separators; None where it does."""
-    decoder = json.JSONDecoder()
-    pieces: list[str] = []
-    position = 0
-    while position < len(text):
-        if text[position] in " \t\r\n,;":
-            position += 1
-            continue
-        if text[position] != "{":
-            return None
-        try:
-            _, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):
-            return None
-        pieces.append(text[position:end])
-        position = end
-    return pieces or None
-
-
-def arguments_text(text: str) -> str | None:
-    """The text of a JSON object, trimmed; "{}" for nothing; None where it is no object."""
-    stripped = text.strip()
-    return _object_text(stripped) if stripped else "{}"
-
-
-def _object_text(text: str) -> str | None:
+def object_text(text: str) -> str | None:
+    """The text of a JSON object, which some models write as text inside the object; None where it is none."""
     try:
-        if text.startswith('"'):  # some models write the object as text inside the object
-            text = _text_decoder.decode(text.encode())
+        if text.startswith('"'):
+            text = _text_decoder.decode(text.encode()).strip()
         _object_decoder.decode(text.encode())
     except _FAILURES:
         return None
     return text
-
-
-def _is_text(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(raw).startswith(b'"')
 
 
 def typed_value(text: str, schema: Any) -> Any:

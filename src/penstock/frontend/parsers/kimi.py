@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat, split_calls
-from penstock.frontend.parsers.json_calls import arguments_text
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.call_readers import CallReader, NamedCallReader, parse_marked_heads
+from penstock.frontend.parsers.parts import CallStart, ToolSchemas
 
 _BEGIN: Final = "<|tool_calls_section_begin|>"
 _END: Final = "<|tool_calls_section_end|>"
@@ -15,24 +15,20 @@ _CALL_END: Final = "<|tool_call_end|>"
 _ARGUMENTS: Final = "<|tool_call_argument_begin|>"
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:  # noqa: ARG001 - a ParseBlock
-    return split_calls(text, _CALL, _call)
+def read(schemas: ToolSchemas) -> CallReader:  # noqa: ARG001 - a ReadCalls
+    return NamedCallReader(lambda head, is_end: parse_marked_heads(head, _CALL, _CALL_END, _start, is_end=is_end))
 
 
-def _call(text: str) -> ToolCall | None:
-    body, _, after = text.partition(_CALL_END)
-    call_id, mark, rest = body.partition(_ARGUMENTS)
+def _start(head: str) -> CallStart | None:
+    call_id, mark, rest = head.partition(_ARGUMENTS)
     call_id = call_id.strip()
     name = call_id.removeprefix("functions.").rpartition(":")[0] or call_id
-    arguments = arguments_text(rest)
-    if not mark or after.strip() or not name or arguments is None:
-        return None
-    return ToolCall(name, arguments, call_id)
+    return CallStart(name, call_id) if mark and name and not rest.strip() else None
 
 
 FORMAT = ToolFormat(
     "kimi",
     ((_BEGIN,), ("<|im_middle|>", "tool_declare")),
-    (Block(_BEGIN, _END, parse),),
+    (Block(_BEGIN, _END, read),),
     inner=(_CALL, _CALL_END, _ARGUMENTS),
 )

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 
 from penstock.frontend.parsers.blocks import Block, ToolFormat
-from penstock.frontend.parsers.json_calls import parse_json_calls
+from penstock.frontend.parsers.call_readers import CallReader, JsonCallReader
+from penstock.frontend.parsers.parts import ToolSchemas
 
 JSON_CALL = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"\s*:')
+
+
+def read_bare(schemas: ToolSchemas) -> CallReader:
+    return JsonCallReader(schemas, is_bare=True)
+
 
 FORMAT = ToolFormat(
     "llama_json",
     (("<|python_tag|>",), ("<|start_header_id|>", '"parameters"')),
-    (Block("<|python_tag|>", "", parse_json_calls), Block("{", "", parse_json_calls, JSON_CALL)),
+    (Block("<|python_tag|>", "", JsonCallReader), Block("{", "", read_bare, JSON_CALL)),
 )

@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from typing import Any
 
 from penstock.frontend.parsers.blocks import Block, ToolFormat
-from penstock.frontend.parsers.json_calls import object_json, parse_json_calls
-from penstock.frontend.parsers.llama_json import JSON_CALL
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.call_readers import CallReader, FirstCharacterReader, JsonCallReader, WholeReader
+from penstock.frontend.parsers.llama_json import JSON_CALL, read_bare
+from penstock.frontend.parsers.parts import ToolSchemas
+from penstock.frontend.parsers.python_calls import read_python_calls
 
 _CALL = re.compile(r"\[\s*[A-Za-z_][\w.\-]*\s*\(")
-_JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
-    """Reads the syntax tree; nothing is evaluated. Llama 4 also writes JSON between the markers."""
-    stripped = text.strip()
-    if stripped.startswith("{"):
-        return parse_json_calls(stripped, schemas)
-    try:
-        calls: list[ToolCall] = []
-        for statement in ast.parse(stripped).body:
-            if not isinstance(statement, ast.Expr):
-                return None
-            value = statement.value
-            calls += [_call(node) for node in (value.elts if isinstance(value, ast.List) else [value])]
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, SystemError):
-        return None
-    return calls or None
-
-
-def _call(node: ast.expr) -> ToolCall:
-    """Raises ValueError for anything but a call with literal keyword arguments."""
-    if not isinstance(node, ast.Call) or node.args:
-        raise ValueError("not a call with keyword arguments")
-    values = {keyword.arg: _literal(keyword.value) for keyword in node.keywords if keyword.arg is not None}
-    arguments = object_json(values)
-    if len(values) != len(node.keywords) or arguments is None:
-        raise ValueError("arguments that JSON cannot hold")
-    return ToolCall(ast.unparse(node.func), arguments)
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name) and node.id in _JSON_NAMES:
-        return _JSON_NAMES[node.id]
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        return {_key(key): _literal(value) for key, value in zip(node.keys, node.values, strict=True)}
-    value = ast.literal_eval(node)
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    raise ValueError("not a JSON value")
-
-
-def _key(node: ast.expr | None) -> str:
-    key = None if node is None else ast.literal_eval(node)
-    if not isinstance(key, str):
-        raise ValueError("not a JSON key")
-    return key
+def read(schemas: ToolSchemas) -> CallReader:
+    """Llama 4 also writes JSON between the markers."""
+    return FirstCharacterReader(
+        lambda first: JsonCallReader(schemas) if first == "{" else WholeReader(read_python_calls)
+    )
 
 
 FORMAT = ToolFormat(
@@ -74,11 +31,11 @@ FORMAT = ToolFormat(
         ("<function_calls>",),
     ),
     (
-        Block("<|python_start|>", "<|python_end|>", parse),
-        Block("<|tool_call_start|>", "<|tool_call_end|>", parse),
-        Block("```tool_code\n", "\n```", parse),
-        Block("<function_calls>", "</function_calls>", parse),
-        Block("[", "", parse, _CALL),
-        Block("{", "", parse_json_calls, JSON_CALL),
+        Block("<|python_start|>", "<|python_end|>", read),
+        Block("<|tool_call_start|>", "<|tool_call_end|>", read),
+        Block("```tool_code\n", "\n```", read),
+        Block("<function_calls>", "</function_calls>", read),
+        Block("[", "", read, _CALL),
+        Block("{", "", read_bare, JSON_CALL),
     ),
 )

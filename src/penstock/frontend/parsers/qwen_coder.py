@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from penstock.frontend.parsers.blocks import Block, ToolFormat
+from penstock.frontend.parsers.blocks import Block, ToolFormat, read_whole
 from penstock.frontend.parsers.json_calls import object_json, typed_value
-from penstock.frontend.parsers.parts import ToolCall, ToolSchemas
+from penstock.frontend.parsers.parts import Part, ToolSchemas, whole_call
 
 _FUNCTION: Final = "<function="
 _PARAMETER: Final = "<parameter="
 _END: Final = "</parameter>"
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
-    calls: list[ToolCall] = []
+def parse(text: str, schemas: ToolSchemas) -> list[Part] | None:
+    calls: list[Part] = []
     head, *functions = text.split(_FUNCTION)
     if head.strip() or not functions:
         return None
@@ -25,7 +25,7 @@ def parse(text: str, schemas: ToolSchemas) -> list[ToolCall] | None:
         arguments = None if values is None else object_json(values)
         if not mark or not name or arguments is None:
             return None
-        calls.append(ToolCall(name, arguments))
+        calls += whole_call(name, arguments)
     return calls
 
 
@@ -48,5 +48,8 @@ def _values(body: str, properties: Any) -> dict[str, Any] | None:
 FORMAT = ToolFormat(
     "qwen_coder",
     (("<tool_call>", _FUNCTION, _PARAMETER), ("<seed:tool_call>",)),
-    (Block("<tool_call>", "</tool_call>", parse), Block("<seed:tool_call>", "</seed:tool_call>", parse)),
+    (
+        Block("<tool_call>", "</tool_call>", read_whole(parse)),
+        Block("<seed:tool_call>", "</seed:tool_call>", read_whole(parse)),
+    ),
 )

@@ -8,7 +8,16 @@ from typing import Any, Final
 import msgspec
 
 from penstock.frontend.output import TextOutput
-from penstock.frontend.parsers.parts import ParseWarning, Part, Reasoning, ToolCall
+from penstock.frontend.parsers.json_scanner import completed_object
+from penstock.frontend.parsers.parts import (
+    CallArguments,
+    CallEnd,
+    CallStart,
+    ParseWarning,
+    Part,
+    Reasoning,
+    ToolCall,
+)
 from penstock.messages import ErrorInfo
 from penstock.server.anthropic import decode
 from penstock.server.exchange import Exchange
@@ -118,7 +127,9 @@ class MessagesAnswer:
             elif isinstance(part, Reasoning):
                 content.append({"type": "thinking", "thinking": part.text, "signature": ""})
             elif isinstance(part, ToolCall):
-                content.append({**self._tool_block(part), "input": msgspec.Raw(part.arguments.encode())})
+                # What a client's partial reader makes of the same stream.
+                arguments = part.arguments if part.is_complete else completed_object(part.arguments)
+                content.append({**self._tool_block(part), "input": msgspec.Raw(arguments.encode())})
         return encode(self._message(content, *_stop(choice), usage, choice.warnings))
 
     def _add(self, part: Part, events: list[bytes]) -> None:
@@ -127,12 +138,14 @@ class MessagesAnswer:
         elif isinstance(part, Reasoning):
             block = '{"type":"thinking","thinking":"","signature":""}'
             self._add_text(part.text, Reasoning, block, "thinking_delta", "thinking", events)
-        elif isinstance(part, ToolCall):
+        elif isinstance(part, CallStart):
             self._close(events)
             block = encode({**self._tool_block(part), "input": {}}).decode()
             self._start(block, "input_json_delta", "partial_json", events)
-            events.append(self._delta_head + encode(part.arguments) + self._delta_tail)
             self._open = ToolCall
+        elif isinstance(part, CallArguments):
+            events.append(self._delta_head + encode(part.text) + self._delta_tail)
+        elif isinstance(part, CallEnd):
             self._close(events)
 
     def _add_text(self, text: str, kind: type, block: str, delta: str, field: str, events: list[bytes]) -> None:
@@ -156,7 +169,7 @@ class MessagesAnswer:
             stop = f'{{"type":"content_block_stop","index":{self._index}}}'
             events.append(_event("content_block_stop", stop.encode()))
 
-    def _tool_block(self, call: ToolCall) -> dict[str, Any]:
+    def _tool_block(self, call: CallStart | ToolCall) -> dict[str, Any]:
         self._num_calls += 1
         call_id = call.call_id or f"{self._call_id}_{self._num_calls - 1}"
         return {"type": "tool_use", "id": call_id, "name": call.name}

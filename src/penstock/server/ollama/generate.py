@@ -10,7 +10,16 @@ from typing import Any, Final
 import msgspec
 
 from penstock.frontend.output import TextOutput
-from penstock.frontend.parsers.parts import ParseWarning, Part, Reasoning, ToolCall
+from penstock.frontend.parsers.parts import (
+    CallArguments,
+    CallStart,
+    MessagePart,
+    ParseWarning,
+    Part,
+    Reasoning,
+    ToolCall,
+    merge_parts,
+)
 from penstock.frontend.processor import Chat
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import JSON_LINES, Exchange
@@ -116,12 +125,20 @@ class OllamaAnswer:
         self._ignored = [{"code": "unknown_field", "message": f"{name}: it was ignored."} for name in ignored]
         self._arrival_s = arrival_s
         self._last: Choice | None = None
+        self._call: list[Part] = []  # in the making: Ollama's calls are objects, and come whole
 
     def event(self, choice: Choice, delta: TextOutput) -> bytes:
         self._last = choice
         parts: Sequence[Part] = delta.parts if delta.parts is not None else ((delta.text,) if delta.text else ())
-        lines = [encode({**self._head(), **self._fields([part]), "done": False}) for part in parts if _is_shown(part)]
-        return b"".join(line + b"\n" for line in lines)
+        lines: list[bytes] = []
+        for part in parts:
+            if isinstance(part, ParseWarning):
+                continue
+            self._call.append(part)
+            if not isinstance(part, (CallStart, CallArguments)):
+                message, self._call = merge_parts(self._call), []
+                lines.append(encode({**self._head(), **self._fields(message), "done": False}) + b"\n")
+        return b"".join(lines)
 
     def last_events(self, usage: Usage) -> bytes:
         assert self._last is not None
@@ -133,11 +150,18 @@ class OllamaAnswer:
     def _head(self) -> dict[str, Any]:
         return {"model": self._model, "created_at": timestamp(self._state.now_s())}
 
-    def _fields(self, parts: Sequence[Part]) -> dict[str, Any]:
+    def _fields(self, parts: Sequence[MessagePart]) -> dict[str, Any]:
+        """A call that is not complete is no object: it stays text."""
+        content: list[str] = []
+        for part in parts:
+            if isinstance(part, str):
+                content.append(part)
+            elif isinstance(part, ToolCall) and not part.is_complete:
+                content.append(part.name + part.arguments)
         return self._wrap(
-            "".join(part for part in parts if isinstance(part, str)),
+            "".join(content),
             "".join(part.text for part in parts if isinstance(part, Reasoning)),
-            [part for part in parts if isinstance(part, ToolCall)],
+            [part for part in parts if isinstance(part, ToolCall) and part.is_complete],
         )
 
     def _end(self, fields: dict[str, Any], choice: Choice, usage: Usage) -> dict[str, Any]:
@@ -158,7 +182,3 @@ class OllamaAnswer:
             "eval_duration": int(max(0.0, now_s - first_s) * _NS),
             **({"warnings": warnings} if warnings else {}),
         }
-
-
-def _is_shown(part: Part) -> bool:
-    return not isinstance(part, ParseWarning)

@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.frontend.parsers.parts import Reasoning, ToolCall
+from penstock.frontend.parsers.parts import CallArguments, CallStart, Reasoning, ToolCall
 from penstock.frontend.processor import Chat
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
@@ -189,8 +189,12 @@ class ChatAnswer:
                 inner = b'"content":' + render.encode(part)
             elif isinstance(part, Reasoning):
                 inner = b'"reasoning_content":' + render.encode(part.text)
-            elif isinstance(part, ToolCall):
-                inner = b'"tool_calls":' + render.encode([self._call_delta(choice, part)])
+            elif isinstance(part, CallStart):
+                inner = b'"tool_calls":' + render.encode([self._call_start(choice, part)])
+            elif isinstance(part, CallArguments):
+                inner = b'"tool_calls":[{"index":%d,"function":{"arguments":%s}}]' % (
+                    self._num_calls[choice.index] - 1, render.encode(part.text),
+                )  # fmt: skip
             else:
                 continue  # warnings come with the end
             events.append(self._full_event(choice, inner, logprobs, None))
@@ -200,12 +204,12 @@ class ChatAnswer:
             events.append(self._full_event(choice, b"", logprobs, finish_reason))
         return b"".join(events)
 
-    def _call_delta(self, choice: Choice, call: ToolCall) -> _ToolCallDelta:
+    def _call_start(self, choice: Choice, call: CallStart) -> _ToolCallDelta:
         index = self._num_calls.get(choice.index, 0)
         self._num_calls[choice.index] = index + 1
-        return _ToolCallDelta(index, self._call_id(choice, index, call), _Function(call.name, call.arguments))
+        return _ToolCallDelta(index, self._call_id(choice, index, call), _Function(call.name, ""))
 
-    def _call_id(self, choice: Choice, index: int, call: ToolCall) -> str:
+    def _call_id(self, choice: Choice, index: int, call: CallStart | ToolCall) -> str:
         return call.call_id or f"call_{self._id.removeprefix('chatcmpl-')}_{choice.index}_{index}"
 
     def _choice_body(self, choice: Choice) -> _Choice:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from penstock.base.errors import ValidationError
-from penstock.frontend.parsers.parts import Part, Reasoning, ToolCall
+from penstock.frontend.parsers.parts import MessagePart, Reasoning, ToolCall
 from penstock.frontend.processor import CallRule, Chat
 from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
@@ -165,7 +165,7 @@ def _text_of(content: str | list[Any]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-def answer_message(parts: Sequence[Part], call_ids: list[str]) -> dict[str, Any]:
+def answer_message(parts: Sequence[MessagePart], call_ids: list[str]) -> dict[str, Any]:
     """What the model answered, as a message for the next turn."""
     message: dict[str, Any] = {"role": "assistant", "content": "".join(part for part in parts if isinstance(part, str))}
     reasoning = "".join(part.text for part in parts if isinstance(part, Reasoning))

@@ -8,7 +8,17 @@ from typing import Any, Final
 import msgspec
 
 from penstock.frontend.output import TextOutput
-from penstock.frontend.parsers.parts import ParseWarning, Part, Reasoning, ToolCall, merge_parts
+from penstock.frontend.parsers.parts import (
+    CallArguments,
+    CallEnd,
+    CallStart,
+    MessagePart,
+    ParseWarning,
+    Part,
+    Reasoning,
+    ToolCall,
+    merge_parts,
+)
 from penstock.messages import ErrorInfo
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
@@ -101,7 +111,7 @@ class ResponseAnswer:
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         return encode(self._finish(choices[0], choices[0].message, usage))
 
-    def _finish(self, choice: Choice, parts: Sequence[Part], usage: Usage) -> dict[str, Any]:
+    def _finish(self, choice: Choice, parts: Sequence[MessagePart], usage: Usage) -> dict[str, Any]:
         """The finished response, stored unless the client does not want it to be."""
         status = "incomplete" if choice.finish_reason == "length" else "completed"
         output = [self._item(part, index) for index, part in enumerate(parts)]
@@ -149,7 +159,7 @@ class ResponseAnswer:
             "user": request.user,
         }
 
-    def _item(self, part: Part, index: int) -> dict[str, Any]:
+    def _item(self, part: MessagePart, index: int) -> dict[str, Any]:
         if isinstance(part, str):
             content = [{"type": "output_text", "text": part, "annotations": [], "logprobs": []}]
             return {**self._started_item(str, index), "status": "completed", "content": content}
@@ -158,7 +168,7 @@ class ResponseAnswer:
             return {**self._started_item(Reasoning, index), "content": content}
         assert isinstance(part, ToolCall)
         started = self._started_call(part, index)
-        return {**started, "arguments": part.arguments, "status": "completed"}
+        return {**started, "arguments": part.arguments, "status": "completed" if part.is_complete else "incomplete"}
 
     def _started_item(self, kind: type, index: int) -> dict[str, Any]:
         if kind is Reasoning:
@@ -171,7 +181,7 @@ class ResponseAnswer:
             "content": [],
         }
 
-    def _started_call(self, call: ToolCall, index: int) -> dict[str, Any]:
+    def _started_call(self, call: CallStart | ToolCall, index: int) -> dict[str, Any]:
         return {
             "id": self._item_id("fc", index),
             "type": "function_call",
@@ -194,8 +204,7 @@ class ResponseAnswer:
             begun = {"response": self._response("in_progress", [], None)}
             events += [self._event(f"response.{kind}", begun) for kind in ("created", "in_progress")]
         for part in parts:
-            if isinstance(part, ToolCall):
-                self._close(events)
+            if isinstance(part, (CallStart, CallArguments, CallEnd)):
                 self._add_call(part, events)
             elif not isinstance(part, ParseWarning):
                 if self._open is not type(part):
@@ -258,17 +267,23 @@ class ResponseAnswer:
         events.append(self._event("response.content_part.done", {**fields, "part": content}))
         events.append(self._event("response.output_item.done", {"output_index": self._index, "item": item}))
 
-    def _add_call(self, call: ToolCall, events: list[bytes]) -> None:
-        self._index += 1
-        started, item = self._started_call(call, self._index), self._item(call, self._index)
-        place = {"item_id": item["id"], "output_index": self._index}
-        done = {**place, "arguments": call.arguments, "name": call.name}
-        events += [
-            self._event("response.output_item.added", {"output_index": self._index, "item": started}),
-            self._event("response.function_call_arguments.delta", {**place, "delta": call.arguments}),
-            self._event("response.function_call_arguments.done", done),
-            self._event("response.output_item.done", {"output_index": self._index, "item": item}),
-        ]
+    def _add_call(self, part: CallStart | CallArguments | CallEnd, events: list[bytes]) -> None:
+        if isinstance(part, CallStart):
+            self._close(events)
+            self._index += 1
+            self._open_parts = []
+            started = self._started_call(part, self._index)
+            events.append(self._event("response.output_item.added", {"output_index": self._index, "item": started}))
+        self._open_parts.append(part)
+        place: dict[str, Any] = {"item_id": self._item_id("fc", self._index), "output_index": self._index}
+        if isinstance(part, CallArguments):
+            events.append(self._event("response.function_call_arguments.delta", {**place, "delta": part.text}))
+        elif isinstance(part, CallEnd):
+            (call,) = merge_parts(self._open_parts)
+            item = self._item(call, self._index)
+            done = {**place, "arguments": item["arguments"], "name": item["name"]}
+            events.append(self._event("response.function_call_arguments.done", done))
+            events.append(self._event("response.output_item.done", {"output_index": self._index, "item": item}))
 
 
 def _tool_body(tool: Any) -> dict[str, Any]:
