@@ -1,0 +1,250 @@
+"""Decoding: the context of a request is cut into pieces, which programs attend to at once and a second kernel folds.
+
+Where a context is cut follows from its own length (and the window) alone, and the fold goes from the first piece to the
+last, so a row's bits depend neither on the batch nor on how many pieces the launch had room for.
+
+Limit: memory. A token of context is 2 G D elements, read once for all query heads that share a key/value head and for
+all new tokens of the request; a piece of 256 slots leaves 4 (D + 2) bytes a query head, 3 % of what it read at
+D = 128 and 4 heads to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from penstock.kernels.kv_layout import QUANTIZED_DTYPES
+from penstock.kernels.triton.kv_layout import scales_of
+from penstock.kernels.triton.online_softmax import LOG2_E, attend_tiles
+from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
+
+if TYPE_CHECKING:
+    from penstock.kernels.triton.attention import Attention
+
+# A piece is PIECE_SLOTS long, or twice, four times ... that, so that a context has at most MAX_PIECES: 64 pieces of 8
+# heads fill 132 multiprocessors, and what is left to fold stays bounded however long the context.
+PIECE_SLOTS: Final = 256
+MAX_PIECES: Final = 64
+_FOLD: Final = 16  # pieces that the second kernel loads at once
+
+
+class Tile(NamedTuple):
+    """Slots that a program takes at once, its warps, and how many tiles are on their way at once."""
+
+    slots: int
+    warps: int
+    stages: int
+
+
+# By padded head size. Triton's pipeline gives half of the stages to the block table, whose entries are addresses of
+# what follows: with five, two tiles of keys and of values are on their way, 64 KB at 128 in bfloat16; three such
+# programs share a multiprocessor.
+TILES: Final = {16: Tile(64, 4, 5), 32: Tile(64, 4, 5), 64: Tile(64, 4, 5), 128: Tile(64, 4, 5), 256: Tile(32, 4, 5)}
+
+
+@triton.jit
+def request_of(token, starts_ptr, num_requests):
+    """The last request that begins at or before `token`."""
+    low = 0
+    high = num_requests
+    while high - low > 1:
+        middle = (low + high) // 2
+        begins_before = tl.load(starts_ptr + middle) <= token
+        low = tl.where(begins_before, middle, low)
+        high = tl.where(begins_before, high, middle)
+    return low
+
+
+@triton.jit
+def unit_of(
+    unit, first_token, starts_ptr, lens_ptr, num_requests, window, PIECE: tl.constexpr, PIECES: tl.constexpr,
+    TOKEN_UNITS: tl.constexpr,
+):  # fmt: skip
+    """(request, first token, tokens, context length, first slot seen, length of a piece) of a unit of decoding.
+
+    A unit is a request, or with TOKEN_UNITS one token of one, the last of a context that ends with it.
+    """
+    if TOKEN_UNITS:
+        begin = first_token + unit
+        request = request_of(begin, starts_ptr, num_requests)
+        query_len = 1
+        context_len = tl.load(lens_ptr + request) - tl.load(starts_ptr + request + 1) + begin + 1
+    else:
+        request = unit
+        begin = tl.load(starts_ptr + request)
+        query_len = tl.load(starts_ptr + request + 1) - begin
+        context_len = tl.load(lens_ptr + request)
+    first_seen = 0
+    span = context_len
+    if window > 0:
+        first_seen = tl.maximum(context_len - query_len - window + 1, 0)
+        span = tl.minimum(context_len, window)
+    length = span * 0 + PIECE
+    while length * PIECES < span:
+        length *= 2
+    return request, begin, query_len, context_len, first_seen, length
+
+
+@triton.jit
+def _decode_kernel(
+    q_ptr, key_ptr, value_ptr, key_scales_ptr, value_scales_ptr, tables_ptr, lens_ptr, starts_ptr, sums_ptr,
+    totals_ptr, q_stride, table_width, num_requests, num_kv_heads, first_token, num_pieces, scale, window,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr, SLOTS: tl.constexpr, QUERY_LEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, QUANTIZED: tl.constexpr,
+    WINDOWED: tl.constexpr, TOKEN_UNITS: tl.constexpr,
+):  # fmt: skip
+    """One piece of one unit's context for the GROUP query heads of a key/value head. Bytes: 2 D a slot, read once.
+
+    Leaves, for each row, head and piece, the sums [D] and (largest score, total), which fold_kernel puts together.
+    """
+    kv_head = tl.program_id(1)
+    unit = tl.program_id(2)
+    request, begin, query_len, context_len, first_seen, length = unit_of(
+        unit, first_token, starts_ptr, lens_ptr, num_requests, window, PIECE, PIECES, TOKEN_UNITS
+    )
+    piece_begin = (first_seen // length + tl.program_id(0)) * length
+    piece_end = tl.minimum(piece_begin + length, context_len)
+    if (query_len > 0) & (query_len <= QUERY_LEN) & (piece_begin < piece_end):
+        rows = tl.arange(0, BLOCK_M)
+        tokens = rows // GROUP
+        heads = kv_head * GROUP + rows % GROUP
+        valid = tokens < query_len
+        dims = tl.arange(0, DIM_PADDED)
+        mask = valid[:, None] & (dims < HEAD_DIM)[None, :]
+        q_at = (begin + tokens).to(tl.int64) * q_stride + heads * HEAD_DIM
+        q = tl.load(q_ptr + q_at[:, None] + dims[None, :], mask=mask, other=0.0)
+        sums, largest, total = attend_tiles(
+            q, tl.zeros((BLOCK_M, DIM_PADDED), tl.float32), tl.full((BLOCK_M,), -float("inf"), tl.float32),
+            tl.zeros((BLOCK_M,), tl.float32), key_ptr, value_ptr, key_scales_ptr, value_scales_ptr,
+            tables_ptr + request.to(tl.int64) * table_width, kv_head, num_kv_heads, context_len - query_len + tokens,
+            tl.maximum(piece_begin, first_seen // BLOCK_N * BLOCK_N), piece_end, first_seen, scale, window, HEAD_DIM,
+            DIM_PADDED, SLOTS, BLOCK_N, QUANTIZED, True, WINDOWED,
+        )  # fmt: skip
+        out_rows = (unit.to(tl.int64) * QUERY_LEN + tokens) * (num_kv_heads * GROUP) + heads
+        at = out_rows * num_pieces + tl.program_id(0)
+        tl.store(sums_ptr + at[:, None] * HEAD_DIM + dims[None, :], sums, mask=mask)
+        tl.store(totals_ptr + at * 2, largest, mask=valid)
+        tl.store(totals_ptr + at * 2 + 1, total, mask=valid)
+
+
+@triton.jit
+def fold_kernel(
+    sums_ptr, totals_ptr, sinks_ptr, lens_ptr, starts_ptr, out_ptr, num_requests, num_heads, first_token, num_pieces,
+    window, HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr, QUERY_LEN: tl.constexpr, PIECE: tl.constexpr,
+    PIECES: tl.constexpr, FOLD: tl.constexpr, SINKS: tl.constexpr, TOKEN_UNITS: tl.constexpr,
+):  # fmt: skip
+    """Folds the pieces of one row and head into out [T, H * D]. Bytes: 4 (D + 2) a piece."""
+    unit = tl.program_id(0) // QUERY_LEN
+    index = tl.program_id(0) % QUERY_LEN
+    head = tl.program_id(1)
+    _, begin, query_len, context_len, first_seen, length = unit_of(
+        unit, first_token, starts_ptr, lens_ptr, num_requests, window, PIECE, PIECES, TOKEN_UNITS
+    )
+    if (query_len <= QUERY_LEN) & (index < query_len) & (context_len > 0):
+        count = tl.cdiv(context_len, length) - first_seen // length
+        dims = tl.arange(0, DIM_PADDED)
+        row = (tl.program_id(0).to(tl.int64) * num_heads + head) * num_pieces
+        sums = tl.zeros((DIM_PADDED,), tl.float32)
+        total = 0.0
+        largest = -float("inf")
+        if SINKS:
+            largest = tl.load(sinks_ptr + head) * 1.4426950408889634
+            total = 1.0
+        for first in range(0, count, FOLD):
+            pieces = first + tl.arange(0, FOLD)
+            there = pieces < count
+            piece_largest = tl.load(totals_ptr + (row + pieces) * 2, mask=there, other=-float("inf"))
+            piece_total = tl.load(totals_ptr + (row + pieces) * 2 + 1, mask=there, other=0.0)
+            at = (row + pieces)[:, None] * HEAD_DIM + dims[None, :]
+            piece_sums = tl.load(sums_ptr + at, mask=there[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+            new_largest = tl.maximum(largest, tl.max(piece_largest, 0))
+            base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+            factor = tl.exp2(largest - base)
+            weights = tl.exp2(piece_largest - base)
+            sums = sums * factor + tl.sum(piece_sums * weights[:, None], 0)
+            total = total * factor + tl.sum(piece_total * weights, 0)
+            largest = new_largest
+        at = ((begin + index).to(tl.int64) * num_heads + head) * HEAD_DIM + dims
+        tl.store(out_ptr + at, (sums / total).to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+def num_pieces_of(max_context_len: int, window: int) -> int:
+    """Pieces that a launch must have room for: none of its contexts is longer than max_context_len."""
+    if window == 0:
+        return min(-(-max_context_len // PIECE_SLOTS), MAX_PIECES)
+    # A window may begin and end inside a piece.
+    return min(-(-min(max_context_len, window) // PIECE_SLOTS), MAX_PIECES) + 2
+
+
+def decode(
+    call: Attention, units: int, max_context_len: int, *, query_len: int = 1, first_token: int | None = None
+) -> None:
+    """Writes call.out for the requests of at most query_len tokens; with first_token, for `units` tokens from there."""
+    (keys, values), (tables, lens, starts) = call.caches, call.tables
+    num_heads, head_dim = call.q.shape[1:]
+    num_kv_heads = keys.shape[1]
+    group, padded = num_heads // num_kv_heads, max(triton.next_power_of_2(head_dim), 16)
+    tile, pieces = TILES[padded], num_pieces_of(max_context_len, call.window)
+    rows = units * query_len * num_heads * pieces
+    sums = torch.empty((rows, head_dim), dtype=torch.float32, device=call.q.device)
+    totals = torch.empty((rows, 2), dtype=torch.float32, device=call.q.device)
+    token_units = first_token is not None
+    _decode_kernel[(pieces, num_kv_heads, units)](
+        call.q, keys, values, scales_of(keys), scales_of(values), tables, lens, starts, sums, totals,
+        call.q.stride(0), tables.shape[1], tables.shape[0], num_kv_heads, first_token or 0, pieces,
+        call.scale * LOG2_E, call.window, GROUP=group, HEAD_DIM=head_dim, DIM_PADDED=padded, SLOTS=call.slots,
+        QUERY_LEN=query_len, BLOCK_M=max(triton.next_power_of_2(group * query_len), 16), BLOCK_N=tile.slots,
+        PIECE=PIECE_SLOTS, PIECES=MAX_PIECES, QUANTIZED=keys.dtype in QUANTIZED_DTYPES, WINDOWED=call.window > 0,
+        TOKEN_UNITS=token_units, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    fold_kernel[(units * query_len, num_heads)](
+        sums, totals, call.sinks, lens, starts, call.out, tables.shape[0], num_heads, first_token or 0, pieces,
+        call.window, HEAD_DIM=head_dim, DIM_PADDED=padded, QUERY_LEN=query_len, PIECE=PIECE_SLOTS, PIECES=MAX_PIECES,
+        FOLD=_FOLD, SINKS=call.sinks is not None, TOKEN_UNITS=token_units, num_warps=4,
+    )  # fmt: skip
+
+
+def specializations() -> Iterator[Specialization]:
+    """Head sizes 64 to 256, caches of 16 and 8 bits, 1, 4 and 8 query heads to a key/value head."""
+    for head_dim, group, query_len in ((64, 4, 1), (80, 1, 1), (96, 4, 1), (128, 4, 1), (128, 8, 4), (256, 8, 1)):
+        padded = triton.next_power_of_2(head_dim)
+        for cache in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
+            constants = {
+                "GROUP": group, "HEAD_DIM": head_dim, "DIM_PADDED": padded, "SLOTS": 16, "QUERY_LEN": query_len,
+                "BLOCK_M": max(triton.next_power_of_2(group * query_len), 16), "BLOCK_N": TILES[padded].slots,
+                "PIECE": PIECE_SLOTS, "PIECES": MAX_PIECES, "QUANTIZED": cache in QUANTIZED_DTYPES, "WINDOWED": False,
+                "TOKEN_UNITS": False,
+            }  # fmt: skip
+            yield specialization(
+                f"decode d{head_dim} g{group} q{query_len} {TYPE_NAMES[cache]}", _decode_kernel, _decode_types(cache),
+                constants, TILES[padded][1:], aligned=("q_stride",),
+                min_capability=89 if cache == torch.float8_e4m3fn else 80,
+            )  # fmt: skip
+    for head_dim, sinks in ((64, True), (128, False), (256, False)):
+        yield fold_specialization(head_dim, sinks=sinks)
+
+
+def fold_specialization(head_dim: int, *, sinks: bool) -> Specialization:
+    """fold_kernel for one head size."""
+    types = dict.fromkeys(("sums_ptr", "totals_ptr", "sinks_ptr"), "*fp32") | {"out_ptr": "*bf16"}
+    types |= dict.fromkeys(("lens_ptr", "starts_ptr"), "*i32")
+    types |= dict.fromkeys(("num_requests", "num_heads", "first_token", "num_pieces", "window"), "i32")
+    constants = {
+        "HEAD_DIM": head_dim, "DIM_PADDED": triton.next_power_of_2(head_dim), "QUERY_LEN": 1, "PIECE": PIECE_SLOTS,
+        "PIECES": MAX_PIECES, "FOLD": _FOLD, "SINKS": sinks, "TOKEN_UNITS": False,
+    }  # fmt: skip
+    return specialization(f"fold d{head_dim}{' sinks' if sinks else ''}", fold_kernel, types, constants, (4, 1))
+
+
+def _decode_types(cache: torch.dtype) -> dict[str, str]:
+    types = dict.fromkeys(("tables_ptr", "lens_ptr", "starts_ptr"), "*i32") | {"q_ptr": "*bf16", "scale": "fp32"}
+    types |= dict.fromkeys(("key_ptr", "value_ptr"), f"*{TYPE_NAMES[cache]}")
+    scales = "*fp32" if cache in QUANTIZED_DTYPES else "*bf16"
+    types |= dict.fromkeys(("key_scales_ptr", "value_scales_ptr"), scales)
+    types |= dict.fromkeys(("sums_ptr", "totals_ptr"), "*fp32")
+    names = ("q_stride", "table_width", "num_requests", "num_kv_heads", "first_token", "num_pieces", "window")
+    return types | dict.fromkeys(names, "i32")
