@@ -69,31 +69,38 @@ def corpus(count: int, model: str) -> None:
 
 
 def overhead(model: str, rounds: int = 4, steps: int = 24, rows: int = 32) -> None:
+    """Decoding without a grammar, with one token by token, and with forced tokens given out at once, in turn."""
     schema = {
         "type": "object", "additionalProperties": False,
         "properties": {f"field_{i}": {"type": ["string", "integer", "boolean"][i % 3]} for i in range(200)},
         "required": [f"field_{i}" for i in range(200)],
     }  # fmt: skip
+    grammars = {"200 keys": GrammarSpec.json_schema(schema), "any object": GrammarSpec.json_object()}
     with LLM(model, max_num_seqs=rows, max_model_len=1024) as llm:
         core: EngineCore = llm._core
         core.set_vocabulary(llm._processor.tokenizer.vocabulary(llm.ready.vocab_size))
-        grammar = GrammarSpec.json_schema(schema)
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for _, constrained in itertools.product(range(rounds + 1), (False, True)):
-            times[constrained].append(_decode(core, grammar if constrained else None, rows, steps))
-    plain, limited = (statistics.median(times[constrained][1:]) for constrained in (False, True))
-    ratios = [with_grammar / without for without, with_grammar in zip(times[False][1:], times[True][1:], strict=True)]
-    free_ms, limited_ms = plain / steps * 1e3, limited / steps * 1e3
-    print(f"{rows} sequences, {steps} steps: {free_ms:.2f} ms a step free, {limited_ms:.2f} constrained")
-    print(f"overhead {(statistics.median(ratios) - 1) * 100:+.2f} % (median of {rounds} pairs: {_shown(ratios)})")
+        masks = core.executor.runner._batch.masks  # type: ignore[attr-defined]
+        for name, grammar in grammars.items():
+            modes = (("free", None, False), ("drawn", grammar, False), ("jumps", grammar, True))
+            taken: dict[str, list[tuple[float, float]]] = {mode: [] for mode, _, _ in modes}
+            for _, (mode, one, masks.jumps) in itertools.product(range(rounds + 1), modes):
+                taken[mode].append(_decode(core, one, rows, steps))
+            for mode, pairs in taken.items():
+                step_ms, tokens = (statistics.median(values) for values in zip(*pairs[1:], strict=True))
+                print(f"{name}, {mode}: {step_ms:.2f} ms a step, {tokens:.0f} tokens a second")
+            for mode in ("drawn", "jumps"):
+                for what, index in (("time a step", 0), ("tokens a second", 1)):
+                    ratios = [one[index] / free[index] for free, one in zip(taken["free"], taken[mode], strict=True)]
+                    change = (statistics.median(ratios[1:]) - 1) * 100
+                    print(f"{name}, {mode}: {what} {change:+.2f} % (pairs: {_shown(ratios[1:])})")
 
 
 def _shown(ratios: list[float]) -> str:
     return ", ".join(f"{ratio:.3f}" for ratio in ratios)
 
 
-def _decode(core: EngineCore, grammar: GrammarSpec | None, rows: int, steps: int) -> float:
-    """Seconds for `steps` decoding steps of all rows."""
+def _decode(core: EngineCore, grammar: GrammarSpec | None, rows: int, steps: int) -> tuple[float, float]:
+    """(milliseconds a step, tokens a second) of `steps` decoding steps of all rows."""
     ids = [f"{time.monotonic_ns()}-{row}" for row in range(rows)]
     for row, request_id in enumerate(ids):
         sampling = SamplingParams(temperature=0.8, seed=row, max_tokens=900, grammar=grammar)
@@ -103,14 +110,16 @@ def _decode(core: EngineCore, grammar: GrammarSpec | None, rows: int, steps: int
         started |= {output.request_id for output in core.step() if output.token_ids}
     core.step()
     begin = time.perf_counter()
+    num_tokens = 0
     for _ in range(steps):
         outputs = core.step()
-        assert len(outputs) == rows, [output for output in outputs if output.error]
+        assert not any(output.finish_reason for output in outputs), outputs
+        num_tokens += sum(len(output.token_ids) for output in outputs)
     elapsed = time.perf_counter() - begin
     core.abort(ids)
     while core.has_work():
         core.step()
-    return elapsed
+    return elapsed / steps * 1e3, num_tokens / elapsed
 
 
 # ---- a server and its clients

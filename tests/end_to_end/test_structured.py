@@ -21,7 +21,7 @@ from penstock.messages import EngineRequest, FinishReason
 from whole_engine import Finished, build, engine_config, request, run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from structured.corpus import Case, cases
+from structured.corpus import Case, cases, schema_case
 
 NUM_CASES = 150
 MAX_TOKENS = 120
@@ -32,6 +32,11 @@ PERSON = GrammarSpec.json_schema({
                    "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3}},
 })  # fmt: skip
 
+LONG_KEYS = {
+    "type": "object", "additionalProperties": False,
+    "required": ["a name that takes many tokens", "another of these names"],
+    "properties": {"a name that takes many tokens": {"type": "boolean"}, "another of these names": {"type": "null"}},
+}  # fmt: skip
 FURTHER_SAMPLERS: dict[str, Any] = {
     "dry_multiplier": 0.8, "dry_allowed_length": 1, "top_n_sigma": 3.0, "typical_p": 0.95, "xtc_probability": 0.5,
     "xtc_threshold": 0.02, "dynatemp_range": 0.5, "mirostat": 2,
@@ -77,6 +82,27 @@ def test_finished_outputs_of_random_weights_validate(checkpoint: Path) -> None:
 def test_finished_outputs_of_the_bundled_model_validate() -> None:
     with LLM(max_num_seqs=32, num_threads=1) as llm:
         check_all(llm, list(itertools.islice(cases(seed=2), NUM_CASES)))
+
+
+def test_no_output_depends_on_jumping_over_forced_text(checkpoint: Path) -> None:
+    corpus = [schema_case(LONG_KEYS), *itertools.islice(cases(seed=3), NUM_CASES)]
+    sampling = [
+        SamplingParams(temperature=TEMPERATURES[index % 4], seed=index, max_tokens=MAX_TOKENS, grammar=case.spec)
+        for index, case in enumerate(corpus)
+    ]
+    found, num_steps = [], []
+    with LLM(str(checkpoint), max_num_seqs=32, num_threads=1) as llm:
+        for jumps in (True, False):
+            llm._core.executor.runner._batch.masks.jumps = jumps  # type: ignore[attr-defined]
+            before = llm._core.stats().num_steps
+            generations = llm.generate(["Give me one:"] * len(corpus), sampling)
+            num_steps.append(llm._core.stats().num_steps - before)
+            found.append([(one.outputs[0].token_ids, one.outputs[0].finish_reason) for one in generations])
+            before = llm._core.stats().num_steps
+            llm.generate(["Give me one:"], sampling[:1])
+            num_steps.append(llm._core.stats().num_steps - before)
+    assert found[0] == found[1]
+    assert num_steps[1] < 0.6 * num_steps[3]  # one row with much forced text takes fewer steps
 
 
 def engine(path: Path, **settings: object) -> EngineCore:

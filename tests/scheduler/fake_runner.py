@@ -57,7 +57,8 @@ class Row:
 
 
 class FakeRunner:
-    """Executes plans in order of launch. fails(request_id): whether this share of a step ends in an error."""
+    """Executes plans in order of launch. fails(request_id): whether this share of a step ends in an error.
+    jumps: some draws give several tokens, as where a grammar forces them."""
 
     def __init__(self, block_size: int, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.block_size = block_size
@@ -66,6 +67,7 @@ class FakeRunner:
         self.rows: dict[str, Row] = {}
         self.slots: dict[int, int] = {}
         self.pools_every_token = False
+        self.jumps = False
         self.fails: Callable[[str], bool] = lambda request_id: False
         self.step_id = 0
 
@@ -134,14 +136,16 @@ class FakeRunner:
             assert first == 0, "a cached prefix gives no states to pool"
         assert share.num_tokens > 0
         assert end <= len(row.token_ids), "a token is computed before it is drawn"
-        assert share.samples == (end == len(row.token_ids))
+        assert share.samples or end < len(row.token_ids)
+        is_void = share.samples and end < len(row.token_ids)
+        assert self.jumps or not is_void
         row.num_computed = end
         row.has_failed = row.has_failed or self.fails(share.request_id)
         if row.has_failed:
             for position in range(first, end):
                 self.slots[self._slot(row, position)] = -1  # nobody may ever read this
             result.errors[share.request_id] = ErrorInfo("test", 500, "injected")
-            if share.samples and not row.is_one_pass:
+            if share.samples and not (row.is_one_pass or is_void):
                 row.token_ids.append(0)  # the next step may be planned already
             return
         for position in range(first, end):
@@ -155,10 +159,15 @@ class FakeRunner:
             ]
         if share.samples and row.is_one_pass:
             result.pooled[share.request_id] = self.slots[self._slot(row, end - 1)].to_bytes(4, "little")
+        elif is_void:
+            result.sampled[share.request_id] = SampledTokens([])
         elif share.samples:
-            token_id = self.slots[self._slot(row, end - 1)] % VOCAB_SIZE
-            row.token_ids.append(token_id)
-            result.sampled[share.request_id] = SampledTokens([token_id])
+            digest = self.slots[self._slot(row, end - 1)]
+            count = 2 + digest // 7 % 9 if self.jumps and digest % 5 == 0 else 1
+            drawn = undisturbed_tokens(row.token_ids, count)
+            assert drawn[0] == digest % VOCAB_SIZE
+            row.token_ids += drawn
+            result.sampled[share.request_id] = SampledTokens(drawn)
 
     def _read_context(self, row: Row, end: int) -> None:
         digest = START

@@ -159,14 +159,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         watermark=st.integers(0, 3),
         policy=st.sampled_from(["fcfs", "priority"]),
         target_step_s=st.sampled_from([0.0, 0.02]),
-        modes=st.tuples(st.booleans(), st.booleans()),
+        modes=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     )
     def build(
         self, depth: int, num_blocks: int, max_num_seqs: int, budget: int, watermark: int, policy: str,
-        target_step_s: float, modes: tuple[bool, bool],
+        target_step_s: float, modes: tuple[bool, bool, bool],
     ) -> None:  # fmt: skip
-        """modes: whether prefixes are cached; whether one-pass requests need every position."""
-        caching, pools_every_token = modes
+        """modes: whether prefixes are cached; one-pass requests need every position; draws may give several tokens."""
+        caching, pools_every_token, jumps = modes
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
@@ -180,6 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.driver = Driver(depth, num_blocks, caching, config)
         self.driver.runner.pools_every_token = pools_every_token
+        self.driver.runner.jumps = jumps
         self.failing: set[str] = set()
         self.driver.runner.fails = self.failing.__contains__
 
@@ -254,6 +255,7 @@ def test_a_hostile_hour_in_miniature(depth: int, caching: bool) -> None:
         watermark_blocks=0,
     )
     driver = Driver(depth, 60, caching, config)
+    driver.runner.jumps = caching == (depth == 1)
     doomed: set[str] = set()
     driver.runner.fails = lambda request_id: request_id in doomed and rng.random() < 0.2
     for turn in range(600):
@@ -319,6 +321,7 @@ def test_random_traffic_in_random_configurations(seed: int) -> None:
         target_step_s=rng.choice([0.0, 0.02]),
     )
     driver = Driver(rng.choice([1, 2]), rng.choice([26, 30, 45, 60, 100]), rng.random() < 0.8, config)
+    driver.runner.jumps = rng.random() < 0.5
     doomed: set[str] = set()
     driver.runner.fails = lambda request_id: request_id in doomed and rng.random() < 0.2
     for _ in range(200):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from vocabularies import EOS, small_vocabulary
 
 from penstock.messages import GrammarSpec
 from penstock.structured import CompiledGrammar, TokenMasks, token_masks
+from penstock.structured.backend import Matcher
 from penstock.structured.closing import ClosingTokens, closing_path
 from penstock.structured.llguidance_backend import LlguidanceBackend
 
@@ -23,6 +27,12 @@ PERSON = GrammarSpec.json_schema({
     "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}},
                    "inner": {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]}},
 })  # fmt: skip
+
+LONG_KEYS = {
+    "type": "object", "additionalProperties": False, "required": ["the first of the names", "another_name"],
+    "properties": {"the first of the names": {"enum": ["hello there", "hello here"]},
+                   "another_name": {"type": "integer"}},
+}  # fmt: skip
 
 
 def compiled(spec: GrammarSpec) -> CompiledGrammar:
@@ -39,12 +49,18 @@ def allowed(masks: TokenMasks, row: int) -> list[int]:
 
 
 def draw(masks: TokenMasks, row: int, budget: int, chance: random.Random) -> list[int]:
-    """Draws at random until the output ends or the budget is spent; the tokens without the end."""
+    """Draws at random, but for what is forced, until the output ends or the budget is spent; the tokens without the
+    end."""
     drawn: list[int] = []
-    for position in range(budget):
+    while len(drawn) < budget:
+        if jump := masks.jumps_of([row]).get(0):
+            masks.jump([(row, jump, len(drawn))])
+            drawn += jump
+            chance.random()
+            continue
         choices = allowed(masks, row)
         assert choices, masks.error(row)
-        [token_id] = masks.advance([row], [chance.choice(choices)], [position])
+        [token_id] = masks.advance([row], [choices[int(chance.random() * len(choices))]], [len(drawn)])
         assert token_id in choices
         if token_id == EOS:
             break
@@ -63,7 +79,7 @@ def test_outputs_end_inside_their_budgets(spec: GrammarSpec) -> None:
     for seed in range(25):
         chance = random.Random(seed)
         budget = grammar.num_closing_tokens + chance.randint(1, 60)
-        masks = TokenMasks(VOCAB_SIZE)
+        masks = TokenMasks(VOCAB_SIZE, 8)
         masks.add(0, grammar, [], budget)
         drawn = draw(masks, 0, budget, chance)
         if len(drawn) == budget:
@@ -74,7 +90,7 @@ def test_outputs_end_inside_their_budgets(spec: GrammarSpec) -> None:
 
 
 def test_an_output_too_short_for_its_grammar_is_not_complete() -> None:
-    masks = TokenMasks(VOCAB_SIZE)
+    masks = TokenMasks(VOCAB_SIZE, 8)
     masks.add(0, compiled(PERSON), [], 5)
     assert len(draw(masks, 0, 5, random.Random(0))) == 5
     assert not masks.is_complete(0)
@@ -82,19 +98,20 @@ def test_an_output_too_short_for_its_grammar_is_not_complete() -> None:
 
 def test_a_row_comes_back_after_a_preemption_as_it_was() -> None:
     grammar = compiled(PERSON)
-    for budget in (12, 40, None):
-        masks = TokenMasks(VOCAB_SIZE)
+    for budget, jumps in itertools.product((12, 40, 200, None), (False, True)):
+        masks = TokenMasks(VOCAB_SIZE, 8)
+        masks.jumps = jumps
         masks.add(3, grammar, [], budget)
         drawn = draw(masks, 3, 10, random.Random(5))
-        expected = allowed(masks, 3)
+        expected = masks.jumps_of([3]) or allowed(masks, 3)
         masks.remove(3)
         assert not masks
         masks.add(1, grammar, drawn, budget)
-        assert allowed(masks, 1) == expected
+        assert (masks.jumps_of([1]) or allowed(masks, 1)) == expected
 
 
 def test_a_step_that_is_computed_again_changes_nothing() -> None:
-    masks = TokenMasks(VOCAB_SIZE)
+    masks = TokenMasks(VOCAB_SIZE, 8)
     masks.add(0, compiled(PERSON), [], None)
     first = allowed(masks, 0)[0]
     assert masks.advance([0], [first], [0]) == [first]
@@ -104,7 +121,7 @@ def test_a_step_that_is_computed_again_changes_nothing() -> None:
 
 
 def test_free_rows_and_rows_without_a_token_are_left_alone() -> None:
-    masks = TokenMasks(VOCAB_SIZE)
+    masks = TokenMasks(VOCAB_SIZE, 8)
     assert masks.masks([0, 1]) is None
     assert masks.advance([0, 1], [7, -1], [0, 0]) == [7, -1]
     masks.add(1, compiled(PERSON), [], 9)
@@ -116,7 +133,7 @@ def test_free_rows_and_rows_without_a_token_are_left_alone() -> None:
 
 
 class SlowMatcher:
-    """Takes far too long for its second mask."""
+    """Takes far too long for its masks, but for the first."""
 
     def __init__(self) -> None:
         self.num_masks = 0
@@ -129,7 +146,7 @@ class SlowMatcher:
 
     def fill_mask(self, address: int, size_bytes: int) -> None:
         self.num_masks += 1
-        time.sleep(1.0 if self.num_masks == 2 else 0)
+        time.sleep(1.0 if self.num_masks > 1 else 0)
 
     def is_complete(self) -> bool:
         return False
@@ -137,10 +154,69 @@ class SlowMatcher:
     def error(self) -> str:
         return ""
 
+    def forced_tokens(self) -> list[int]:
+        return []
+
+
+class PlainBatch:
+    """A batch that asks one matcher after another."""
+
+    def consume(self, matchers: Sequence[Matcher], token_ids: Sequence[int]) -> list[bool]:
+        return [matcher.consume(token_id) for matcher, token_id in zip(matchers, token_ids, strict=True)]
+
+    def fill_masks(self, matchers: Sequence[Matcher], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
+        for matcher, slot in zip(matchers, slots, strict=True):
+            matcher.fill_mask(masks[slot].ctypes.data, masks[slot].nbytes)
+
+
+class FaultyBatch(PlainBatch):
+    """Fails whenever it is asked."""
+
+    def fill_masks(self, matchers: Sequence[Matcher], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
+        raise RuntimeError
+
+
+def test_forced_text_is_given_out_at_once_or_drawn_token_by_token() -> None:
+    grammar = compiled(GrammarSpec.json_schema(LONG_KEYS))
+    for seed, budget in itertools.product(range(6), (None, 80, 150)):
+        outputs = []
+        for jumps in (True, False):
+            masks = TokenMasks(VOCAB_SIZE, 8)
+            masks.jumps = jumps
+            masks.add(0, grammar, [], budget)
+            # The same numbers for the same positions, whether or not what lies between was forced.
+            outputs.append(draw_by_position(masks, budget or 300, seed))
+        assert outputs[0][0] == outputs[1][0]
+        assert outputs[0][1] > 0
+        assert outputs[1][1] == 0
+
+
+def draw_by_position(masks: TokenMasks, budget: int, seed: int) -> tuple[list[int], int]:
+    """(the output of row 0, how many of its tokens were given out at once)."""
+    drawn: list[int] = []
+    num_forced = 0
+    while len(drawn) < budget and EOS not in drawn:
+        if jump := masks.jumps_of([0]).get(0):
+            masks.jump([(0, jump, len(drawn))])
+            drawn += jump
+            num_forced += len(jump)
+            continue
+        choices = allowed(masks, 0)
+        choice = choices[random.Random(f"{seed} {len(drawn)}").randrange(len(choices))]
+        drawn += masks.advance([0], [choice], [len(drawn)])
+    return drawn, num_forced
+
+
+def test_a_fault_of_the_library_ends_nothing_that_goes_well_one_by_one() -> None:
+    masks, expected = TokenMasks(VOCAB_SIZE, 8, FaultyBatch()), TokenMasks(VOCAB_SIZE, 8)
+    for one in (masks, expected):
+        one.add(0, compiled(PERSON), [], None)
+    assert draw(masks, 0, 30, random.Random(1)) == draw(expected, 0, 30, random.Random(1))
+
 
 def test_a_matcher_that_hangs_ends_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_masks, "MAX_MASK_S", 0.1)
-    masks = TokenMasks(VOCAB_SIZE)
+    masks = TokenMasks(VOCAB_SIZE, 8, PlainBatch())
     grammar = compiled(PERSON)
     masks.add(0, grammar, [], None)
     masks.add(1, CompiledGrammar(SlowMatcher(), CLOSING, None), [], None)  # type: ignore[arg-type]

@@ -258,6 +258,7 @@ class Tokenizer:
             token_bytes=[self.token_bytes(token_id) for token_id in range(vocab_size)],
             special_token_ids=sorted(token_id for token_id in special if token_id < vocab_size),
             eos_token_ids=[token_id for token_id in self.eos_token_ids if token_id < vocab_size],
+            tokenizer=self._backend.to_str(),
         )
 
     def tokens_with(self, texts: tuple[str, ...]) -> tuple[int, ...]:

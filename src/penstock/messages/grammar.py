@@ -107,9 +107,10 @@ class Vocabulary(msgspec.Struct, tag="vocabulary", array_like=True):
 
     token_bytes: the UTF-8 bytes of every token of the model's vocabulary (parts of characters included); empty for
     ids without text. special_token_ids: those that are no text, whatever their bytes say. eos_token_ids: those that
-    end a sequence.
+    end a sequence. tokenizer: the tokenizer, as the JSON that `tokenizers` reads; empty where it has no such form.
     """
 
     token_bytes: list[bytes]
     special_token_ids: list[int]
     eos_token_ids: list[int]
+    tokenizer: str = ""

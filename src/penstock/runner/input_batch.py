@@ -70,7 +70,7 @@ class InputBatch:
         self._logprobs: dict[int, int] = {}
         self._prompt_logprobs: dict[int, int] = {}
         self._grammars = grammars
-        self.masks = TokenMasks(vocab_size)
+        self.masks = TokenMasks(vocab_size, max_num_seqs)
 
     # ---- the scheduler's diff
 
@@ -109,7 +109,9 @@ class InputBatch:
             self._prompt_logprobs[row] = sampling.prompt_logprobs
         if grammar is not None:
             output_ids = request.token_ids[request.num_prompt_tokens :]
-            self.masks.add(row, grammar, output_ids, sampling.max_tokens)
+            # Where more than the grammar says what comes next, or someone asks how probable it was, all is drawn.
+            jumps = edits is None and filters is None and sampling.logprobs is None
+            self.masks.add(row, grammar, output_ids, sampling.max_tokens, jumps=jumps)
 
     def remove(self, request_id: str) -> None:
         """Frees the request's row. Unknown ids are ignored: the request may never have got one."""
@@ -214,6 +216,27 @@ class InputBatch:
         positions_R = self._num_tokens[rows_R] - self._num_prompt_tokens[rows_R]
         return self.masks.advance(rows_R.tolist(), token_ids, positions_R.tolist())
 
+    def jumps_of(self, scheduled: Sequence[ScheduledRequest], rows_R: Int64) -> dict[int, list[int]]:
+        """By index, for those of the sampling requests that need no draw: the tokens that their grammars force next.
+        None are left where they are known already, from a step before which this one was planned."""
+        known_R = self._num_tokens[rows_R]
+        # The last token that a row has room for is drawn in any case.
+        jumps = {
+            index: token_ids[: max(0, self._row_tokens - 1 - int(known_R[index]))]
+            for index, token_ids in self.masks.jumps_of(rows_R.tolist()).items()
+        }
+        ends_R = [request.num_computed_tokens + request.num_tokens for request in scheduled]
+        return jumps | {index: [] for index in np.flatnonzero(known_R > ends_R).tolist()}
+
+    def jump(self, rows: Sequence[int], jumps: Sequence[Sequence[int]]) -> None:
+        """Appends forced tokens to the rows."""
+        starts = self._num_tokens[rows]
+        for row, start, token_ids in zip(rows, starts.tolist(), jumps, strict=True):
+            self._token_ids[row, start : start + len(token_ids)] = token_ids
+            self._num_tokens[row] = start + len(token_ids)
+        positions = (starts - self._num_prompt_tokens[rows]).tolist()
+        self.masks.jump(list(zip(rows, jumps, positions, strict=True)))
+
     def prompt_logprob_targets(self, request: ScheduledRequest) -> tuple[int, Int64] | None:
         """(alternatives, next tokens of the first positions of this share) if it wants logprobs of its prompt."""
         if not self._prompt_logprobs:
@@ -249,8 +272,11 @@ class InputBatch:
         return self._token_ids[row, self._num_prompt_tokens[row] : self._num_tokens[row]]
 
     def _check(self, scheduled: Sequence[ScheduledRequest], rows_R: Int64, ends_R: Int64) -> None:
-        """A share ends at known tokens; it samples exactly when it ends at the last one."""
+        """A share ends at known tokens. It samples when it ends at the last one; else only where the plan was made
+        before it was known that tokens are forced."""
         known_R = self._num_tokens[rows_R]
         samples_R = np.array([request.samples for request in scheduled])
         assert (ends_R <= known_R).all(), (scheduled, known_R)
-        assert ((ends_R == known_R) == samples_R).all(), (scheduled, known_R)
+        is_last_R = ends_R == known_R
+        assert (samples_R | ~is_last_R).all(), (scheduled, known_R)
+        assert all(row in self.masks for row in rows_R[samples_R & ~is_last_R].tolist()), (scheduled, known_R)

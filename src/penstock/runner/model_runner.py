@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.base.errors import PenstockError
@@ -160,7 +162,11 @@ class ModelRunner:
         residual_TD: Tensor,
         result: StepResult,
     ) -> None:
-        """Draws a token for the requests at the indices `drawing` and records it."""
+        """Draws a token for the requests at the indices `drawing` and records it; forced tokens need no draw."""
+        if self._batch.masks:
+            drawing = self._jump(scheduled, drawing, inputs.rows, result)
+            if not drawing:
+                return
         rows_R, last_R = inputs.rows, inputs.last_tokens
         if len(drawing) < len(scheduled):
             rows_R, last_R = rows_R[drawing], last_R[drawing]
@@ -186,6 +192,22 @@ class ModelRunner:
                 is_complete = bool(masks) and masks.is_complete(rows[index])
                 state = self._batch.sampler_state(rows[index])
                 result.sampled[request_id] = SampledTokens([token_id], found, is_complete, state)
+
+    def _jump(
+        self, scheduled: Sequence[ScheduledRequest], drawing: Sequence[int], rows_R: NDArray[np.int64],
+        result: StepResult,
+    ) -> Sequence[int]:  # fmt: skip
+        """Gives out the tokens that grammars force, which need no draw; the indices of the requests that draw."""
+        rows_D = rows_R[drawing]
+        jumps = self._batch.jumps_of([scheduled[index] for index in drawing], rows_D)
+        if not jumps:
+            return drawing
+        for place, token_ids in jumps.items():  # what is there already was given before a part of the step failed
+            result.sampled.setdefault(scheduled[drawing[place]].request_id, SampledTokens(token_ids))
+        places = [place for place, token_ids in jumps.items() if token_ids]
+        if places:
+            self._batch.jump(rows_D[places].tolist(), [jumps[place] for place in places])
+        return [index for place, index in enumerate(drawing) if place not in jumps]
 
     def _prompt_logprobs(
         self, scheduled: Sequence[ScheduledRequest], inputs: StepInputs, x_TD: Tensor, residual_TD: Tensor

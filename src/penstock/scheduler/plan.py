@@ -24,8 +24,8 @@ class StepPlan:
         self.requests: list[Request] = []
         self.new_requests: list[NewRequestData] = []
 
-    def add(self, request: Request, num_tokens: int, new_block_ids: list[int]) -> None:
-        """Gives a request the next `num_tokens` of its positions."""
+    def add(self, request: Request, num_tokens: int) -> None:
+        """Gives a request the next `num_tokens` of its positions, and the runner the blocks it has not heard of."""
         first = request.num_computed_tokens
         request.num_computed_tokens = first + num_tokens
         samples = request.num_computed_tokens == len(request.token_ids) + request.num_pending
@@ -35,7 +35,8 @@ class StepPlan:
         self.budget -= num_tokens
         self.num_tokens += num_tokens
         self.requests.append(request)
-        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
+        block_ids, request.new_block_ids = request.new_block_ids, []
+        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, block_ids, samples))
 
     def add_new(self, request: Request, num_tokens: int) -> None:
         """The first share of a request that the runner does not know (any more)."""
@@ -51,4 +52,5 @@ class StepPlan:
                 request.sampler_state,
             )
         )
-        self.add(request, num_tokens, list(request.table.block_ids))
+        request.new_block_ids = list(request.table.block_ids)
+        self.add(request, num_tokens)

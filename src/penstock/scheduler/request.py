@@ -40,7 +40,8 @@ class Request:
         num_finished_tokens <= num_computed_tokens <= len(token_ids) + num_pending
 
     positions that finished steps have written; positions given to any step; and tokens that exist or that steps in
-    flight are assumed to draw (num_pending of them). max_total_tokens bounds the last, so steps are never planned
+    flight are assumed to draw (num_pending of them). Where a grammar forces tokens a step gives several at once
+    (jump-forward); they are computed like a prompt's. max_total_tokens bounds the last, so steps are never planned
     beyond it.
     """
 
@@ -56,6 +57,7 @@ class Request:
         "max_total_tokens",
         "min_tokens",
         "namespace",
+        "new_block_ids",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_finished_tokens",
@@ -64,6 +66,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_slots",
+        "num_void",
         "pooling",
         "pools_every_token",
         "prompt_logprobs",
@@ -106,9 +109,11 @@ class Request:
         self.is_protected = is_protected
         self.table: BlockTable | None = None
         self.num_slots = 0  # positions that the table has room for
+        self.new_block_ids: list[int] = []  # of the table, not told to the runner yet
         self.num_computed_tokens = 0
         self.num_finished_tokens = 0
         self.num_pending = 0
+        self.num_void = 0  # of the draws in flight, the oldest so many give nothing: their tokens were forced
         self.num_in_flight = 0  # steps in flight that compute something for it
         self.num_cached_tokens = NOT_ADMITTED  # prefix hit at the first admission
         self.num_preemptions = 0
@@ -141,6 +146,27 @@ class Request:
             self.token_ids = decode_tokens(self.token_bytes)
         elif len(self.token_bytes) != len(self.token_ids) * TOKEN_BYTES:
             self.token_bytes = encode_tokens(self.token_ids)
+
+    def ends_draw(self) -> bool:
+        """The oldest draw in flight has come back; whether it gives anything."""
+        if self.num_void:
+            self.num_void -= 1
+            return False
+        self.num_pending -= 1
+        return True
+
+    def take(self, token_ids: list[int]) -> int | None:
+        """Appends what a step gave, up to the last token it may have, or to a stop token, which is returned."""
+        for token_id in token_ids:
+            if token_id in self.stop_token_ids and self.num_output_tokens >= self.min_tokens:
+                return token_id
+            self.token_ids.append(token_id)
+            if len(self.token_ids) >= self.max_total_tokens:
+                break
+        num_known = min(self.num_pending, len(token_ids) - 1)
+        self.num_pending -= num_known
+        self.num_void += num_known
+        return None
 
     def collect_prompt_logprobs(self, first_position: int, logprobs: list[TokenLogprobs]) -> None:
         """Keeps what one chunk gave, for positions from `first_position`. After a preemption they come again."""

@@ -168,10 +168,9 @@ class Scheduler:
         # By object, not by id: an id may have ended and been used again while the step was in flight.
         for request, share in zip(plan.requests, plan.scheduled, strict=True):
             request.num_in_flight -= 1
-            if share.samples:
-                request.num_pending -= 1
+            draws = share.samples and request.ends_draw()
             if request.state is not RequestState.FINISHED:
-                done = self._apply(request, share, result)
+                done = self._apply(request, share, result, draws)
                 if done is not None:
                     outputs.append(done)
         return outputs
@@ -200,9 +199,11 @@ class Scheduler:
     def _plan_decodes(self, plan: StepPlan) -> list[Request]:
         """Gives each running request that lacks one token that token; returns those that lack more.
 
-        Those who lack blocks preempt from the end of the list, so nobody is preempted who is in the plan.
+        Those who lack blocks preempt from the end of the list, so nobody is preempted who is in the plan. Streams
+        that lack forced tokens come before prompts.
         """
         prefills: list[Request] = []
+        streams: list[Request] = []
         running = self._running
         index = 0
         while index < len(running):
@@ -211,35 +212,33 @@ class Scheduler:
             num_computed = request.num_computed_tokens
             num_known = len(request.token_ids) + request.num_pending
             if num_known - num_computed > 1:
-                prefills.append(request)
+                if num_known <= request.num_slots or self._grow(request, num_known, plan):
+                    (prefills if num_computed < request.num_prompt_tokens else streams).append(request)
                 continue
             if num_known >= request.max_total_tokens:
                 continue  # its last token is being drawn
-            if num_computed < request.num_slots:
-                plan.add(request, 1, [])
-                continue
-            new_block_ids = self._grow(request, plan)
-            if new_block_ids is not None:
-                plan.add(request, 1, new_block_ids)
+            if num_computed < request.num_slots or self._grow(request, num_computed + 1, plan):
+                plan.add(request, 1)
         plan.num_decodes = len(plan.scheduled)
-        return prefills
+        return streams + prefills
 
-    def _grow(self, request: Request, plan: StepPlan) -> list[int] | None:
-        """A block more for a running request; None if it was preempted, or has to wait for protected ones to end."""
+    def _grow(self, request: Request, num_tokens: int, plan: StepPlan) -> bool:
+        """Blocks for so many tokens of a running request; False: it was preempted, or waits for protected ones."""
         assert request.table is not None
         while True:
-            new_block_ids = self._kv.grow(request.table, request.num_computed_tokens + 1)
+            new_block_ids = self._kv.grow(request.table, num_tokens)
             if new_block_ids is not None:
                 request.num_slots = len(request.table.block_ids) * self._kv.block_size
-                return new_block_ids
+                request.new_block_ids += new_block_ids
+                return True
             plan.is_short = True
             victim = self._running[-1]
             if victim.is_protected:
                 assert request is self._guaranteed
-                return None
+                return False
             self._preempt(victim)
             if victim is request:
-                return None
+                return False
 
     def _plan_prefills(self, plan: StepPlan, prefills: list[Request]) -> None:
         if self._pace.is_on and plan.num_decodes:
@@ -247,7 +246,7 @@ class Scheduler:
         for request in prefills:
             if plan.budget == 0:
                 return
-            plan.add(request, min(len(request.token_ids) - request.num_computed_tokens, plan.budget), [])
+            plan.add(request, min(len(request.token_ids) - request.num_computed_tokens, plan.budget))
 
     def _admit(self, plan: StepPlan) -> None:
         """Starts waiting requests, best first, while budget, rows and blocks last."""
@@ -336,7 +335,9 @@ class Scheduler:
 
     # Results
 
-    def _apply(self, request: Request, share: ScheduledRequest, result: StepResult) -> RequestOutput | None:
+    def _apply(
+        self, request: Request, share: ScheduledRequest, result: StepResult, draws: bool
+    ) -> RequestOutput | None:
         """What a step did for a request that has not ended; its output, if there is one."""
         if result.errors and request.request_id in result.errors:
             return self._finish(request, FinishReason.ERROR, result.errors[request.request_id])
@@ -346,24 +347,24 @@ class Scheduler:
                 self._offer_blocks(request, request.table)
         if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
             request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
-        return self._take_token(request, result) if share.samples else None
+        return self._take_tokens(request, result) if draws else None
 
-    def _take_token(self, request: Request, result: StepResult) -> RequestOutput:
+    def _take_tokens(self, request: Request, result: StepResult) -> RequestOutput:
         if request.request_id in result.pooled:
             return self._end(request, request.vector_output(result, self._now), FinishReason.STOP)
         sampled = result.sampled.get(request.request_id)
         if sampled is None or not sampled.token_ids:
             return self._finish(request, FinishReason.ERROR, _LOST_TOKEN)
-        token_id, request.sampler_state = sampled.token_ids[0], sampled.sampler_state
+        request.sampler_state = sampled.sampler_state
         if not request.has_output:
             request.first_token_s = self._now
-        if token_id in request.stop_token_ids and request.num_output_tokens >= request.min_tokens:
-            output = request.output([], None)
-            output.stop_token_id = token_id
+        first = len(request.token_ids)
+        stop_token_id = request.take(sampled.token_ids)
+        self._stats.num_output_tokens += len(request.token_ids) - first
+        output = request.output(request.token_ids[first:], sampled.logprobs if stop_token_id is None else None)
+        if stop_token_id is not None:
+            output.stop_token_id = stop_token_id
             return self._end(request, output, FinishReason.STOP)
-        request.token_ids.append(token_id)
-        self._stats.num_output_tokens += 1
-        output = request.output([token_id], sampled.logprobs)
         if len(request.token_ids) >= request.max_total_tokens:
             return self._end(request, output, FinishReason.STOP if sampled.is_complete else FinishReason.LENGTH)
         return output
@@ -399,6 +400,7 @@ class Scheduler:
         self._removed_ids.append(request.request_id)
         self._kv.free(request.table, request.token_ids, request.num_finished_tokens)
         request.table = None
+        request.new_block_ids = []
         if request is self._guaranteed:
             self._guaranteed = None
 
@@ -424,7 +426,7 @@ class Scheduler:
         in_flight = [request for plan in self._in_flight.values() for request in plan.requests]
         for request in self._requests.values():
             assert request.num_in_flight == in_flight.count(request)
-            assert request.num_pending <= request.num_in_flight
+            assert request.num_pending + request.num_void <= request.num_in_flight
             assert len(request.token_ids) + request.num_pending <= request.max_total_tokens
             assert request.num_preemptions <= self._config.max_preemptions
             assert (request.table is not None) == (request.state is RequestState.RUNNING)

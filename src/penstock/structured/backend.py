@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from penstock.base.errors import ValidationError
 from penstock.messages import GrammarSpec
@@ -21,8 +25,17 @@ class Matcher(Protocol):
         """Goes on by a token; whether the grammar takes it. An end-of-sequence token is taken where it may end."""
         ...
 
+    def consume_all(self, token_ids: list[int]) -> bool:
+        """consume() of each."""
+        ...
+
     def fill_mask(self, address: int, size_bytes: int) -> None:
         """Writes which tokens may come next: bit i % 32 of the i // 32-th int32 for token i."""
+        ...
+
+    def forced_tokens(self) -> list[int]:
+        """The tokens of the text that must come next, up to where a choice begins, as the tokenizer spells it. The
+        first of them, if any, is all that the mask allows."""
         ...
 
     def accepts_all(self, token_ids: list[int]) -> bool:
@@ -41,6 +54,18 @@ class Matcher(Protocol):
 
     def error(self) -> str:
         """Why no further token can be judged; empty while all is well."""
+        ...
+
+
+class MatcherBatch(Protocol):
+    """Calls for many matchers at once, which run beside other threads of the interpreter."""
+
+    def consume(self, matchers: Sequence[Matcher], token_ids: Sequence[int]) -> list[bool]:
+        """Matcher.consume of each."""
+        ...
+
+    def fill_masks(self, matchers: Sequence[Matcher], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
+        """Matcher.fill_mask of each, into its slot of `masks` [slots, words]."""
         ...
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from penstock.structured.json_schema import enforceable
 
-# Forced text has many spellings in tokens. The model chooses among them; the library would choose one without it.
-HEADER: Final = '%llguidance {"no_forcing": true}\n'
+# Forced text has many spellings in tokens. The one that counts is the tokenizer's: see spelling.py.
+HEADER: Final = '%llguidance {"no_forcing": false}\n'
 
 
 class LarkGrammar:

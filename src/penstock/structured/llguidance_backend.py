@@ -6,13 +6,17 @@ Its limits are counts, not seconds, so what is refused does not depend on how bu
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import llguidance
+import numpy as np
+from numpy.typing import NDArray
 
 from penstock.messages import GrammarSpec, Vocabulary
 from penstock.structured.backend import GrammarError
 from penstock.structured.grammar_text import grammar_text, special_tokens_by_text
+from penstock.structured.spelling import Spelling
 
 # A mask that is within these takes up to about 5 ms (14,000 units of lexer fuel and 20,000 items a millisecond);
 # an ordinary one takes 10 microseconds.
@@ -25,6 +29,8 @@ LIMITS: Final = llguidance.LLParserLimits(
     max_grammar_size=300_000,
     verbose_errors=False,
 )
+# Ordinary masks take microseconds: more threads would cost more than they save.
+NUM_BATCH_THREADS: Final = 1
 MAX_MESSAGE_CHARS: Final = 300
 _PLACE: Final = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 
@@ -59,35 +65,59 @@ class LlguidanceBackend:
 class LlguidanceMatcher:
     """See backend.Matcher."""
 
-    __slots__ = ("_matcher",)
+    __slots__ = ("inner",)
 
     def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+        """matcher: an LLMatcher."""
+        self.inner = matcher
 
     def consume(self, token_id: int) -> bool:
-        return bool(self._matcher.consume_token(token_id))
+        return bool(self.inner.consume_token(token_id))
+
+    def consume_all(self, token_ids: list[int]) -> bool:
+        return bool(self.inner.consume_tokens(token_ids))
 
     def fill_mask(self, address: int, size_bytes: int) -> None:
-        self._matcher.unsafe_compute_mask_ptr(address, size_bytes)
+        self.inner.unsafe_compute_mask_ptr(address, size_bytes)
+
+    def forced_tokens(self) -> list[int]:
+        forced: list[int] = self.inner.compute_ff_tokens()
+        return forced
 
     def accepts_all(self, token_ids: list[int]) -> bool:
-        return bool(self._matcher.validate_tokens(token_ids) == len(token_ids))
+        return bool(self.inner.validate_tokens(token_ids) == len(token_ids))
 
     def rollback(self, num_tokens: int) -> None:
-        self._matcher.rollback(num_tokens)
+        self.inner.rollback(num_tokens)
 
     def copy(self) -> LlguidanceMatcher:
-        return LlguidanceMatcher(self._matcher.deep_copy())
+        return LlguidanceMatcher(self.inner.deep_copy())
 
     def is_complete(self) -> bool:
-        return bool(self._matcher.is_accepting())
+        return bool(self.inner.is_accepting())
 
     def error(self) -> str:
-        return _first_line(self._matcher.get_error()) if self._matcher.is_error() else ""
+        return _first_line(self.inner.get_error()) if self.inner.is_error() else ""
+
+
+class LlguidanceBatch:
+    """See backend.MatcherBatch. The calls hold the interpreter's lock only to read their arguments."""
+
+    def __init__(self) -> None:
+        self._executor = llguidance.LLExecutor(NUM_BATCH_THREADS)
+
+    def consume(self, matchers: Sequence[Any], token_ids: Sequence[int]) -> list[bool]:
+        pairs = [(matcher.inner, token_id) for matcher, token_id in zip(matchers, token_ids, strict=True)]
+        accepted: list[bool] = self._executor.consume_token_par(pairs)
+        return accepted
+
+    def fill_masks(self, matchers: Sequence[Any], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
+        pairs = [(matcher.inner, slot) for matcher, slot in zip(matchers, slots, strict=True)]
+        self._executor.unsafe_compute_mask_ptr(pairs, masks.ctypes.data, masks.strides[0], len(masks))
 
 
 class _Tokens:
-    """What llguidance's TokenizerWrapper asks of a tokenizer."""
+    """What llguidance's TokenizerWrapper asks of a tokenizer. Called with bytes: the text of forced tokens."""
 
     bos_token_id = None
 
@@ -95,10 +125,10 @@ class _Tokens:
         self.tokens = vocabulary.token_bytes
         self.eos_token_id = vocabulary.eos_token_ids[0]
         self.special_token_ids = sorted({*vocabulary.special_token_ids, *vocabulary.eos_token_ids})
+        self._spelling = Spelling(vocabulary)
 
-    def __call__(self, _text: bytes) -> list[int]:
-        """Tokenizing serves only to force tokens, which no grammar of ours asks for."""
-        return []
+    def __call__(self, text: bytes) -> list[int]:
+        return self._spelling(text)
 
 
 def _first_line(message: str) -> str:

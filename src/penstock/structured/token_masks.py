@@ -9,145 +9,61 @@ Owns: the matchers of the rows and the thread that drives them.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.structured.closing import closing_path
+from penstock.structured.backend import MatcherBatch
 from penstock.structured.compiler import CompiledGrammar
+from penstock.structured.constrained_row import ConstrainedRow
+from penstock.structured.llguidance_backend import LlguidanceBatch
 
 # A mask takes microseconds and the library's own limits end the worst within some milliseconds. Should one ever take
 # longer than this, its request ends; the thread that is lost in it is left behind.
 MAX_MASK_S: Final = 0.25
-# The way to the end is looked for when so many draws are left beside it, and kept track of from there.
-CLOSING_MARGIN: Final = 24
-CLOSING_INTERVAL: Final = 8
-INT32: Final = np.dtype(np.int32)
 
-
-class ConstrainedRow:
-    """One output in progress. Used by one thread at a time: the mask thread, or who waits for it.
-
-    mask: bit i % 32 of word i // 32 is set where token i may come next. error: why there is no mask.
-    budget: how many tokens may still be drawn; None when there is no limit to mind.
-    """
-
-    def __init__(self, grammar: CompiledGrammar, vocab_size: int, budget: int | None) -> None:
-        self._matcher = grammar.matcher.copy()
-        self._tokens = grammar.tokens
-        self._closing_from = 2 * (grammar.num_closing_tokens or 0) + 2 * CLOSING_MARGIN
-        self._path: list[int] | None = None
-        self._is_path_current = False
-        self._spare = np.zeros(-(-vocab_size // 32), dtype=INT32)
-        self._num_drawn = 0
-        self.last_token = -1
-        self._is_over = False
-        self.mask = np.zeros_like(self._spare)
-        self.error = ""
-        self.budget = budget
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether a drawn token is checked before it counts: the way to the end needs nearly all that is left."""
-        if self.budget is None or self._is_over:
-            return False
-        return self.budget <= 1 or (self._path is not None and self.budget - len(self._path) <= CLOSING_MARGIN)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the output could end here."""
-        return not self.error and self._matcher.is_complete()
-
-    def advance(self, token_ids: Sequence[int], position: int) -> int:
-        """Goes on by tokens of which the first stands at `position` of the output, and makes the next mask.
-
-        Returns the last token, which is another one where the drawn one left no way to the end. A position that was
-        advanced over before (a step that is computed again) changes nothing.
-        """
-        for offset, token_id in enumerate(token_ids):
-            if position + offset < self._num_drawn:
-                continue
-            self.last_token = self._take(token_id)
-            self._num_drawn += 1
-        if not self.error:
-            self._matcher.fill_mask(self.mask.ctypes.data, self.mask.nbytes)
-            self.error = self._matcher.error()
-        return self.last_token
-
-    def _take(self, token_id: int) -> int:
-        if self.error or self._is_over:
-            return token_id
-        is_closing = self.is_closing
-        if is_closing and not self._is_path_current:
-            self._find_path()
-        before, was_complete = self._path, self._matcher.is_complete()
-        if not self._matcher.consume(token_id):
-            # What ends a sequence at a place where it may end is taken; anything else the mask has excluded.
-            self.error = "" if was_complete else self._matcher.error() or "a token was drawn that the grammar excludes"
-            self._is_over = True
-            return token_id
-        self._is_over = token_id in self._tokens.eos_token_ids
-        if self.budget is None or self._is_over:
-            return token_id
-        self.budget -= 1
-        self._follow(token_id)
-        if is_closing and before is not None and (self._path is None or len(self._path) > self.budget):
-            self._matcher.rollback(1)
-            token_id = before[0] if before else self._tokens.eos_token_ids[0]
-            self._matcher.consume(token_id)
-            self._is_over = not before
-            self._path, self._is_path_current = before[1:], True
-        return token_id
-
-    def _follow(self, token_id: int) -> None:
-        """The way to the end after a token was taken; looked for anew where it counts, and now and then before."""
-        if self._path and self._is_path_current and self._path[0] == token_id:
-            self._path = self._path[1:]
-            return
-        self._is_path_current = False
-        assert self.budget is not None
-        is_due = self._path is None or self._num_drawn % CLOSING_INTERVAL == 0
-        if self.is_closing or (is_due and self.budget <= self._closing_from):
-            self._find_path()
-
-    def _find_path(self) -> None:
-        """A way to the end from here: the one known, if it still leads there."""
-        if self._path is None or not self._leads_to_end(self._path):
-            assert self.budget is not None
-            self._path = closing_path(self._matcher, self._tokens, self._spare, max(self.budget, 1))
-        self._is_path_current = True
-
-    def _leads_to_end(self, path: list[int]) -> bool:
-        if not self._matcher.accepts_all(path):
-            return False
-        for token_id in path:
-            self._matcher.consume(token_id)
-        is_complete = self._matcher.is_complete()
-        if path:
-            self._matcher.rollback(len(path))
-        return is_complete
+# (row, tokens to take, position of the first in its output)
+Work = tuple[ConstrainedRow, Sequence[int], int]
 
 
 class _Job:
-    """Rows to advance, one after another. index: the one being worked on."""
+    """Rows to advance. is_single: one after another, of which `index` is being worked on."""
 
-    __slots__ = ("done", "index", "work")
+    __slots__ = ("done", "index", "is_single", "work")
 
-    def __init__(self, work: list[tuple[ConstrainedRow, Sequence[int], int]]) -> None:
+    def __init__(self, work: list[Work], *, is_single: bool = False) -> None:
         self.work = work
+        self.is_single = is_single
         self.index = 0
         self.done = threading.Event()
 
+    def from_beginnings(self) -> _Job:
+        """The same with whole outputs, one row after another."""
+        work = [(row, [*row.token_ids[:position], *token_ids], 0) for row, token_ids, position in self.work]
+        return _Job(list(work), is_single=True)
+
+    def with_rows(self, renewed: Mapping[ConstrainedRow, ConstrainedRow]) -> _Job:
+        """The same with some rows in the place of others."""
+        work = [(renewed.get(row, row), token_ids, position) for row, token_ids, position in self.work]
+        return _Job(work, is_single=self.is_single)
+
+
+class _LeftBehindError(Exception):
+    """Nobody waits for this thread any more."""
+
 
 class _MaskThread:
-    """Works off jobs in order. Left behind, it ends after the row it is at."""
+    """Works off jobs in order. Left behind, it touches no row any more and ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, masks: NDArray[np.int32], batch: MatcherBatch) -> None:
+        self._masks = masks
+        self._batch = batch
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_left = False
@@ -156,34 +72,78 @@ class _MaskThread:
     def put(self, job: _Job | None) -> None:
         self._jobs.put(job)
 
-    def leave(self, job: _Job) -> int | None:
-        """Gives the thread up; the index of the row it is lost in. None: it has finished after all, and is kept."""
+    def leave(self, job: _Job) -> bool:
+        """Gives the thread up; False where the job has been finished after all, and the thread is kept."""
         with self._lock:
-            if job.done.is_set():
-                return None
-            self._is_left = True
-            return job.index
+            self._is_left = not job.done.is_set()
+            return self._is_left
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            for row, token_ids, position in job.work:
+        with contextlib.suppress(_LeftBehindError):
+            while (job := self._jobs.get()) is not None:
                 try:
-                    row.advance(token_ids, position)
-                except Exception as error:  # a fault of the library ends the request that met it, not the thread
-                    row.error = f"the grammar library failed ({type(error).__name__})"
-                with self._lock:
-                    if self._is_left:
-                        return
-                    job.index += 1
-                    if job.index == len(job.work):
-                        job.done.set()
+                    self._work(job)
+                except _LeftBehindError:
+                    raise
+                except Exception:  # a fault of the library: the row it comes from is found one by one
+                    again = job.from_beginnings()
+                    for row, _, _ in again.work:
+                        row.restart()
+                    self._work(again)
+                with self._if_not_left():
+                    job.done.set()
+
+    @contextlib.contextmanager
+    def _if_not_left(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_left:
+                raise _LeftBehindError
+            yield
+
+    def _work(self, job: _Job) -> None:
+        if not job.is_single:
+            self._work_together(job.work)
+            return
+        for row, token_ids, position in job.work:
+            try:
+                row.advance(token_ids, position)
+                row.fill_mask()
+            except Exception as error:
+                row.error = f"the grammar library failed ({type(error).__name__})"
+            with self._if_not_left():
+                job.index += 1
+
+    def _work_together(self, work: list[Work]) -> None:
+        """Two calls of the library for all rows that take one token each, far from the end of their budgets."""
+        batched: list[ConstrainedRow] = []
+        drawn: list[int] = []
+        for row, token_ids, position in work:
+            if len(token_ids) == 1 and row.takes_in_batch(token_ids[0], position):
+                batched.append(row)
+                drawn.append(token_ids[0])
+            else:
+                row.advance(token_ids, position)
+        if batched:
+            accepted = self._batch.consume([row.matcher for row in batched], drawn)
+            with self._if_not_left():
+                for row, token_id, is_accepted in zip(batched, drawn, accepted, strict=True):
+                    row.took(token_id, is_accepted)
+        wanted = [row for row, _, _ in work if row.look_ahead()]
+        if wanted:
+            self._batch.fill_masks([row.matcher for row in wanted], [row.slot for row in wanted], self._masks)
+            with self._if_not_left():
+                for row in wanted:
+                    row.error = row.matcher.error()
 
 
 class TokenMasks:
     """The constrained rows of one runner, by row number."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, vocab_size: int, max_rows: int, batch: MatcherBatch | None = None) -> None:
+        """batch: for the matchers of all grammars."""
+        self.jumps = True  # whether forced tokens are given out at once, where a row lets them
+        self._masks = np.zeros((max_rows, -(-vocab_size // 32)), dtype=np.int32)
+        self._batch = batch
         self._rows: dict[int, ConstrainedRow] = {}
         self._thread: _MaskThread | None = None
         self._pending: list[_Job] = []
@@ -194,11 +154,14 @@ class TokenMasks:
     def __contains__(self, row: int) -> bool:
         return row in self._rows
 
-    def add(self, row: int, grammar: CompiledGrammar, output_ids: Sequence[int], budget: int | None) -> None:
-        """A request takes `row`. output_ids: what it drew before a preemption. budget: of its whole output."""
-        constrained = ConstrainedRow(grammar, self._vocab_size, budget)
+    def add(
+        self, row: int, grammar: CompiledGrammar, output_ids: Sequence[int], budget: int | None, *, jumps: bool = True
+    ) -> None:
+        """A request takes `row`. output_ids: what it drew before a preemption. budget: of its whole output.
+        jumps: nothing but the grammar decides about a token that it forces, and nobody asks for its probability."""
+        constrained = ConstrainedRow(grammar, self._masks[row], row, budget, jumps=jumps and self.jumps)
         self._rows[row] = constrained
-        self._submit([(constrained, list(output_ids), 0)])
+        self._submit(_Job([(constrained, list(output_ids), 0)]))
 
     def remove(self, row: int) -> None:
         self._rows.pop(row, None)
@@ -209,15 +172,28 @@ class TokenMasks:
         if not indices:
             return None
         self._wait()
-        found = [self._rows[rows[index]] for index in indices]
-        return indices, np.stack([row.mask if not row.error else np.zeros_like(row.mask) for row in found])
+        chosen = [rows[index] for index in indices]
+        masks = self._masks[chosen]
+        if any(row.error for row in self._rows.values()):
+            masks[[index for index, row in enumerate(chosen) if self._rows[row].error]] = 0
+        return indices, masks
+
+    def jumps_of(self, rows: Sequence[int]) -> dict[int, list[int]]:
+        """By index into `rows`: tokens that a row goes on with and that need no draw, where there are some."""
+        self._wait()
+        found: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            constrained = self._rows.get(row)
+            if constrained is not None and constrained.jump:
+                found[index] = constrained.jump
+        return found
 
     def advance(self, rows: Sequence[int], token_ids: list[int], positions: Sequence[int]) -> list[int]:
         """Takes the tokens that rows drew at these positions of their outputs; those that count, in their place.
 
         Rows whose token is negative drew none. Waits only where a token may be replaced.
         """
-        work: list[tuple[ConstrainedRow, Sequence[int], int]] = []
+        work: list[Work] = []
         checked: list[tuple[int, ConstrainedRow]] = []
         for index, row in enumerate(rows):
             constrained = self._rows.get(row)
@@ -227,13 +203,17 @@ class TokenMasks:
                     checked.append((index, constrained))
         if not work:
             return token_ids
-        self._submit(work)
+        self._submit(_Job(work))
         if checked:
             self._wait()
             token_ids = list(token_ids)
             for index, constrained in checked:
-                token_ids[index] = constrained.last_token
+                token_ids[index] = constrained.token_ids[positions[index]]
         return token_ids
+
+    def jump(self, jumps: Sequence[tuple[int, Sequence[int], int]]) -> None:
+        """Takes what jumps_of() gave, each as (row, tokens, position of the first in the output)."""
+        self._submit(_Job([(self._rows[row], token_ids, position) for row, token_ids, position in jumps]))
 
     def is_complete(self, row: int) -> bool:
         """Whether the row's output is whole. Only for rows whose budget is spent: others may be at work."""
@@ -245,11 +225,12 @@ class TokenMasks:
         constrained = self._rows.get(row)
         return constrained.error if constrained is not None else ""
 
-    def _submit(self, work: list[tuple[ConstrainedRow, Sequence[int], int]]) -> None:
+    def _submit(self, job: _Job) -> None:
         if self._thread is None:
-            self._thread = _MaskThread()
+            if self._batch is None:
+                self._batch = LlguidanceBatch()
+            self._thread = _MaskThread(self._masks, self._batch)
             weakref.finalize(self, self._thread.put, None)
-        job = _Job(work)
         self._pending.append(job)
         self._thread.put(job)
 
@@ -263,14 +244,24 @@ class TokenMasks:
             del self._pending[0]
 
     def _leave_behind(self, job: _Job) -> None:
+        """Goes on without a thread that may never come back, and without all that it may still write to."""
         assert self._thread is not None
-        lost = self._thread.leave(job)
-        if lost is None:
+        if not self._thread.leave(job):
             return
-        stuck = job.work[lost][0]
-        stuck.error = "its next token takes too long to work out"
-        rest = [*job.work[lost + 1 :], *(work for later in self._pending[1:] for work in later.work)]
-        self._pending.clear()
-        self._thread = None
-        if rest := [work for work in rest if work[0] is not stuck]:
-            self._submit(rest)
+        self._masks = self._masks.copy()
+        self._batch = self._thread = None
+        for row, constrained in self._rows.items():
+            constrained.set_mask(self._masks[row])
+        later, self._pending = self._pending[1:], []
+        if job.is_single:
+            stuck = job.work[job.index][0]
+            again = _Job(job.work[job.index + 1 :], is_single=True)
+            renewed = {stuck: stuck.renewed(self._masks[stuck.slot])}
+            renewed[stuck].error = "its next token takes too long to work out"
+        else:
+            again = job.from_beginnings()
+            renewed = {row: row.renewed(self._masks[row.slot]) for row, _, _ in job.work}
+        for row, constrained in self._rows.items():
+            self._rows[row] = renewed.get(constrained, constrained)
+        for one in (again, *later):
+            self._submit(one.with_rows(renewed))
