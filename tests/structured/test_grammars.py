@@ -9,7 +9,7 @@ from vocabularies import EOS, small_vocabulary, tokenize
 
 from penstock.frontend.parsers.blocks import BlockParser
 from penstock.frontend.parsers.choose import FORMATS as PARSED_FORMATS
-from penstock.frontend.parsers.parts import ToolCall
+from penstock.frontend.parsers.parts import ToolCall, merge_parts
 from penstock.messages import GrammarSpec, ToolCallSpec, ToolSpec
 from penstock.structured.backend import GrammarError
 from penstock.structured.closing import ClosingTokens, closing_path
@@ -116,7 +116,7 @@ def test_calls_are_enforced_in_the_form_that_the_parser_reads(name: str, is_requ
     assert not takes(only_one, both)
     [parsed] = [known for known in PARSED_FORMATS if known.name == name]
     parser = BlockParser(parsed, {"get": {}, "put": {}})
-    found = parser.feed(both) + parser.finish()
+    found = merge_parts(parser.feed(both) + parser.finish())
     assert found == [ToolCall("get", '{"x": 12}'), ToolCall("put", '{"a": [1]}')]
 
 

@@ -168,9 +168,8 @@ class Scheduler:
         # By object, not by id: an id may have ended and been used again while the step was in flight.
         for request, share in zip(plan.requests, plan.scheduled, strict=True):
             request.num_in_flight -= 1
-            draws = share.samples and request.ends_draw()
             if request.state is not RequestState.FINISHED:
-                done = self._apply(request, share, result, draws)
+                done = self._apply(request, share, result)
                 if done is not None:
                     outputs.append(done)
         return outputs
@@ -335,9 +334,7 @@ class Scheduler:
 
     # Results
 
-    def _apply(
-        self, request: Request, share: ScheduledRequest, result: StepResult, draws: bool
-    ) -> RequestOutput | None:
+    def _apply(self, request: Request, share: ScheduledRequest, result: StepResult) -> RequestOutput | None:
         """What a step did for a request that has not ended; its output, if there is one."""
         if result.errors and request.request_id in result.errors:
             return self._finish(request, FinishReason.ERROR, result.errors[request.request_id])
@@ -347,7 +344,7 @@ class Scheduler:
                 self._offer_blocks(request, request.table)
         if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
             request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
-        return self._take_tokens(request, result) if draws else None
+        return self._take_tokens(request, result) if share.samples and request.ends_draw() else None
 
     def _take_tokens(self, request: Request, result: StepResult) -> RequestOutput:
         if request.request_id in result.pooled:
