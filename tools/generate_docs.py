@@ -32,6 +32,7 @@ from penstock.server.openai.schema import (
     TokenizeRequest,
 )
 from penstock.server.tgi import schema as tgi
+from penstock.server.tgi.embed import TeiEmbedRequest
 from penstock.server.vllm.classify import ClassifyRequest
 from penstock.server.vllm.score import ScoreRequest
 
@@ -153,6 +154,7 @@ PROTOCOLS = (
     ("POST /api/generate: what differs", ollama.GenerateRequest, ollama.NO_OP_VALUES),
     ("options of /api/chat and /api/generate", ollama.Options, ollama.NO_OP_OPTIONS),
     ("POST /api/embed", EmbedRequest, {}),
+    ("POST /embed", TeiEmbedRequest, {}),
     ("POST /, /generate and /generate_stream", tgi.GenerateRequest, {}),
     ("parameters of /, /generate and /generate_stream", tgi.Parameters, tgi.NO_OP_VALUES),
 )
@@ -175,7 +177,8 @@ def protocols() -> str:
                 values = ", ".join(f"`{_json(value)}`" for value in allowed.get(field.name, ()))
                 lines.append(f"| `{field.name}` |  | {'null, ' + values if values else 'null'} |")
             else:
-                lines.append(f"| `{field.name}` | {_type(field.type)} | yes |")
+                accepted = "null" if field.type is types.NoneType else "yes"
+                lines.append(f"| `{field.name}` | {_type(field.type)} | {accepted} |")
         lines.append("")
     return "\n".join(lines[:-1])
 
@@ -205,6 +208,8 @@ def _type(kind: object) -> str:
         return f"list of {_type(typing.get_args(kind)[0])}"
     if origin is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return "object"
+    if kind is types.NoneType:
+        return ""
     return {str: "text", int: "integer", float: "number", bool: "boolean"}.get(typing.cast(type, kind), str(kind))
 
 

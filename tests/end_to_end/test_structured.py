@@ -17,7 +17,7 @@ from checkpoints import write_checkpoint
 from penstock import LLM, GrammarSpec, SamplingParams
 from penstock.engine.core import EngineCore
 from penstock.frontend.tokenizer import Tokenizer
-from penstock.messages import EngineRequest, FinishReason
+from penstock.messages import EngineRequest, FinishReason, GrammarKind
 from whole_engine import Finished, build, engine_config, request, run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -171,6 +171,20 @@ def test_what_contradicts_the_grammar_is_an_error_and_ends_that_request_only(che
     assert second.outputs[0].text == "ab"
     assert second.outputs[0].finish_reason is FinishReason.STOP
     assert [one.text for one in several.outputs] == ["ab"] * 3
+
+
+def test_reasoning_is_ended_by_force(checkpoint: Path) -> None:
+    """Random weights never end it themselves; what follows is free, and ends where any text ends."""
+    close = Tokenizer.load(checkpoint).token_to_id("<|im_start|>")
+    spec = GrammarSpec(GrammarKind.TEXT, after="<|im_start|>", after_tokens=9)
+    with LLM(str(checkpoint), max_num_seqs=4, num_threads=1) as llm:
+        sampling = [SamplingParams(max_tokens=40, seed=seed, grammar=spec) for seed in range(6)]
+        generations = llm.generate(["x"] * 6, sampling)
+    for generation in generations:
+        [completion] = generation.outputs
+        assert close in completion.token_ids[:10]
+        if len(completion.token_ids) == 40:
+            assert completion.finish_reason is FinishReason.LENGTH, "free text is cut off, not whole"
 
 
 def test_the_budget_decides_between_whole_and_cut_off(checkpoint: Path) -> None:

@@ -12,9 +12,9 @@ from tiny_checkpoints import llama3, qwen
 
 from penstock.base.errors import ContextOverflowError, ValidationError
 from penstock.frontend.chat_template import ChatTemplate
-from penstock.frontend.processor import INLINE_CHARS, Chat, Processor, Prompt, derived_seed
+from penstock.frontend.processor import INLINE_CHARS, Chat, Processor, Prompt, Thinking, derived_seed
 from penstock.frontend.tokenizer import Tokenizer
-from penstock.messages import FinishReason, RequestOutput, SamplingParams
+from penstock.messages import FinishReason, GrammarKind, GrammarSpec, RequestOutput, SamplingParams
 from penstock.messages.bounds import BOUNDS
 
 MAX_MODEL_LEN = 512
@@ -55,6 +55,44 @@ def test_ids_outside_the_vocabulary_are_refused(processor: Processor, token_id: 
     assert processor.token_prompt([0, VOCAB_SIZE - 1]).token_ids == [0, VOCAB_SIZE - 1]
     with pytest.raises(ValidationError, match=f"token {token_id}, outside the vocabulary of {VOCAB_SIZE}"):
         processor.token_prompt([0, token_id])
+
+
+def test_breakpoints_become_shared_tokens(processor: Processor) -> None:
+    """What a conversation shares with another that goes on otherwise behind the breakpoint."""
+    system, user = {"role": "system", "content": "Be brief. Be kind."}, {"role": "user", "content": "Hi there"}
+    made = processor.chat_prompt(Chat([system, user], breakpoints=((0, 300.0), (2, 3600.0))))
+    other = processor.chat_prompt(Chat([system, {"role": "user", "content": "Something else"}]))
+    (num_system, first_s), (num_all, second_s) = made.pins
+    assert (first_s, second_s) == (300.0, 3600.0)
+    assert made.token_ids[:num_system] == other.token_ids[:num_system]
+    assert made.token_ids[num_system] != other.token_ids[num_system]
+    longer = processor.chat_prompt(Chat([system, user, {"role": "assistant", "content": "x"}, user]))
+    assert made.token_ids[:num_all] == longer.token_ids[:num_all]
+    assert num_system < num_all < len(made.token_ids)
+    (request,) = processor.engine_requests("r", made, SamplingParams(max_tokens=4))
+    assert request.pins == made.pins
+
+
+def test_reasoning_is_budgeted_by_a_grammar(tmp_path: Path) -> None:
+    path = qwen().write(tmp_path, "{{ messages[0].content }}<think>{{ reasoning_effort }}</think>")
+    processor = Processor(Tokenizer.load(path), ChatTemplate.load(path), MAX_MODEL_LEN, VOCAB_SIZE)
+    chat = Chat([{"role": "user", "content": "Hi"}], thinking=Thinking(7, param="p"))
+    sampling = processor.constrained(SamplingParams(), processor.chat_prompt(chat), chat)
+    assert sampling.grammar == GrammarSpec(GrammarKind.TEXT, "", "</think>", "p", 7, "<think>")
+    opened = processor.constrained(SamplingParams(), Prompt([1], opening="<think>"), chat)
+    assert opened.grammar is not None
+    assert opened.grammar.opened_by == ""
+    hard = Chat([{"role": "user", "content": "Hi"}], thinking=Thinking(effort="high", param="p"))
+    text = processor.chat_prompt(hard).text
+    assert text is not None
+    assert "<think>high</think>" in text
+    processor.close()
+
+
+def test_degrees_of_reasoning_need_a_template_that_knows_them(processor: Processor) -> None:
+    with pytest.raises(ValidationError, match="no degrees of reasoning") as refused:
+        processor.chat_prompt(Chat([{"role": "user", "content": "Hi"}], thinking=Thinking(effort="low", param="p")))
+    assert refused.value.param == "p"
 
 
 def test_empty_prompts_are_refused(processor: Processor) -> None:

@@ -276,7 +276,8 @@ class FakeText:
                 raise ContextOverflowError(
                     f"{len(ids)} prompt tokens and {max_tokens} output tokens exceed the context of {MAX_MODEL_LEN}."
                 )
-            prompt = Prompt(ids, None if isinstance(source, list) else self.decode(ids))
+            pins = ((9, 3600.0), (15, 300.0)) if isinstance(source, Chat) and source.breakpoints else ()
+            prompt = Prompt(ids, None if isinstance(source, list) else self.decode(ids), pins=pins)
             for copy in range(request.sampling.n):
                 engine_request = EngineRequest(
                     request_id=f"{request.request_id}-{number}-{copy}", prompt_token_ids=ids, sampling=request.sampling,

@@ -8,6 +8,8 @@ from typing import Any
 import anthropic
 import pytest
 
+from penstock.frontend.processor import Chat, Thinking
+
 from .fakes import REPLY, RunningServer
 
 MESSAGES: Any = [{"role": "user", "content": "héllo 🙂"}]
@@ -51,6 +53,40 @@ async def test_a_streamed_answer_equals_the_whole_one(client: anthropic.AsyncAnt
         for block in message["content"]:
             block.pop("id", None)
     assert folded == expected
+
+
+async def test_cache_control_and_structured_output(client: anthropic.AsyncAnthropic, server: RunningServer) -> None:
+    hour: Any = {"type": "ephemeral", "ttl": "1h"}
+    short: Any = {"type": "ephemeral"}
+    system: Any = [{"type": "text", "text": "Be brief.", "cache_control": hour}]
+    messages: Any = [
+        {"role": "user", "content": [{"type": "text", "text": "One.", "cache_control": short}]},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": [{"type": "text", "text": "Three.", "cache_control": short}]},
+    ]
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    answer = await client.messages.create(
+        model="demo", max_tokens=2000, system=system, messages=messages,
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+        thinking={"type": "enabled", "budget_tokens": 1024},
+    )  # fmt: skip
+    chat, sampling = server.text.requests[0].prompts[0], server.text.requests[0].sampling
+    assert isinstance(chat, Chat)
+    assert sorted(chat.breakpoints) == [(0, 3600.0), (4, 300.0)]
+    assert chat.thinking == Thinking(1024, param="thinking.budget_tokens")
+    assert sampling.grammar is not None
+    assert json.loads(sampling.grammar.text) == schema
+    used = answer.usage
+    assert used.cache_creation is not None
+    # The fake text layer pins 9 tokens for an hour and 15 for five minutes; the fake engine finds 2 cached.
+    assert (used.cache_creation.ephemeral_1h_input_tokens, used.cache_creation.ephemeral_5m_input_tokens) == (7, 6)
+    assert used.cache_creation_input_tokens == 13
+    num_prompt = len("Be brief.\nOne.\nTwo.\nThree.")
+    assert (used.input_tokens, used.cache_read_input_tokens) == (num_prompt - 15, 2)
+    for wrong in ({"cache_control": short, "tools": [{**TOOLS[0], "cache_control": short}] * 4}, {}):
+        marked: Any = [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": short}] * 5}]
+        with pytest.raises(anthropic.BadRequestError, match="cache_control"):
+            await client.messages.create(model="demo", max_tokens=10, messages=marked, **wrong)
 
 
 async def test_tool_results_reach_the_template(client: anthropic.AsyncAnthropic, server: RunningServer) -> None:

@@ -10,7 +10,7 @@ from vocabularies import EOS, small_vocabulary, tokenize
 from penstock.frontend.parsers.blocks import BlockParser
 from penstock.frontend.parsers.choose import FORMATS as PARSED_FORMATS
 from penstock.frontend.parsers.parts import ToolCall, merge_parts
-from penstock.messages import GrammarSpec, ToolCallSpec, ToolSpec
+from penstock.messages import GrammarKind, GrammarSpec, ToolCallSpec, ToolSpec
 from penstock.structured.backend import GrammarError
 from penstock.structured.closing import ClosingTokens, closing_path
 from penstock.structured.llguidance_backend import LlguidanceBackend
@@ -59,6 +59,17 @@ CASES = [
 ]  # fmt: skip
 
 
+BUDGETED = {"after": "</think>", "after_tokens": 3}
+CASES += [
+    (msgspec.structs.replace(GrammarSpec(GrammarKind.TEXT), **BUDGETED),
+     ["abc</think>", "a</think>yes<tool_call>", "</think>"], ["abcd</think>", "abc", ""]),
+    (msgspec.structs.replace(GrammarSpec.choice(["yes"]), **BUDGETED),
+     ["abc</think>\nyes"], ["abcd</think>yes", "yes"]),
+    (msgspec.structs.replace(GrammarSpec(GrammarKind.TEXT), **BUDGETED, opened_by="<tool_call>"),
+     ["<tool_call>abc</think>so", "no thought at all", ""], ["<tool_call>abcd</think>"]),
+]  # fmt: skip
+
+
 def takes(spec: GrammarSpec, text: str) -> bool:
     text_of_library = BACKEND.text(spec)
     BACKEND.check(text_of_library)
@@ -76,6 +87,7 @@ def test_it_takes_what_it_should_and_nothing_else(spec: GrammarSpec, good: list[
     (GrammarSpec.regex("(a"), "unclosed group"),
     (GrammarSpec.regex("(?=a)b"), "look-around"),
     (GrammarSpec.choice([]), "not empty"),
+    (msgspec.structs.replace(GrammarSpec(GrammarKind.TEXT), after="</x>", after_tokens=3), "</x> is no token"),
     (GrammarSpec.grammar("  "), "empty"),
     (GrammarSpec.grammar('start: "a'), "1\\(10\\)"),
     (GrammarSpec.grammar("root ::= (("), "EBNF"),

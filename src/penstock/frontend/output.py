@@ -12,7 +12,15 @@ import msgspec
 from penstock.frontend.parsers.parts import Part, PartParser
 from penstock.frontend.stop_strings import StopStringMatcher
 from penstock.frontend.tokenizer import Tokenizer
-from penstock.messages import ErrorInfo, FinishReason, RequestOutput, RequestTimings, SamplingParams, TokenLogprobs
+from penstock.messages import (
+    ErrorInfo,
+    FinishReason,
+    GrammarKind,
+    RequestOutput,
+    RequestTimings,
+    SamplingParams,
+    TokenLogprobs,
+)
 
 
 class TokenEntry(msgspec.Struct, array_like=True, gc=False):
@@ -96,7 +104,7 @@ class OutputState:
         self._stream: Final = tokenizer.detokenizer(
             skip_special_tokens=sampling.skip_special_tokens,
             markers=markers,
-            keep_first_space=sampling.grammar is not None,
+            keep_first_space=sampling.grammar is not None and sampling.grammar.kind is not GrammarKind.TEXT,
         )
         self._parser: Final = parser
         self._matcher: Final = (

@@ -6,6 +6,7 @@ Owns: the threads in which long prompts are tokenized, so that the event loop ne
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,15 @@ from penstock.frontend.one_pass import GENERATES, ModelTasks, Pair, Source
 from penstock.frontend.output import OutputState
 from penstock.frontend.parsers.choose import OutputStyle
 from penstock.frontend.tokenizer import Tokenizer
-from penstock.messages import EngineRequest, GrammarSpec, PoolingParams, SamplingParams, ToolCallSpec, ToolSpec
+from penstock.messages import (
+    EngineRequest,
+    GrammarKind,
+    GrammarSpec,
+    PoolingParams,
+    SamplingParams,
+    ToolCallSpec,
+    ToolSpec,
+)
 
 # Up to here a prompt takes about a millisecond (0.25 microseconds a character): less than a turn over a thread costs
 # when others run, and well below what anyone sees in a stream.
@@ -66,10 +75,24 @@ class CallRule:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """What a request says about the model's reasoning. param: the field to name in a refusal.
+
+    max_tokens: of the reasoning; then it is ended by force. effort: a word that the chat template must know.
+    """
+
+    max_tokens: int | None = None
+    effort: str | None = None
+    param: str = ""
+
+
+@dataclass(frozen=True)
 class Chat:
     """A conversation of plain JSON values, as in the OpenAI API.
 
     variables: further ones for the chat template. call_rule: None where the model may write what it likes.
+    breakpoints: (leading messages, seconds): the prompt up to there is to stay cached so long; no messages means the
+    tools and system messages.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -79,6 +102,8 @@ class Chat:
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     call_rule: CallRule | None = None
+    thinking: Thinking = Thinking()
+    breakpoints: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -87,12 +112,14 @@ class Prompt:
 
     opening: for a chat, what its template wrote behind the last text of a message.
     second_text_start: for a pair, position of the second text where the model tells the two apart, else 0.
+    pins: (leading tokens, seconds): how long which part of it is to stay cached.
     """
 
     token_ids: list[int]
     text: str | None = None
     opening: str = ""
     second_text_start: int = 0
+    pins: tuple[tuple[int, float], ...] = ()
 
 
 class Processor:
@@ -128,17 +155,50 @@ class Processor:
         messages = list(chat.messages)
         if self.chat_template and not self.chat_template.takes_argument_text(chat.tools):
             messages = [_with_argument_objects(message) for message in messages]
+        variables = {**chat.variables, **self._effort(chat.thinking)}
         rendered = self.chat_template.render(
             messages,
             chat.tools,
             documents=chat.documents,
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
-            variables=chat.variables,
+            variables=variables,
         )
         self._check_chars(rendered.text, "messages")
         opening = rendered.text[rendered.user_spans[-1][1] if rendered.user_spans else 0 :]
-        return self._checked(Prompt(self.tokenizer.encode_prompt(rendered), rendered.text, opening), "messages")
+        token_ids = self.tokenizer.encode_prompt(rendered)
+        pins = tuple(
+            (self._num_shared(chat, messages[:num_messages], variables, token_ids), ttl_s)
+            for num_messages, ttl_s in chat.breakpoints
+        )
+        return self._checked(Prompt(token_ids, rendered.text, opening, pins=pins), "messages")
+
+    def _effort(self, thinking: Thinking) -> dict[str, str]:
+        if thinking.effort is None:
+            return {}
+        if not any("reasoning_effort" in source for source in self.chat_template.sources.values()):
+            raise ValidationError(
+                f"{thinking.param}: this model's chat template knows no degrees of reasoning.",
+                remedy="Leave it out.",
+                param=thinking.param,
+            )
+        return {"reasoning_effort": thinking.effort}
+
+    def _num_shared(
+        self, chat: Chat, messages: list[Mapping[str, Any]], variables: Mapping[str, Any], token_ids: list[int]
+    ) -> int:
+        """How many tokens the prompt shares with that of its first messages: what a conversation that goes on otherwise
+        from there shares with it too. Without messages: tools and system messages."""
+        if not messages:
+            heads = itertools.takewhile(lambda message: message["role"] == "system", chat.messages)
+            messages = [*heads, {"role": "user", "content": ""}]
+        try:
+            rendered = self.chat_template.render(messages, chat.tools, add_generation_prompt=False, variables=variables)
+        except ValidationError:
+            return len(token_ids)  # a template that refuses part of a conversation: the whole prompt is kept
+        shared = self.tokenizer.encode_prompt(rendered)
+        differs = (at for at, (one, other) in enumerate(zip(shared, token_ids, strict=False)) if one != other)
+        return next(differs, min(len(shared), len(token_ids)))
 
     def text_prompt(self, text: str, *, add_special_tokens: bool = True, parse_control_tokens: bool = False) -> Prompt:
         """A prompt that is no conversation. Control tokens written out in it stay text, unless they are to be parsed.
@@ -287,6 +347,7 @@ class Processor:
                 priority=priority,
                 arrival_s=arrival_s,
                 deadline_s=deadline_s,
+                pins=prompt.pins,
             )
             for index in range(sampling.n)
         ]
@@ -326,11 +387,29 @@ class Processor:
         grammar, style = sampling.grammar, self.output_style
         if chat.call_rule is not None:
             grammar = self._call_grammar(chat, chat.call_rule, grammar)
-        if grammar is None:
+        if chat.thinking.max_tokens is not None:
+            grammar = self._budgeted(chat.thinking, chat.thinking.max_tokens, prompt, grammar)
+        elif grammar is None:
             return sampling
-        if style.reasoning is not None and style.reasoning.is_open_in(prompt.opening):
+        elif style.reasoning is not None and style.reasoning.is_open_in(prompt.opening):
             grammar = msgspec.structs.replace(grammar, after=style.reasoning.close)
         return msgspec.structs.replace(sampling, grammar=grammar)
+
+    def _budgeted(
+        self, thinking: Thinking, max_tokens: int, prompt: Prompt, grammar: GrammarSpec | None
+    ) -> GrammarSpec | None:
+        """The grammar behind reasoning of at most max_tokens; as it was where the model does not reason."""
+        if self.output_style.is_harmony:
+            raise ValidationError("This model's reasoning cannot be ended by force.", param=thinking.param)
+        tags = self.output_style.reasoning
+        if tags is None:
+            return grammar
+        return msgspec.structs.replace(
+            grammar or GrammarSpec(GrammarKind.TEXT, param=thinking.param),
+            after=tags.close,
+            after_tokens=max_tokens,
+            opened_by="" if tags.is_open_in(prompt.opening) else tags.open,
+        )
 
     def _call_grammar(self, chat: Chat, rule: CallRule, content: GrammarSpec | None) -> GrammarSpec:
         param = "tool_choice" if rule.is_required else "tools"

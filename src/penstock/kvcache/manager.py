@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -105,6 +106,7 @@ class KVCacheManager:
         self._matches: set[PrefixMatch] = set()
         self._tables: set[BlockTable] = set()
         self._copying: list[tuple[BlockTable, BlockCopy]] = []
+        self._pins: list[tuple[float, int]] = []  # a heap of what was pinned, by its end
         self._num_evicted = 0
         self._num_copies = 0
 
@@ -205,14 +207,28 @@ class KVCacheManager:
         table.node = self._tree.insert(table.node, tokens, table.block_ids[first:last])
         table.num_inserted_blocks = last
 
-    def free(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
-        """Ends a table: what it computed stays cached until evicted, all else is free at once."""
+    def free(
+        self,
+        table: BlockTable,
+        token_ids: Sequence[int],
+        num_computed: int,
+        pins: Sequence[tuple[int, float]] = (),
+        now: float = 0.0,
+    ) -> None:
+        """Ends a table: what it computed stays cached until evicted, all else is free at once.
+
+        pins: (leading tokens, seconds): their whole blocks are evicted after all that is not pinned, so long from now.
+        Pinned blocks count as available: a pin never keeps a request out.
+        """
         self._tables.remove(table)
         if table.copy_source != _NO_NODE:
             self._cancel_copy(table)
         self.insert(table, token_ids, num_computed)
         pool, tree, block_ids = self._pool, self._tree, table.block_ids
         node, num_inserted = table.node, table.num_inserted_blocks
+        for num_tokens, ttl_s in pins:
+            self._pin_tokens(table, num_tokens, now + ttl_s)
+        self._expire_pins(now)
         # Deepest first, so that the free list hands the blocks out again in the table's order.
         for index in range(len(block_ids) - 1, num_inserted - 1, -1):
             pool.drop(block_ids[index])
@@ -296,9 +312,29 @@ class KVCacheManager:
         for index, node in enumerate(self._tree.path(table.node)[1]):
             block_id = table.block_ids[index]
             if block_id != node and self._pool.ref_count(node) == 1:
+                until_s = self._tree.pinned_until(node)
                 self._tree.replace(node, block_id)
+                if until_s is not None:
+                    self._pin(block_id, until_s)
                 if table.node == node:
                     table.node = block_id
+
+    def _pin_tokens(self, table: BlockTable, num_tokens: int, until_s: float) -> None:
+        node = table.node
+        depth = min(num_tokens // self.block_size, table.num_inserted_blocks)
+        for _ in range(table.num_inserted_blocks - depth):
+            node = self._tree.parent(node)
+        if depth > 0:
+            self._pin(node, until_s)
+
+    def _pin(self, node: int, until_s: float) -> None:
+        self._tree.pin(node, until_s)
+        heappush(self._pins, (until_s, node))
+
+    def _expire_pins(self, now: float) -> None:
+        while self._pins and self._pins[0][0] <= now:
+            until_s, node = heappop(self._pins)
+            self._tree.unpin(node, until_s)
 
     def _drop_source(self, match: PrefixMatch) -> None:
         if match.source != _NO_NODE:

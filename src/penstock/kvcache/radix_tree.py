@@ -46,6 +46,9 @@ class RadixTree:
     surfaces, and dropped when its node is held, has children (whoever ends that state pushes it again) or is in the
     tree no more. Since no entry is younger than its node, the first accurate one is the exact minimum.
 
+    Pins: a pinned leaf that surfaces is put back as if just released, once a pin in a call, so that it goes when
+    nothing else is left. What is above it stays anyway.
+
     Every operation costs O(blocks touched), times the logarithm of the tree for eviction and partial matches.
     """
 
@@ -62,6 +65,7 @@ class RadixTree:
         self._evictable: list[int] = []
         self._is_listed = bytearray(num_blocks)
         self._clock = 0
+        self._pinned: dict[int, float] = {}  # nodes that are evicted after all others, and until when
         self._roots: dict[str, int] = {}
         self._root_names: dict[int, str] = {}
         self._root_holders: dict[int, int] = {}
@@ -173,7 +177,7 @@ class RadixTree:
         return node
 
     def replace(self, node: int, block_id: int) -> None:
-        """Puts `block_id` in the place of a node that only the caller holds, and which is free then.
+        """Puts `block_id` in the place of a node that only the caller holds, and which is free then. A pin is lost.
 
         block_id: the caller's duplicate of the node. Its one reference becomes the hold on the new node.
         """
@@ -188,6 +192,7 @@ class RadixTree:
             self._parent[child] = block_id
         if node in self._order:
             self._order[block_id] = self._order.pop(node)
+        self._pinned.pop(node, None)
         self._parent[node], self._key[node], self._children[node] = -1, b"", None
         self._pool.mark_cached(block_id)
         self._pool.drop(node)
@@ -196,7 +201,7 @@ class RadixTree:
     def evict(self, num_blocks: int) -> int:
         """Frees up to `num_blocks` blocks that nobody holds, least recently released leaves first; returns how many."""
         heap = self._evictable
-        num_evicted = 0
+        num_evicted = num_spared = 0
         while num_evicted < num_blocks and heap:
             entry = heappop(heap)
             node = entry & ((1 << _STAMP_SHIFT) - 1)
@@ -206,6 +211,13 @@ class RadixTree:
             if entry >> _STAMP_SHIFT != self._released_at[node]:
                 self._list_if_evictable(node)
             elif self._children[node] is None and self._pool.ref_count(node) == 0:
+                if node in self._pinned and num_spared < len(self._pinned):
+                    num_spared += 1
+                    self._clock += 1
+                    self._released_at[node] = self._clock
+                    self._list_if_evictable(node)
+                    continue
+                self._pinned.pop(node, None)
                 parent = self._parent[node]
                 self._remove_child(parent, node)
                 self._pool.evict(node)
@@ -215,6 +227,18 @@ class RadixTree:
                 else:
                     self._list_if_evictable(parent)
         return num_evicted
+
+    def pin(self, node: int, until_s: float) -> None:
+        """Has a node evicted after all that are not pinned, until `unpin` is called with the time of its last pin."""
+        self._pinned[node] = max(until_s, self._pinned.get(node, until_s))
+
+    def unpin(self, node: int, until_s: float) -> None:
+        """Ends a pin, unless there is a later one."""
+        if self._pinned.get(node) == until_s:
+            del self._pinned[node]
+
+    def pinned_until(self, node: int) -> float | None:
+        return self._pinned.get(node)
 
     def path(self, node: int) -> tuple[int, list[int]]:
         """The root above `node`, and the path down to it, top first (without the root)."""
@@ -291,6 +315,7 @@ class RadixTree:
                 seen.add(child)
                 stack.append(child)
         assert seen == {block for block in range(self._num_blocks) if self._pool.is_cached(block)}
+        assert self._pinned.keys() <= seen
         self._check_heap(seen)
 
     def _check_child(self, node: int, key: bytes, child: int) -> None:

@@ -32,6 +32,7 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "prompt_logprobs": (0, 20),
     "max_tokens": (1, 2**24),
     "min_tokens": (0, 2**24),
+    "thinking_token_budget": (1, 2**24),
     "priority": (-1000, 1000),
     "timeout_s": (0.001, 86_400.0),
     "dimensions": (1, 131_072),  # and at most the model's vectors have: PoolingParams.validate

@@ -47,6 +47,7 @@ class EngineRequest(msgspec.Struct, tag="request", kw_only=True, array_like=True
     stop_token_ids: end-of-sequence and stop tokens together, empty when they are to be ignored.
     namespace: whose prefix cache this request may use. priority: lower runs first.
     pooling: makes this a one-pass request: its only output is a vector, and max_tokens is 1.
+    pins: (leading tokens, seconds): their blocks are evicted after all others so long after the request has ended.
     """
 
     request_id: str
@@ -59,6 +60,7 @@ class EngineRequest(msgspec.Struct, tag="request", kw_only=True, array_like=True
     arrival_s: float = 0.0
     deadline_s: float | None = None
     pooling: PoolingParams | None = None
+    pins: tuple[tuple[int, float], ...] = ()
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):

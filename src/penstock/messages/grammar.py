@@ -23,12 +23,15 @@ class GrammarKind(enum.StrEnum):
     GRAMMAR = "grammar"  # Lark as llguidance extends it, or EBNF in llama.cpp's form (`root ::= ...`)
     STRUCTURAL_TAG = "structural_tag"  # free text with constrained parts: see structured.structural_tag
     TOOL_CALLS = "tool_calls"  # a ToolCallSpec, as JSON
+    TEXT = "text"  # nothing: any text, behind a budgeted `after`
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A constraint on a whole output.
 
     after: where not empty, free text up to and with this comes first (a model's reasoning, and the tag that ends it).
+    after_tokens: at most so many tokens of it before `after` is forced, which has to be a token then; 0 for any number.
+    opened_by: where not empty, that text counts only where the output begins with this; it may do without.
     param: the request's field to name when it is refused.
     """
 
@@ -36,6 +39,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str = ""
     after: str = ""
     param: str = ""
+    after_tokens: int = 0
+    opened_by: str = ""
 
     @classmethod
     def json_object(cls) -> GrammarSpec:

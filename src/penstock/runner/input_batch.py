@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.layers import AttentionMetadata
-from penstock.messages import NewRequestData, ScheduledRequest
+from penstock.messages import GrammarKind, NewRequestData, ScheduledRequest
 from penstock.sampling import FilteredRow, LogitEdits, RowEdits, RowFilters, SamplingBatch, uniforms
 from penstock.structured import GrammarCompiler, TokenMasks
 
@@ -109,9 +109,10 @@ class InputBatch:
             self._prompt_logprobs[row] = sampling.prompt_logprobs
         if grammar is not None:
             output_ids = request.token_ids[request.num_prompt_tokens :]
+            is_text = sampling.grammar is not None and sampling.grammar.kind is GrammarKind.TEXT
             # Where more than the grammar says what comes next, or someone asks how probable it was, all is drawn.
             jumps = edits is None and filters is None and sampling.logprobs is None
-            self.masks.add(row, grammar, output_ids, sampling.max_tokens, jumps=jumps)
+            self.masks.add(row, grammar, output_ids, None if is_text else sampling.max_tokens, jumps=jumps)
 
     def remove(self, request_id: str) -> None:
         """Frees the request's row. Unknown ids are ignored: the request may never have got one."""

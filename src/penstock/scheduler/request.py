@@ -67,6 +67,7 @@ class Request:
         "num_prompt_tokens",
         "num_slots",
         "num_void",
+        "pins",
         "pooling",
         "pools_every_token",
         "prompt_logprobs",
@@ -103,6 +104,7 @@ class Request:
         self.max_total_tokens = len(prompt) + message.max_tokens
         self.token_ids: list[int] = []
         self.deadline_s = message.deadline_s
+        self.pins = message.pins
         self.rank = rank
 
         self.state = RequestState.WAITING

@@ -395,7 +395,7 @@ class Scheduler:
         self._unpark(self._prefix_wait.leave(request))
         self._running.remove(request)
         self._removed_ids.append(request.request_id)
-        self._kv.free(request.table, request.token_ids, request.num_finished_tokens)
+        self._kv.free(request.table, request.token_ids, request.num_finished_tokens, request.pins, self._now)
         request.table = None
         request.new_block_ids = []
         if request is self._guaranteed:

@@ -42,6 +42,7 @@ from penstock.server.openai.responses import ResponsesFormat
 from penstock.server.openai.token_generate import GenerateFormat
 from penstock.server.openai.tokens import TokenRoutes
 from penstock.server.state import ServerState
+from penstock.server.tgi.embed import TeiEmbedFormat
 from penstock.server.tgi.generate import TgiFormat
 from penstock.server.tgi.generate import error_body as tgi_error
 from penstock.server.tgi.info import TgiRoutes
@@ -91,6 +92,7 @@ ROUTES: Final = (
     ("POST", "/", "Continues a text, streamed or not (TGI)."),
     ("POST", "/generate", "Continues a text (TGI)."),
     ("POST", "/generate_stream", "Continues a text, streamed (TGI)."),
+    ("POST", "/embed", "Vectors of texts (TEI, for huggingface_hub's feature_extraction)."),
     ("GET", "/info", "What is served, and its limits (TGI)."),
     ("POST", "/tokenize", "Text to token ids: of `inputs` (TGI), or of `prompt` or `messages` (vLLM)."),
     ("GET", "/health", "The same as /health/ready (TGI, vLLM)."),
@@ -196,6 +198,7 @@ def _other_protocols(state: ServerState, tokens: TokenRoutes) -> dict[str, Calla
         "POST /": GenerationEndpoint(state, TgiFormat(state, streams=None, in_list=True)),
         "POST /generate": GenerationEndpoint(state, TgiFormat(state, streams=False)),
         "POST /generate_stream": GenerationEndpoint(state, TgiFormat(state, streams=True)),
+        "POST /embed": GenerationEndpoint(state, TeiEmbedFormat(state)),
         "GET /info": CallEndpoint(state, texts.info, tgi_error),
         "POST /tokenize": CallEndpoint(state, tokenize, error_body),
     }

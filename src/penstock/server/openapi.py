@@ -18,6 +18,7 @@ from penstock.server.openai import batches, files, render, response_schema
 from penstock.server.openai import schema as openai
 from penstock.server.openai.embeddings import EmbeddingRequest
 from penstock.server.tgi import schema as tgi
+from penstock.server.tgi.embed import TeiEmbedRequest
 from penstock.server.vllm.classify import ClassifyRequest
 from penstock.server.vllm.score import ScoreRequest
 
@@ -42,6 +43,7 @@ REQUESTS: Final[dict[str, tuple[type, ...]]] = {
     "POST /api/embed": (EmbedRequest,),
     "POST /api/show": (ollama.ShowRequest,),
     "POST /": (tgi.GenerateRequest,),
+    "POST /embed": (TeiEmbedRequest,),
     "POST /generate": (tgi.GenerateRequest,),
     "POST /generate_stream": (tgi.GenerateRequest,),
 }

@@ -12,8 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from penstock.base.errors import QueueFullError
-from penstock.messages import GrammarKind, GrammarSpec, Vocabulary
+from penstock.messages import GrammarSpec, Vocabulary
 from penstock.structured.backend import GrammarBackend, GrammarError, Matcher
 from penstock.structured.closing import ClosingTokens
 from penstock.structured.llguidance_backend import LlguidanceBackend
@@ -39,7 +41,7 @@ class GrammarCompiler:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[GrammarKind, str, str], Future[CompiledGrammar]] = OrderedDict()
+        self._cache: OrderedDict[GrammarSpec, Future[CompiledGrammar]] = OrderedDict()
         self._num_waiting = 0
         self._vocabulary: Vocabulary | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -68,7 +70,7 @@ class GrammarCompiler:
         """
         if self._threads is None:
             raise GrammarError("this engine knows no tokenizer, so nothing can be enforced")
-        key = (spec.kind, spec.text, spec.after)
+        key = msgspec.structs.replace(spec, param="")
         with self._lock:
             future = self._cache.get(key)
             if future is None:

@@ -36,7 +36,11 @@ def grammar_text(spec: GrammarSpec, special_token_ids: Mapping[str, int]) -> str
         return json.dumps({"grammars": [{"lark_grammar": f"{_lark(spec.text)}\n{HEADER}"}]})
     grammar = LarkGrammar(special_token_ids)
     rule = _add(grammar, spec)
-    return grammar.finish(grammar.after(spec.after, rule) if spec.after else rule)
+    if spec.after and spec.after_tokens:
+        rule = grammar.after_at_most(spec.after, spec.after_tokens, spec.opened_by, rule)
+    elif spec.after:
+        rule = grammar.after(spec.after, rule)
+    return grammar.finish(rule)
 
 
 def _add(grammar: LarkGrammar, spec: GrammarSpec) -> str:
@@ -79,6 +83,10 @@ def _tool_calls(grammar: LarkGrammar, text: str) -> str:
     return calls if spec.content is None else grammar.rule(f"{calls} | {_add(grammar, spec.content)}")
 
 
+def _text(grammar: LarkGrammar, _text: str) -> str:
+    return grammar.any_tokens()
+
+
 def _lark(text: str) -> str:
     """A user's grammar: Lark as it is, EBNF translated."""
     if not text.strip():
@@ -99,4 +107,5 @@ _WRITERS: Final[dict[GrammarKind, Callable[[LarkGrammar, str], str]]] = {
     GrammarKind.GRAMMAR: _grammar,
     GrammarKind.STRUCTURAL_TAG: _structural_tag,
     GrammarKind.TOOL_CALLS: _tool_calls,
+    GrammarKind.TEXT: _text,
 }

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from penstock.structured.backend import GrammarError
 from penstock.structured.json_schema import enforceable
 
 # Forced text has many spellings in tokens. The one that counts is the tokenizer's: see spelling.py.
@@ -68,6 +69,24 @@ class LarkGrammar:
         """Free text up to and with the marker, perhaps some white space, then the rule."""
         space = self.terminal(r"/[ \n]{1,4}/")
         return self.rule(f"{self.text_until(marker)} {space}? {rule}")
+
+    def after_at_most(self, marker: str, num_tokens: int, opening: str, rule: str) -> str:
+        """`after`, with the marker forced behind num_tokens tokens. opening: what begins the text, unless it is open.
+
+        Raises GrammarError where the marker is no token.
+        """
+        if not self._pattern.fullmatch(marker):
+            raise GrammarError(f"{marker} is no token of this model, so its reasoning cannot be ended by force")
+        free = self.terminal(r"/(?s:.)*/")
+        text = self.rule(free, attributes=f"[max_tokens={num_tokens}]")
+        space = self.terminal(r"/[ \n]{1,4}/")
+        reasoning = self.rule(f"{self.literal(opening)} {text} {self.literal(marker)}")
+        return self.rule(f"{reasoning} {space}? {rule}" + (f" | {rule}" if opening else ""))
+
+    def any_tokens(self) -> str:
+        """Any text, with any control tokens in it."""
+        text = self.terminal(r"/(?s:.)+/")
+        return self.rule(f"({text} | <[*]>)*")
 
     def regex(self, pattern: str) -> str:
         return self.terminal(_slashed(pattern))

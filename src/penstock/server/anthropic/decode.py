@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import ValidationError
-from penstock.frontend.processor import CallRule, Chat
-from penstock.messages import SamplingParams
+from penstock.frontend.processor import CallRule, Chat, Thinking
+from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.messages.sampling import check_bound
 from penstock.server.anthropic.schema import (
@@ -25,6 +25,8 @@ from penstock.server.anthropic.schema import (
 from penstock.server.body import decode_body
 
 MIN_THINKING_TOKENS: Final = 1024  # Anthropic's
+MAX_BREAKPOINTS: Final = 4  # Anthropic's
+_TTL_S: Final = {None: 300.0, "5m": 300.0, "1h": 3600.0}
 _messages_decoder = msgspec.json.Decoder(MessagesRequest)
 _count_decoder = msgspec.json.Decoder(CountTokensRequest)
 
@@ -86,8 +88,10 @@ def chat_of(request: MessagesRequest | CountTokensRequest) -> Chat:
     system = _text_of(request.system)
     if system:
         messages.append({"role": "system", "content": system})
+    counts = []  # of template messages, up to and with each of the request's
     for message in request.messages:
         messages += _template_messages(message)
+        counts.append(len(messages))
     shows_tools = request.tools and (request.tool_choice is None or request.tool_choice.type != "none")
     tools = [
         {
@@ -108,16 +112,57 @@ def chat_of(request: MessagesRequest | CountTokensRequest) -> Chat:
         continue_final_message=is_continued,
         variables=variables,
         call_rule=_call_rule(request, tools) if shows_tools else None,
+        thinking=_thinking(request),
+        breakpoints=_breakpoints(request, counts),
     )
+
+
+def _thinking(request: MessagesRequest | CountTokensRequest) -> Thinking:
+    effort = request.output_config.effort if request.output_config is not None else None
+    if effort is not None:
+        return Thinking(effort=effort, param="output_config.effort")
+    budget = request.thinking.budget_tokens if request.thinking is not None else None
+    return Thinking(budget, param="thinking.budget_tokens")
+
+
+def _breakpoints(request: MessagesRequest | CountTokensRequest, counts: list[int]) -> list[tuple[int, float]]:
+    """Where cache_control stands: the last place for each time. A block in a message counts as the message's end."""
+    marks = [(0, tool.cache_control) for tool in request.tools or ()]
+    if isinstance(request.system, list):
+        marks += [(0, block.cache_control) for block in request.system]
+    for count, message in zip(counts, request.messages, strict=True):
+        if isinstance(message.content, list):
+            marks += [(count, block.cache_control) for block in message.content]
+    found = [(count, _TTL_S[control.ttl]) for count, control in marks if control is not None]
+    if len(found) > MAX_BREAKPOINTS:
+        raise ValidationError(f"cache_control may stand in {MAX_BREAKPOINTS} places.", param="cache_control")
+    if request.cache_control is not None:
+        found.append((counts[-1], _TTL_S[request.cache_control.ttl]))
+    return [(count, ttl_s) for ttl_s, count in {ttl_s: count for count, ttl_s in found}.items()]
 
 
 def _call_rule(request: MessagesRequest | CountTokensRequest, tools: list[dict[str, Any]]) -> CallRule | None:
     choice = request.tool_choice
+    has_grammar = _grammar(request) is not None
     if choice is None:
-        return CallRule.of(tools)
+        return CallRule.of(tools, has_grammar=has_grammar)
     return CallRule.of(
-        tools, is_required=choice.type == "any", only=choice.name, is_parallel=not choice.disable_parallel_tool_use
+        tools,
+        is_required=choice.type == "any",
+        only=choice.name,
+        is_parallel=not choice.disable_parallel_tool_use,
+        has_grammar=has_grammar,
     )
+
+
+def _grammar(request: MessagesRequest | CountTokensRequest) -> GrammarSpec | None:
+    """output_format is the older name of output_config.format."""
+    wanted, param = request.output_format, "output_format.schema"
+    if request.output_config is not None and request.output_config.format is not None:
+        if wanted is not None:
+            raise ValidationError("output_format and output_config.format are the same.", param="output_format")
+        wanted, param = request.output_config.format, "output_config.format.schema"
+    return None if wanted is None else GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(wanted.schema), param=param)
 
 
 def _text_of(content: str | list[TextBlock] | None) -> str:
@@ -170,6 +215,7 @@ def sampling_of(request: MessagesRequest) -> SamplingParams:
         "top_p": request.top_p,
         "top_k": request.top_k,
         "stop": tuple(request.stop_sequences) if request.stop_sequences else None,
+        "grammar": _grammar(request),
     }
     sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})
     try:

@@ -30,6 +30,7 @@ _ERROR_TYPES: Final = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
+Pins = tuple[tuple[int, float], ...]  # leading tokens of the prompt that are kept, and for how many seconds
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -86,6 +87,7 @@ class MessagesAnswer:
         self._index = -1  # of the open block, or the last one
         self._open: type | None = None  # what the open block holds
         self._num_calls = 0
+        self._pins: Pins = ()
         self._delta_head = b""
         self._delta_tail = b""
 
@@ -99,8 +101,9 @@ class MessagesAnswer:
         events: list[bytes] = []
         if not self._is_started:
             self._is_started = True
-            num_prompt_tokens = len(choice.sequenced.request.prompt_token_ids)
-            start = self._message([], None, None, Usage(num_prompt_tokens, 0, 0), [])
+            self._pins = choice.sequenced.prompt.pins
+            usage = Usage(len(choice.sequenced.request.prompt_token_ids), delta.num_cached_tokens, 0)
+            start = self._message([], None, None, usage, [])
             events.append(_event("message_start", encode({"type": "message_start", "message": start})))
         for part in parts:
             self._add(part, events)
@@ -115,11 +118,12 @@ class MessagesAnswer:
         return b"".join(events)
 
     def last_events(self, usage: Usage) -> bytes:
-        end = {**self._end, "usage": _usage(usage)}
+        end = {**self._end, "usage": _usage(usage, self._pins)}
         return _event("message_delta", encode(end)) + _event("message_stop", b'{"type":"message_stop"}')
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         choice = choices[0]
+        self._pins = choice.sequenced.prompt.pins
         content: list[dict[str, Any]] = []
         for part in choice.message:
             if isinstance(part, str):
@@ -191,7 +195,7 @@ class MessagesAnswer:
             "stop_reason": stop_reason,
             "stop_sequence": stop_sequence,
             "stop_details": None,
-            "usage": _usage(usage),
+            "usage": _usage(usage, self._pins),
             **self._with_warnings(warnings),
         }
 
@@ -208,14 +212,23 @@ def _stop(choice: Choice) -> tuple[str, str | None]:
     return _STOP_REASONS[choice.finish_reason], None
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    """input_tokens are those that were not found in the prefix cache, as with Anthropic."""
-    return {
-        "input_tokens": usage.num_prompt_tokens - usage.num_cached_tokens,
-        "cache_creation_input_tokens": 0,
+def _usage(usage: Usage, pins: Pins) -> dict[str, Any]:
+    """As with Anthropic: what was found cached, what of the rest was marked to be kept, and what is left."""
+    created: dict[float, int] = {}
+    end = usage.num_cached_tokens
+    for num_tokens, ttl_s in sorted(pins):
+        created[ttl_s] = max(0, num_tokens - end)
+        end = max(end, num_tokens)
+    fields = {
+        "input_tokens": usage.num_prompt_tokens - end,
+        "cache_creation_input_tokens": end - usage.num_cached_tokens,
         "cache_read_input_tokens": usage.num_cached_tokens,
         "output_tokens": usage.num_output_tokens,
     }
+    if not pins:
+        return fields
+    names = (("ephemeral_5m_input_tokens", 300.0), ("ephemeral_1h_input_tokens", 3600.0))
+    return {**fields, "cache_creation": {name: created.get(ttl_s, 0) for name, ttl_s in names}}
 
 
 class CountTokens:

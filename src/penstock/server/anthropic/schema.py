@@ -11,7 +11,7 @@ import msgspec
 
 
 class CacheControl(msgspec.Struct, forbid_unknown_fields=True):
-    """Accepted wherever Anthropic takes it: prefixes are cached automatically here, marked or not."""
+    """Keeps the prompt up to here in the prefix cache for that long (5m where it says nothing) after its last use."""
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
@@ -79,6 +79,18 @@ class Thinking(msgspec.Struct, forbid_unknown_fields=True):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """effort: for chat templates that know degrees of reasoning. format: what the answer has to be."""
+
+    effort: str | None = None
+    format: JsonSchemaFormat | None = None
+
+
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     user_id: str | None = None
 
@@ -93,12 +105,14 @@ class _Prompted(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     cache_control: CacheControl | None = None
-    output_config: Any = None
-    output_format: Any = None
+    output_config: OutputConfig | None = None
+    output_format: JsonSchemaFormat | None = None
     context_management: Any = None
     mcp_servers: Any = None
     speed: Any = None
     betas: Any = None
+    user_profile_id: Any = None
+    workspace_id: Any = None
 
 
 class MessagesRequest(_Prompted, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +128,12 @@ class MessagesRequest(_Prompted, kw_only=True, forbid_unknown_fields=True):
     service_tier: Any = None
     container: Any = None
     inference_geo: Any = None
+    diagnostics: Any = None
+    compaction: Any = None
+    fallback_credit_token: Any = None
+    billing_policy: Any = None
+    thread: Any = None
+    fallbacks: Any = None
 
 
 class CountTokensRequest(_Prompted, kw_only=True, forbid_unknown_fields=True):
@@ -125,10 +145,16 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "service_tier": ("auto", "standard_only"),
     "container": (),
     "inference_geo": (),
-    "output_config": ({},),
-    "output_format": (),
     "context_management": (),
     "mcp_servers": ([],),
     "speed": ("standard",),
     "betas": ([],),
+    "user_profile_id": (),
+    "workspace_id": (),
+    "diagnostics": (),
+    "compaction": (),
+    "fallback_credit_token": (),
+    "billing_policy": (),
+    "thread": (),
+    "fallbacks": ([],),
 }

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import ValidationError
-from penstock.frontend.processor import Chat
+from penstock.frontend.processor import Chat, Thinking
 from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.server.body import decode_body
@@ -71,6 +71,7 @@ def chat_of(request: ChatRequest) -> Chat:
         messages=[_template_message(message) for message in request.messages],
         tools=[_tool(tool, index) for index, tool in enumerate(request.tools)] if request.tools else None,
         variables=_variables(request),
+        thinking=_thinking(request),
     )
 
 
@@ -110,11 +111,16 @@ def prompt_of(request: GenerateRequest) -> str | Chat:
             raise ValidationError("system has no effect with raw.", param="system")
         return request.prompt
     messages = [{"role": "system", "content": request.system}] if request.system else []
-    return Chat(messages=[*messages, {"role": "user", "content": request.prompt}], variables=_variables(request))
+    asked = [*messages, {"role": "user", "content": request.prompt}]
+    return Chat(messages=asked, variables=_variables(request), thinking=_thinking(request))
 
 
 def _variables(request: ChatRequest | GenerateRequest) -> dict[str, Any]:
-    return {} if request.think is None else {"enable_thinking": request.think}
+    return {} if request.think is None else {"enable_thinking": request.think is not False}
+
+
+def _thinking(request: ChatRequest | GenerateRequest) -> Thinking:
+    return Thinking(effort=request.think if isinstance(request.think, str) else None, param="think")
 
 
 def _grammar(request: ChatRequest | GenerateRequest) -> GrammarSpec | None:

@@ -64,6 +64,10 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     use_mmap: Any = None
     use_mlock: Any = None
     numa: Any = None
+    f16_kv: Any = None
+    vocab_only: Any = None
+    logits_all: Any = None
+    embedding_only: Any = None
 
 
 class _Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -76,7 +80,7 @@ class _Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     options: Options | None = None
     keep_alive: str | float | None = None
-    think: bool | None = None
+    think: bool | str | None = None
     format: Literal["json", ""] | dict[str, Any] | None = None
     logprobs: Any = None
     top_logprobs: Any = None
@@ -101,6 +105,9 @@ class GenerateRequest(_Asked, kw_only=True, forbid_unknown_fields=True):
     suffix: Any = None
     template: Any = None
     context: Any = None
+    width: Any = None
+    height: Any = None
+    steps: Any = None
 
 
 class ShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -120,6 +127,9 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "suffix": ("",),
     "template": ("",),
     "context": ([],),
+    "width": (0,),
+    "height": (0,),
+    "steps": (0,),
 }
 NO_OP_OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "repeat_last_n": (-1,),
@@ -138,4 +148,8 @@ NO_OP_OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "use_mmap": (True,),
     "use_mlock": (False,),
     "numa": (False,),
+    "f16_kv": (True,),
+    "vocab_only": (False,),
+    "logits_all": (False,),
+    "embedding_only": (False,),
 }

@@ -10,7 +10,8 @@ import msgspec
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.frontend.parsers.parts import CallArguments, CallStart, Reasoning, ToolCall
-from penstock.frontend.processor import Chat
+from penstock.frontend.processor import Chat, Thinking
+from penstock.messages.sampling import check_bound
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.openai import decode, render
@@ -93,14 +94,31 @@ def chat_of(request: ChatRequest) -> Chat:
     """The conversation of a request. Raises ValidationError."""
     is_continued = bool(request.continue_final_message)
     generates = request.add_generation_prompt
+    variables = request.chat_template_kwargs or {}
+    if request.reasoning_effort == "none":
+        variables = {"enable_thinking": False, **variables}
     return Chat(
         messages=decode.template_messages(request.messages),
         tools=request.tools if request.tools and request.tool_choice != "none" else None,
         add_generation_prompt=not is_continued if generates is None else generates,
         continue_final_message=is_continued,
-        variables=request.chat_template_kwargs or {},
+        variables=variables,
         call_rule=call_rule(request),
+        thinking=thinking_of(request),
     )
+
+
+def thinking_of(request: ChatRequest) -> Thinking:
+    """Raises ValidationError."""
+    effort = None if request.reasoning_effort == "none" else request.reasoning_effort
+    if request.thinking_token_budget is None:
+        return Thinking(effort=effort, param="reasoning_effort")
+    if effort is not None:
+        raise ValidationError(
+            "reasoning_effort and thinking_token_budget exclude each other.", param="thinking_token_budget"
+        )
+    check_bound("thinking_token_budget", request.thinking_token_budget)
+    return Thinking(request.thinking_token_budget, param="thinking_token_budget")
 
 
 class ChatAnswer:

@@ -35,11 +35,15 @@ def response_grammar(request: ChatRequest | CompletionRequest | GenerateRequest)
 
 def _of_response_format(wanted: ResponseFormat) -> GrammarSpec | None:
     param = "response_format"
-    given = [name for name in ("json_schema", "structures", "triggers", "format") if getattr(wanted, name) is not None]
-    allowed = {"json_schema": ("json_schema",), "structural_tag": ("structures", "triggers", "format")}
+    names = ("json_schema", "structures", "triggers", "format", "value")
+    given = [name for name in names if getattr(wanted, name) is not None]
+    allowed = {"json_schema": ("json_schema",), "structural_tag": ("structures", "triggers", "format"),
+               **dict.fromkeys(("json_object", "json", "regex"), ("value",))}  # fmt: skip
     for name in given:
         if name not in allowed.get(wanted.type, ()):
             raise ValidationError(f"{param} of type {wanted.type} takes no {name}.", param=f"{param}.{name}")
+    if wanted.value is not None or wanted.type in ("json", "regex"):
+        return _of_value(wanted, f"{param}.value")
     if wanted.type == "json_object":
         return GrammarSpec(GrammarKind.JSON_OBJECT, param=param)
     if wanted.type == "json_schema":
@@ -51,6 +55,16 @@ def _of_response_format(wanted: ResponseFormat) -> GrammarSpec | None:
         tag = {name: getattr(wanted, name) for name in given}
         return GrammarSpec(GrammarKind.STRUCTURAL_TAG, json.dumps(tag), param=param)
     return None
+
+
+def _of_value(wanted: ResponseFormat, param: str) -> GrammarSpec:
+    """TGI's forms: a pattern, or a schema as an object."""
+    if wanted.type == "regex" and isinstance(wanted.value, str):
+        return GrammarSpec(GrammarKind.REGEX, wanted.value, param=param)
+    if wanted.type != "regex" and isinstance(wanted.value, dict):
+        return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(wanted.value), param=param)
+    kind = "a text" if wanted.type == "regex" else "a schema"
+    raise ValidationError(f"{param} must be {kind} for type {wanted.type}.", param=param)
 
 
 def _of_structured_outputs(wanted: StructuredOutputs) -> GrammarSpec:

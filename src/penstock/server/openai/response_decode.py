@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.parsers.parts import MessagePart, Reasoning, ToolCall
-from penstock.frontend.processor import CallRule, Chat
+from penstock.frontend.processor import CallRule, Chat, Thinking
 from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.server.body import MAX_QUOTED_CHARS, decode_body, schema_error
@@ -117,8 +117,8 @@ def chat_of(request: ResponseRequest, messages: Messages) -> Chat:
         for tool in request.tools or ()
     ]
     head = [{"role": "system", "content": request.instructions}] if request.instructions else []
-    thinks_not = request.reasoning is not None and request.reasoning.effort == "none"
-    variables = {"enable_thinking": False} if thinks_not else {}
+    effort = request.reasoning.effort if request.reasoning is not None else None
+    variables = {"enable_thinking": False} if effort == "none" else {}
     choice = request.tool_choice
     rule = CallRule.of(
         tools,
@@ -132,6 +132,7 @@ def chat_of(request: ResponseRequest, messages: Messages) -> Chat:
         tools=tools if shows_tools else None,
         variables=variables,
         call_rule=rule if shows_tools else None,
+        thinking=Thinking(effort=None if effort == "none" else effort, param="reasoning.effort"),
     )
 
 

@@ -93,9 +93,9 @@ class TextOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReasoningOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """effort: `none` switches thinking off in templates that can; nothing else is enforced, so nothing else passes."""
+    """effort: `none` switches thinking off in templates that can; other words are for templates that know degrees."""
 
-    effort: Literal["none"] | None = None
+    effort: str | None = None
     summary: None = None
     generate_summary: None = None
 
@@ -132,6 +132,10 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: Any = None
     stream_options: Any = None
     context_management: Any = None
+    prompt_cache_options: Any = None
+    moderation: Any = None
+    access_programs: Any = None
+    image: Any = None
 
 
 # Values that ask for what happens anyway; any other value of these fields is refused by name.
@@ -146,4 +150,8 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "stream_options": ({}, {"include_obfuscation": False}),
     "context_management": ([],),
+    "prompt_cache_options": ({},),
+    "moderation": (),
+    "access_programs": ([],),
+    "image": (),
 }

@@ -78,9 +78,11 @@ class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """What the whole answer has to be. structures, triggers, format: of a structural tag (vLLM's)."""
+    """What the whole answer has to be. structures, triggers, format: of a structural tag (vLLM's). value: TGI's name
+    for the schema of json_object or json, and for the pattern of regex; huggingface_hub sends it."""
 
-    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    type: Literal["text", "json_object", "json_schema", "structural_tag", "json", "regex"]
+    value: dict[str, Any] | str | None = None
     json_schema: JsonSchemaFormat | None = None
     structures: list[Any] | None = None
     triggers: list[str] | None = None
@@ -180,7 +182,7 @@ class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     audio: Any = None
     modalities: Any = None
     prediction: Any = None
-    reasoning_effort: Any = None
+    reasoning_effort: str | None = None
     verbosity: Any = None
     web_search_options: Any = None
     function_call: Any = None
@@ -188,6 +190,10 @@ class ChatRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     prompt_cache_retention: Any = None
     chat_template: Any = None
     documents: Any = None
+    thinking_token_budget: int | None = None
+    prompt_cache_options: Any = None
+    moderation: Any = None
+    tool_prompt: Any = None
 
 
 class CompletionRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
@@ -237,7 +243,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
     "function_call": ("none",),
@@ -251,4 +256,7 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "chat_template": (),
     "documents": ([],),
     "suffix": ("",),
+    "prompt_cache_options": ({},),
+    "moderation": (),
+    "tool_prompt": (),
 }
