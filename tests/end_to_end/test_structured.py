@@ -182,6 +182,7 @@ def test_reasoning_is_ended_by_force(checkpoint: Path) -> None:
         generations = llm.generate(["x"] * 6, sampling)
     for generation in generations:
         [completion] = generation.outputs
+        assert completion.error is None, completion.error
         assert close in completion.token_ids[:10]
         if len(completion.token_ids) == 40:
             assert completion.finish_reason is FinishReason.LENGTH, "free text is cut off, not whole"

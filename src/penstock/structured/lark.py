@@ -77,8 +77,8 @@ class LarkGrammar:
         """
         if not self._pattern.fullmatch(marker):
             raise GrammarError(f"{marker} is no token of this model, so its reasoning cannot be ended by force")
-        free = self.terminal(r"/(?s:.)*/")
-        text = self.rule(free, attributes=f"[max_tokens={num_tokens}]")
+        # The library's own max_tokens cannot be taken back, which looking for a way to the end has to.
+        text = self.rule(f"<[^{_ranges(self._special.values())}]>{{0,{num_tokens}}}")
         space = self.terminal(r"/[ \n]{1,4}/")
         reasoning = self.rule(f"{self.literal(opening)} {text} {self.literal(marker)}")
         return self.rule(f"{reasoning} {space}? {rule}" + (f" | {rule}" if opening else ""))
@@ -122,6 +122,17 @@ class LarkGrammar:
 
 def alternatives(names: Iterable[str]) -> str:
     return " | ".join(names)
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    """Token ids as llguidance writes sets of them: 1-3,7."""
+    ranges: list[tuple[int, int]] = []
+    for token_id in sorted(ids):
+        if ranges and ranges[-1][1] == token_id - 1:
+            ranges[-1] = (ranges[-1][0], token_id)
+        else:
+            ranges.append((token_id, token_id))
+    return ",".join(f"{first}-{last}" for first, last in ranges)
 
 
 def _quoted(text: str) -> str:
