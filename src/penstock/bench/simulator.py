@@ -25,7 +25,6 @@ from penstock.bench.step_time import StepTime, StepWork
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
 from penstock.engine.core import EngineCore
-from penstock.engine.executor import StepHandle
 from penstock.kvcache import KVCacheManager
 from penstock.messages import (
     EngineRequest,
@@ -43,7 +42,7 @@ _FIRST_ANSWER_TOKEN: Final = 1 << 20  # no dataset draws it: an answer is cached
 _sampling = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
-class SimulatedHandle(StepHandle):
+class SimulatedHandle:
     """A step that ends at a known time; waiting for it moves the clock there."""
 
     __slots__ = ("_end_s", "_loop", "_outcome")

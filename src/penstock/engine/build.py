@@ -10,7 +10,7 @@ import msgspec
 from penstock.config.engine import EngineConfig
 from penstock.config.resolve import watermark_blocks
 from penstock.engine.core import EngineCore
-from penstock.engine.executor import Executor
+from penstock.engine.executor import Executor, StreamExecutor
 from penstock.kvcache import KVCacheManager
 from penstock.messages import EngineReady
 from penstock.runner import MemoryPlan, ModelRunner, plan_memory
@@ -57,7 +57,8 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
     runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction), grammars)
     phases.begin("start scheduler")
     scheduler = Scheduler(config.scheduler, KVCacheManager(config.cache))
-    core = EngineCore(scheduler, Executor(runner), grammars=grammars)
+    executor = StreamExecutor(runner) if runner.is_asynchronous else Executor(runner)
+    core = EngineCore(scheduler, executor, grammars=grammars)
     phases.end()
     ready = EngineReady(
         max_model_len=config.scheduler.max_model_len,

@@ -1,13 +1,17 @@
-"""Runs steps one after another on a thread of their own, so that the next can be scheduled meanwhile."""
+"""Runs steps one after another beside the engine's loop, so that the next can be scheduled meanwhile: on a thread of
+their own where the runner computes on the CPU, on the device where that works by itself.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from penstock.messages import ErrorInfo, SchedulerOutput, StepResult
+
+Launched = TypeVar("Launched")
 
 
 class Runner(Protocol):
@@ -16,8 +20,22 @@ class Runner(Protocol):
     def execute(self, output: SchedulerOutput) -> StepResult: ...
 
 
-class StepHandle:
+class AsyncRunner(Protocol[Launched]):
+    """What gives a step to a device and returns at once (runner.ModelRunner on a GPU)."""
+
+    def launch(self, output: SchedulerOutput) -> Launched: ...
+
+    def finish(self, step: Launched) -> StepResult: ...
+
+
+class StepHandle(Protocol):
     """A step that was launched. `result()` waits for it."""
+
+    def result(self) -> StepResult: ...
+
+
+class ThreadHandle:
+    """A step on the executor's thread."""
 
     __slots__ = ("_done", "_result")
 
@@ -47,6 +65,58 @@ class StepExecutor(Protocol):
     def close(self) -> None: ...
 
 
+class StreamExecutor(Generic[Launched]):
+    """Launches steps on a device from the engine's own thread; who asks for a result waits for the device."""
+
+    def __init__(self, runner: AsyncRunner[Launched]) -> None:
+        self.runner = runner
+        self.step_started_s = 0.0
+        self.num_unfinished = 0
+
+    def launch(self, output: SchedulerOutput) -> StreamHandle[Launched]:
+        self.num_unfinished += 1
+        self.step_started_s = self.step_started_s or time.monotonic()
+        start_s = time.perf_counter()
+        try:
+            return StreamHandle(self, output, self.runner.launch(output))
+        except Exception as error:
+            return StreamHandle(self, output, None, _failed(output, error, start_s))
+
+    def close(self) -> None:
+        """Nothing of its own runs."""
+
+
+class StreamHandle(Generic[Launched]):
+    """A step on the device; with an outcome already where it could not be launched."""
+
+    __slots__ = ("_executor", "_launched", "_outcome", "_output")
+
+    def __init__(
+        self,
+        executor: StreamExecutor[Launched],
+        output: SchedulerOutput,
+        launched: Launched | None,
+        outcome: StepResult | None = None,
+    ) -> None:
+        self._executor = executor
+        self._output = output
+        self._launched = launched
+        self._outcome = outcome
+
+    def result(self) -> StepResult:
+        executor, start_s = self._executor, time.perf_counter()
+        outcome = self._outcome
+        if outcome is None:
+            assert self._launched is not None
+            try:
+                outcome = executor.runner.finish(self._launched)
+            except Exception as error:
+                outcome = _failed(self._output, error, start_s)
+        executor.num_unfinished -= 1
+        executor.step_started_s = time.monotonic() if executor.num_unfinished else 0.0
+        return outcome
+
+
 class Executor:
     """Executes plans strictly in launch order.
 
@@ -56,13 +126,13 @@ class Executor:
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self._plans: queue.SimpleQueue[tuple[SchedulerOutput, StepHandle] | None] = queue.SimpleQueue()
+        self._plans: queue.SimpleQueue[tuple[SchedulerOutput, ThreadHandle] | None] = queue.SimpleQueue()
         self.step_started_s = 0.0
         self._thread = threading.Thread(target=self._run, name="penstock-executor", daemon=True)
         self._thread.start()
 
-    def launch(self, output: SchedulerOutput) -> StepHandle:
-        handle = StepHandle()
+    def launch(self, output: SchedulerOutput) -> ThreadHandle:
+        handle = ThreadHandle()
         self._plans.put((output, handle))
         return handle
 
@@ -83,6 +153,10 @@ class Executor:
         try:
             return self.runner.execute(output)
         except Exception as error:
-            info = ErrorInfo.of(error)
-            errors = {request.request_id: info for request in output.scheduled}
-            return StepResult(output.step_id, {}, {}, errors, time.perf_counter() - start_s)
+            return _failed(output, error, start_s)
+
+
+def _failed(output: SchedulerOutput, error: Exception, start_s: float) -> StepResult:
+    info = ErrorInfo.of(error)
+    errors = {request.request_id: info for request in output.scheduled}
+    return StepResult(output.step_id, {}, {}, errors, time.perf_counter() - start_s)

@@ -13,26 +13,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from penstock.layers import AttentionMetadata
 from penstock.messages import GrammarKind, NewRequestData, ScheduledRequest
+from penstock.runner.step_tables import DrawInputs, DrawTables, Int64, StepTables
 from penstock.sampling import FilteredRow, LogitEdits, RowEdits, RowFilters, SamplingBatch, uniforms
 from penstock.structured import GrammarCompiler, TokenMasks
 
-Int64 = NDArray[np.int64]
 
+class Promise(NamedTuple):
+    """Rows that drew a token which the host has not heard of. occupants: whose the rows were."""
 
-class StepInputs(NamedTuple):
-    """What the model needs for a step of T tokens of R requests, and which rows they came from."""
-
-    token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64
-    metadata: AttentionMetadata
-    rows: Int64  # [R] the requests' rows
-    last_tokens: Int64  # [R] index in [0, T) of each request's last token in this step
+    rows: Int64
+    counts: Int64  # tokens of each before the draw
+    occupants: Int64
 
 
 class InputBatch:
@@ -60,6 +53,7 @@ class InputBatch:
         self._num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self._second_text_start = np.zeros(max_num_seqs, dtype=np.int64)
         self._num_blocks = [0] * max_num_seqs
+        self._occupants = np.zeros(max_num_seqs, dtype=np.int64)  # how many requests have had the row
         self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
         self._top_k = np.zeros(max_num_seqs, dtype=np.int32)
         self._top_p = np.ones(max_num_seqs, dtype=np.float32)
@@ -87,6 +81,7 @@ class InputBatch:
         assert request.request_id not in self._row_of, request.request_id
         row = self._free_rows.pop()
         self._row_of[request.request_id] = row
+        self._occupants[row] += 1
         self._token_ids[row, : len(token_ids)] = token_ids
         self._num_tokens[row] = len(token_ids)
         self._num_prompt_tokens[row] = request.num_prompt_tokens
@@ -140,8 +135,8 @@ class InputBatch:
 
     # ---- a step's inputs
 
-    def prepare(self, scheduled: Sequence[ScheduledRequest]) -> StepInputs:
-        """Inputs of the requests' shares, in their order. Changes nothing."""
+    def prepare(self, scheduled: Sequence[ScheduledRequest]) -> StepTables:
+        """Tables of the requests' shares, in their order. Changes nothing."""
         row_of = self._row_of
         rows_R = np.array([row_of[request.request_id] for request in scheduled], dtype=np.int64)
         starts_R = np.array([request.num_computed_tokens for request in scheduled], dtype=np.int64)
@@ -159,34 +154,36 @@ class InputBatch:
         blocks_T = self._block_tables[rows_T, positions_T // self._block_size].astype(np.int64)
         slots_T = blocks_T * self._block_size + positions_T % self._block_size
         width = -(-int(ends_R.max()) // self._block_size)
-        metadata = AttentionMetadata(
-            query_starts=torch.from_numpy(query_starts.astype(np.int32)),
-            context_lens=torch.from_numpy(ends_R.astype(np.int32)),
-            block_tables=torch.from_numpy(self._block_tables[rows_R, :width]),
-            slot_mapping=torch.from_numpy(slots_T),
-            token_types=self._token_types(rows_T, positions_T) if self._num_token_types else None,
-        )
-        return StepInputs(
-            torch.from_numpy(self._token_ids[rows_T, positions_T]),
-            torch.from_numpy(positions_T),
-            metadata,
+        return StepTables(
+            self._token_ids[rows_T, positions_T],
+            positions_T,
+            slots_T,
+            query_starts.astype(np.int32),
+            ends_R.astype(np.int32),
+            self._block_tables[rows_R, :width],
+            self._token_types(rows_T, positions_T) if self._num_token_types else None,
             rows_R,
             query_starts[1:] - 1,
         )
 
-    def _token_types(self, rows_T: Int64, positions_T: Int64) -> Tensor:
+    def _token_types(self, rows_T: Int64, positions_T: Int64) -> Int64:
         if self._num_token_types == 1:
-            return torch.zeros(len(rows_T), dtype=torch.int64)
-        return torch.from_numpy((positions_T >= self._second_text_start[rows_T]).astype(np.int64))
+            return np.zeros(len(rows_T), dtype=np.int64)
+        return (positions_T >= self._second_text_start[rows_T]).astype(np.int64)
 
-    def sampling_batch(self, rows_R: Int64) -> SamplingBatch:
-        """Sampling parameters of `rows`, which draw their next tokens."""
+    def draw_tables(self, rows_R: Int64, last_tokens_R: Int64) -> DrawTables:
+        """Sampling parameters of `rows`, which draw their next tokens after the step's tokens `last_tokens`."""
         temperature_R = self._temperature[rows_R]
         if temperature_R.any():
             positions_R = self._num_tokens[rows_R] - self._num_prompt_tokens[rows_R]
             uniform_R = uniforms(self._seeds[rows_R], positions_R.astype(np.uint64))
         else:
             uniform_R = np.zeros(len(rows_R))
+        parameters = (temperature_R, self._top_k[rows_R], self._top_p[rows_R], self._min_p[rows_R], uniform_R)
+        return DrawTables(rows_R, last_tokens_R, *parameters)
+
+    def sampling_batch(self, rows_R: Int64, draw: DrawInputs) -> SamplingBatch:
+        """All that decides the draws of `rows`. Needs the tokens that they drew before."""
         edits: list[RowEdits] = []
         filtered: list[FilteredRow] = []
         logprobs: list[tuple[int, int]] = []
@@ -201,20 +198,34 @@ class InputBatch:
                 if row in self._logprobs:
                     logprobs.append((index, self._logprobs[row]))
         return SamplingBatch(
-            torch.from_numpy(temperature_R),
-            torch.from_numpy(self._top_k[rows_R]),
-            torch.from_numpy(self._top_p[rows_R]),
-            torch.from_numpy(self._min_p[rows_R]),
-            torch.from_numpy(uniform_R),
+            draw.temperature,
+            draw.top_k,
+            draw.top_p,
+            draw.min_p,
+            draw.uniform,
             edits,
             logprobs,
             self.masks.masks(rows_R.tolist()) if self.masks else None,
             filtered,
         )
 
+    def is_constrained(self, scheduled: Sequence[ScheduledRequest]) -> bool:
+        """Whether a request obeys a grammar, which may put other tokens in the place of the one drawn."""
+        return bool(self.masks) and any(self._row_of[request.request_id] in self.masks for request in scheduled)
+
+    def looks_back(self, rows_R: Int64) -> bool:
+        """Whether a row's next draw depends on the tokens it drew before, beyond the model."""
+        return bool(self._edits or self._filters) and any(
+            row in self._edits or row in self._filters for row in rows_R.tolist()
+        )
+
     def advance_grammars(self, rows_R: Int64, token_ids: list[int]) -> list[int]:
         """Tells the grammars of `rows` what was drawn, before it is recorded; the tokens that count."""
-        positions_R = self._num_tokens[rows_R] - self._num_prompt_tokens[rows_R]
+        return self._advance(rows_R, self._num_tokens[rows_R], token_ids)
+
+    def _advance(self, rows_R: Int64, counts_R: Int64, token_ids: list[int]) -> list[int]:
+        """counts: tokens of each row before the draw."""
+        positions_R = counts_R - self._num_prompt_tokens[rows_R]
         return self.masks.advance(rows_R.tolist(), token_ids, positions_R.tolist())
 
     def jumps_of(self, scheduled: Sequence[ScheduledRequest], rows_R: Int64) -> dict[int, list[int]]:
@@ -256,6 +267,33 @@ class InputBatch:
         counts = self._num_tokens[rows]
         self._token_ids[rows, counts] = token_ids
         self._num_tokens[rows] = counts + 1
+        self._note(rows, token_ids)
+
+    def promise(self, rows_R: Int64) -> Promise:
+        """Appends a token that was drawn and is heard of later to each of the rows. `fulfil` names it."""
+        counts_R = self._num_tokens[rows_R]
+        self._token_ids[rows_R, counts_R] = -1 - rows_R
+        self._num_tokens[rows_R] = counts_R + 1
+        return Promise(rows_R, counts_R, self._occupants[rows_R])
+
+    def fulfil(self, promise: Promise, token_ids: list[int]) -> list[int]:
+        """The tokens of a promise (negative: none), in the rows that are still of the same requests.
+
+        Returns the tokens that count: a grammar may have put another in the place of the one drawn.
+        """
+        is_here = self._occupants[promise.rows] == promise.occupants
+        if self.masks:
+            drawn = [token_id if here else -1 for token_id, here in zip(token_ids, is_here.tolist(), strict=True)]
+            counted = self._advance(promise.rows, promise.counts, drawn)
+            token_ids = [now if now >= 0 else was for now, was in zip(counted, token_ids, strict=True)]
+        usable = is_here & (np.array(token_ids) >= 0)
+        rows_U, ids_U = promise.rows[usable], np.array(token_ids)[usable]
+        self._token_ids[rows_U, promise.counts[usable]] = ids_U
+        self._note(rows_U.tolist(), ids_U.tolist())
+        return token_ids
+
+    def _note(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Tells edits and filters of the rows what was drawn."""
         if self._edits:
             for row, token_id in zip(rows, token_ids, strict=True):
                 if row in self._edits:

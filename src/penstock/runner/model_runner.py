@@ -5,6 +5,10 @@ request. When a step as a whole raises, its requests are run again in halves unt
 others go on as if nothing had happened. That is safe because a step changes no row before it has succeeded, and
 writing the same keys and values again changes nothing.
 
+A device that works by itself (a GPU) is given the next step before the host has heard what this one drew: `launch` and
+`finish` are `execute` in two parts. Where a draw depends on earlier tokens beyond the model, `launch` takes the
+results of the step before it first.
+
 Owns: the rows, the KV tensors, the model.
 Never: decides who runs.
 """
@@ -13,12 +17,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.base.errors import PenstockError
@@ -34,11 +38,15 @@ from penstock.messages import (
     StepResult,
     TokenLogprobs,
 )
-from penstock.runner.input_batch import InputBatch, StepInputs
+from penstock.runner.async_device import AsyncDevice, CudaBackend, table_nbytes
+from penstock.runner.input_batch import InputBatch, Promise
 from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
 from penstock.runner.pooling import Pooler
-from penstock.sampling import NO_TOKEN, sample, token_logprobs
+from penstock.runner.staging import Readback
+from penstock.runner.step_device import HostDevice
+from penstock.runner.step_tables import DrawInputs, Int64, StepTables
+from penstock.sampling import NO_TOKEN, SamplingBatch, deferred, logprob_entries, sample, token_logprobs
 from penstock.structured import GrammarCompiler, TokenMasks
 
 _log = logging.getLogger(__name__)
@@ -47,14 +55,38 @@ _log = logging.getLogger(__name__)
 LOGIT_ROWS_PER_PIECE: Final = 64
 
 
+class LateDraw(NamedTuple):
+    """Tokens on their way to the host. raw_logits: of the rows that want log-probabilities, before any edit."""
+
+    request_ids: list[str]
+    promise: Promise
+    readback: Readback
+    num_top: list[tuple[int, int]]
+    raw_logits: Tensor | None
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A step that was given to the device. late: what it drew, until `finish` has read it."""
+
+    result: StepResult
+    started_s: float
+    late: list[LateDraw] = field(default_factory=list)
+
+
 class ModelRunner:
     """The model of one engine and the requests it is computing.
 
     on_progress: called with a phase ("weights") and the fraction of it that is done. grammars: of this engine.
+    device: where the steps run; by default what the configuration names.
     """
 
     def __init__(
-        self, config: EngineConfig, on_progress: Callable[[str, float], None], grammars: GrammarCompiler | None = None
+        self,
+        config: EngineConfig,
+        on_progress: Callable[[str, float], None],
+        grammars: GrammarCompiler | None = None,
+        device: HostDevice | AsyncDevice | None = None,
     ) -> None:
         assert config.cache.num_blocks > 0 or config.model.is_encoder, "plan_memory comes first"
         torch.set_num_threads(config.num_threads)
@@ -72,12 +104,23 @@ class ModelRunner:
         )
         self._pooler = Pooler(config.model, self._model, self.ops)
         self._failed: dict[str, ErrorInfo] = {}
+        self._device = device or step_device(config, self.ops.layouts.device)
+        self._launched: LaunchedStep | None = None  # the last one, while it has not been finished
+        self._finished_s = 0.0
 
-    @torch.inference_mode()
+    @property
+    def is_asynchronous(self) -> bool:
+        return self._device.is_asynchronous
+
     def execute(self, output: SchedulerOutput) -> StepResult:
         """Runs one step. A scheduled request that samples is afterwards in `sampled`, `pooled` or `errors`."""
-        started = time.perf_counter()
-        result = StepResult(output.step_id, {}, {}, {}, 0.0)
+        return self.finish(self.launch(output))
+
+    @torch.inference_mode()
+    def launch(self, output: SchedulerOutput) -> LaunchedStep:
+        """Gives the step to the device. At most one step before it may be unfinished."""
+        step = LaunchedStep(StepResult(output.step_id, {}, {}, {}, 0.0), time.perf_counter())
+        result = step.result
         self._apply(output)
         healthy = output.scheduled
         if self._failed:
@@ -86,9 +129,21 @@ class ModelRunner:
                     result.errors[request.request_id] = self._failed[request.request_id]
             healthy = [request for request in output.scheduled if request.request_id not in self._failed]
         if healthy:
-            self._run_isolating_errors(healthy, result)
-        result.seconds = time.perf_counter() - started
-        return result
+            self._run_isolating_errors(healthy, step)
+        self._launched = step
+        return step
+
+    @torch.inference_mode()
+    def finish(self, step: LaunchedStep) -> StepResult:
+        """The result of a step, waited for if need be."""
+        late, step.late = step.late, []
+        for draw in late:
+            self._take(draw, step.result)
+        if step.result.seconds == 0.0:
+            now = time.perf_counter()
+            step.result.seconds = now - max(step.started_s, self._finished_s)
+            self._finished_s = now
+        return step.result
 
     def _apply(self, output: SchedulerOutput) -> None:
         for request_id in output.removed_request_ids:
@@ -113,36 +168,53 @@ class ModelRunner:
     def _copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
         sources = torch.tensor([copy.source for copy in copies], dtype=torch.int64)
         destinations = torch.tensor([copy.destination for copy in copies], dtype=torch.int64)
-        self.ops.copy_blocks(self._pool.tensors, sources, destinations)
+        device = self.ops.layouts.device
+        self.ops.copy_blocks(self._pool.tensors, sources.to(device), destinations.to(device))
 
-    def _run_isolating_errors(self, scheduled: Sequence[ScheduledRequest], result: StepResult) -> None:
+    def _run_isolating_errors(self, scheduled: Sequence[ScheduledRequest], step: LaunchedStep) -> None:
         try:
-            self._run(scheduled, result)
+            self._run(scheduled, step)
         except Exception:  # whatever it is, it must not end the requests that did not cause it
             if len(scheduled) == 1:
                 request_id = scheduled[0].request_id
                 _log.exception("request %s failed", request_id)
                 error = ErrorInfo("internal_error", 500, "This request could not be computed.")
-                self._fail(request_id, error, result)
+                self._fail(request_id, error, step.result)
                 return
             middle = len(scheduled) // 2
-            self._run_isolating_errors(scheduled[:middle], result)
-            self._run_isolating_errors(scheduled[middle:], result)
+            self._run_isolating_errors(scheduled[:middle], step)
+            self._run_isolating_errors(scheduled[middle:], step)
 
-    def _run(self, scheduled: Sequence[ScheduledRequest], result: StepResult) -> None:
+    def _run(self, scheduled: Sequence[ScheduledRequest], step: LaunchedStep) -> None:
         """Computes the requests' shares; rows and result change only at the end, when nothing can fail any more."""
-        inputs = self._batch.prepare(scheduled)
+        result = step.result
+        if self._launched is not None and self._batch.is_constrained(scheduled):
+            self.finish(self._launched)
+        tables = self._batch.prepare(scheduled)
+        drawing = self._drawing(scheduled)
+        rows_R, last_R = tables.rows, tables.last_tokens
+        if len(drawing) < len(scheduled):
+            rows_R, last_R = rows_R[drawing], last_R[drawing]
+        inputs = self._device.place(tables, self._batch.draw_tables(rows_R, last_R) if drawing else None)
         x_TD, residual_TD = self._model.forward(
             inputs.token_ids, inputs.positions, self._pool.caches, inputs.metadata, self.ops
         )
-        prompt_logprobs = self._prompt_logprobs(scheduled, inputs, x_TD, residual_TD)
-        drawing = [index for index, request in enumerate(scheduled) if request.samples]
+        prompt_logprobs = self._prompt_logprobs(scheduled, tables, x_TD, residual_TD)
         pooled = None
         if self._pooler:
-            pooled = self._pooler.pool(scheduled, inputs.last_tokens.tolist(), x_TD, residual_TD)
-            drawing = [index for index in drawing if scheduled[index].request_id not in self._pooler]
-        if drawing:
-            self._sample(scheduled, drawing, inputs, x_TD, residual_TD, result)
+            pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), x_TD, residual_TD)
+        draw = inputs.draw
+        if draw is not None and self._batch.masks:
+            drawing, draw = self._jump(scheduled, drawing, tables.rows, draw, result)
+        if draw is not None and drawing:
+            if len(drawing) < len(x_TD):
+                x_TD, residual_TD = (
+                    x_TD.index_select(0, draw.last_tokens),
+                    residual_TD.index_select(0, draw.last_tokens),
+                )
+            logits_RV = self._model.logits(x_TD, residual_TD, self.ops)
+            request_ids = [scheduled[index].request_id for index in drawing]
+            self._draw(request_ids, tables.rows[drawing], draw, logits_RV, step)
         result.prompt_logprobs.update(prompt_logprobs)
         if pooled is not None:
             self._pooler.keep(pooled)
@@ -153,28 +225,24 @@ class ModelRunner:
                 else:
                     result.pooled[request_id] = vector
 
-    def _sample(
-        self,
-        scheduled: Sequence[ScheduledRequest],
-        drawing: Sequence[int],
-        inputs: StepInputs,
-        x_TD: Tensor,
-        residual_TD: Tensor,
-        result: StepResult,
+    def _drawing(self, scheduled: Sequence[ScheduledRequest]) -> list[int]:
+        """Indices of the requests that draw a token in this step."""
+        drawing = [index for index, request in enumerate(scheduled) if request.samples]
+        if self._pooler:
+            drawing = [index for index in drawing if scheduled[index].request_id not in self._pooler]
+        return drawing
+
+    def _draw(
+        self, request_ids: list[str], rows_R: Int64, inputs: DrawInputs, logits_RV: Tensor, step: LaunchedStep
     ) -> None:
-        """Draws a token for the requests at the indices `drawing` and records it; forced tokens need no draw."""
-        if self._batch.masks:
-            drawing = self._jump(scheduled, drawing, inputs.rows, result)
-            if not drawing:
-                return
-        rows_R, last_R = inputs.rows, inputs.last_tokens
-        if len(drawing) < len(scheduled):
-            rows_R, last_R = rows_R[drawing], last_R[drawing]
-        if len(last_R) < len(x_TD):
-            index_R = torch.from_numpy(last_R)
-            x_TD, residual_TD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
-        logits_RV = self._model.logits(x_TD, residual_TD, self.ops)
-        batch, masks = self._batch.sampling_batch(rows_R), self._batch.masks
+        """Draws a token for each of the requests and records it: now, or in `finish`."""
+        if isinstance(self._device, AsyncDevice):
+            if self._launched is not None and self._batch.looks_back(rows_R):
+                self.finish(self._launched)
+            batch = self._batch.sampling_batch(rows_R, inputs)
+            step.late.append(self._draw_late(self._device, request_ids, inputs, batch, logits_RV, rows_R))
+            return
+        batch = self._batch.sampling_batch(rows_R, inputs)
         settle = (lambda drawn: self._batch.advance_grammars(rows_R, drawn)) if batch.masks is not None else None
         token_ids, logprobs = sample(logits_RV, batch, self.ops, settle)
         rows = rows_R.tolist()
@@ -183,9 +251,54 @@ class ModelRunner:
             self._batch.record([rows[index] for index in usable], [token_ids[index] for index in usable])
         else:
             self._batch.record(rows, token_ids)
-        for index, (position, token_id) in enumerate(zip(drawing, token_ids, strict=True)):
-            request_id = scheduled[position].request_id
-            if token_id == NO_TOKEN:
+        self._report(request_ids, rows, token_ids, logprobs, step.result)
+
+    def _draw_late(
+        self,
+        device: AsyncDevice,
+        request_ids: list[str],
+        inputs: DrawInputs,
+        batch: SamplingBatch,
+        logits_RV: Tensor,
+        rows_R: Int64,
+    ) -> LateDraw:
+        drawn = deferred.draw(logits_RV, batch, self.ops, device.send)
+        device.feed_back(inputs.rows, drawn.ids)
+        readback = device.read_back([drawn.ids, *(drawn.logprobs or ())])
+        raw_logits = drawn.raw_logits if batch.masks is not None else None
+        return LateDraw(request_ids, self._batch.promise(rows_R), readback, list(batch.logprobs), raw_logits)
+
+    def _take(self, draw: LateDraw, result: StepResult) -> None:
+        """Waits for what was drawn and records it."""
+        ids_R, *found = draw.readback.arrays()
+        drawn = ids_R.tolist()
+        token_ids = self._batch.fulfil(draw.promise, drawn)
+        logprobs: dict[int, TokenLogprobs] = {}
+        if draw.num_top:
+            wanted, num_top = [row for row, _ in draw.num_top], [count for _, count in draw.num_top]
+            chosen = [max(token_ids[row], 0) for row in wanted]
+            if draw.raw_logits is not None and chosen != [max(drawn[row], 0) for row in wanted]:
+                ids_L = torch.tensor(chosen, device=draw.raw_logits.device)
+                entries = token_logprobs(draw.raw_logits, ids_L, num_top, self.ops)
+            else:
+                entries = logprob_entries(chosen, found, num_top)
+            logprobs = dict(zip(wanted, entries, strict=True))
+        self._report(draw.request_ids, draw.promise.rows.tolist(), token_ids, logprobs, result)
+
+    def _report(
+        self,
+        request_ids: Sequence[str],
+        rows: Sequence[int],
+        token_ids: Sequence[int],
+        logprobs: Mapping[int, TokenLogprobs],
+        result: StepResult,
+    ) -> None:
+        """What the requests drew, into the result."""
+        masks = self._batch.masks
+        for index, (request_id, token_id) in enumerate(zip(request_ids, token_ids, strict=True)):
+            if request_id in self._failed:
+                result.errors[request_id] = self._failed[request_id]
+            elif token_id == NO_TOKEN:
                 self._fail(request_id, _no_token(rows[index], masks), result)
             else:
                 found = [logprobs[index]] if index in logprobs else None
@@ -194,27 +307,29 @@ class ModelRunner:
                 result.sampled[request_id] = SampledTokens([token_id], found, is_complete, state)
 
     def _jump(
-        self, scheduled: Sequence[ScheduledRequest], drawing: Sequence[int], rows_R: NDArray[np.int64],
+        self, scheduled: Sequence[ScheduledRequest], drawing: list[int], rows_R: Int64, draw: DrawInputs,
         result: StepResult,
-    ) -> Sequence[int]:  # fmt: skip
-        """Gives out the tokens that grammars force, which need no draw; the indices of the requests that draw."""
+    ) -> tuple[list[int], DrawInputs]:  # fmt: skip
+        """Gives out the tokens that grammars force, which need no draw; who draws, and how, without these."""
         rows_D = rows_R[drawing]
         jumps = self._batch.jumps_of([scheduled[index] for index in drawing], rows_D)
         if not jumps:
-            return drawing
+            return drawing, draw
         for place, token_ids in jumps.items():  # what is there already was given before a part of the step failed
             result.sampled.setdefault(scheduled[drawing[place]].request_id, SampledTokens(token_ids))
         places = [place for place, token_ids in jumps.items() if token_ids]
         if places:
             self._batch.jump(rows_D[places].tolist(), [jumps[place] for place in places])
-        return [index for place, index in enumerate(drawing) if place not in jumps]
+        kept = [place for place in range(len(drawing)) if place not in jumps]
+        kept_D = self._device.send(np.array(kept, dtype=np.int64))
+        return [drawing[place] for place in kept], DrawInputs(*(column.index_select(0, kept_D) for column in draw))
 
     def _prompt_logprobs(
-        self, scheduled: Sequence[ScheduledRequest], inputs: StepInputs, x_TD: Tensor, residual_TD: Tensor
+        self, scheduled: Sequence[ScheduledRequest], tables: StepTables, x_TD: Tensor, residual_TD: Tensor
     ) -> dict[str, list[TokenLogprobs]]:
         """Log-probabilities of the prompt tokens that this step's positions predict (p predicts p + 1)."""
         found: dict[str, list[TokenLogprobs]] = {}
-        for request, last in zip(scheduled, inputs.last_tokens.tolist(), strict=True):
+        for request, last in zip(scheduled, tables.last_tokens.tolist(), strict=True):
             wanted = self._batch.prompt_logprob_targets(request)
             if wanted is None:
                 continue
@@ -226,7 +341,7 @@ class ModelRunner:
                 # Clones: `logits` overwrites the residual, and sampling reads the rows again.
                 piece = slice(first + begin, first + end)
                 logits_RV = self._model.logits(x_TD[piece], residual_TD[piece].clone(), self.ops)
-                ids_R = torch.from_numpy(targets[begin:end])
+                ids_R = torch.from_numpy(targets[begin:end]).to(logits_RV.device)
                 entries += token_logprobs(logits_RV, ids_R, [num_top] * (end - begin), self.ops)
             found[request.request_id] = entries
         return found
@@ -246,3 +361,13 @@ def _no_token(row: int, masks: TokenMasks) -> ErrorInfo:
         "grammar_conflict", 400,
         "Everything the grammar allows here is excluded by min_tokens, bad_words or logit_bias, or has no probability.",
     )  # fmt: skip
+
+
+def step_device(config: EngineConfig, device: torch.device) -> HostDevice | AsyncDevice:
+    """Where the steps of this engine run."""
+    if device.type == "cpu":
+        return HostDevice()
+    limits = config.scheduler
+    max_blocks = -(-limits.max_model_len // config.cache.block_size)
+    nbytes = table_nbytes(limits.max_num_seqs, limits.max_num_batched_tokens, max_blocks)
+    return AsyncDevice(CudaBackend(device), limits.max_num_seqs, nbytes)

@@ -76,7 +76,7 @@ class Pooler:
         indices = [index for _, span in spans for index in span]
         pooled = Pooled({}, {})
         # Copies: both of the model's heads overwrite the residual, and others of the step read it again.
-        index_R = torch.tensor(indices, dtype=torch.int64)
+        index_R = torch.tensor(indices, dtype=torch.int64).to(x_TD.device)
         x_RD, residual_RD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
         if not self._config.labels:
             hidden_RD = self._model.hidden(x_RD, residual_RD, self._ops) if indices else x_RD
@@ -140,5 +140,5 @@ class Pooler:
 def _bytes(vector: Tensor) -> bytes | None:
     if not vector.isfinite().all():
         return None
-    data: bytes = vector.numpy().astype("<f4").tobytes()
+    data: bytes = vector.cpu().numpy().astype("<f4").tobytes()
     return data

@@ -5,7 +5,7 @@ Never: knows about the scheduler.
 """
 
 from penstock.sampling.logit_edits import LogitEdits
-from penstock.sampling.logprobs import token_logprobs
+from penstock.sampling.logprobs import logprob_entries, token_logprobs
 from penstock.sampling.penalties import TokenCounts
 from penstock.sampling.randomness import uniforms
 from penstock.sampling.row_filters import RowFilters
@@ -19,6 +19,7 @@ __all__ = [
     "RowFilters",
     "SamplingBatch",
     "TokenCounts",
+    "logprob_entries",
     "sample",
     "token_logprobs",
     "uniforms",

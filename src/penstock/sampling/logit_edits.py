@@ -7,12 +7,23 @@ stays masked. Rows without any of these have no LogitEdits and cost nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.messages import SamplingParams
 from penstock.sampling.penalties import TokenCounts
+
+
+class TokenPenalties(NamedTuple):
+    """The distinct tokens of a request, how often each stands in its output, and what that costs."""
+
+    ids: NDArray[np.int64]
+    counts: NDArray[np.float32]
+    repetition: float
+    presence: float
+    frequency: float
 
 
 class LogitEdits:
@@ -61,24 +72,41 @@ class LogitEdits:
         """Edits the row in place. output_ids: the output so far."""
         if len(self._bias_ids):
             logits_V[self._bias_ids] += self._bias_values
-        if len(output_ids) < self._sampling.min_tokens:
-            logits_V[self._stop_ids] = -np.inf
-        if len(self._banned_ids):
-            logits_V[self._banned_ids] = -np.inf
-        for words in self._banned_sequences:
-            prefix = words[:-1]
-            if len(prefix) <= len(output_ids) and output_ids[len(output_ids) - len(prefix) :].tolist() == prefix:
-                logits_V[words[-1]] = -np.inf
+        logits_V[self.excluded(output_ids)] = -np.inf
         if self._counts is not None:
             sampling = self._sampling
             self._counts.apply(
                 logits_V, sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
             )
 
+    @property
+    def bias(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens and what is added to their logits."""
+        return self._bias_ids, self._bias_values
+
+    def excluded(self, output_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens that may not come after this output."""
+        completed = [words[-1] for words in self._banned_sequences if _ends_with(output_ids, words[:-1])]
+        stops = self._stop_ids if len(output_ids) < self._sampling.min_tokens else self._stop_ids[:0]
+        return np.concatenate([stops, self._banned_ids, np.array(completed, dtype=np.int64)])
+
+    @property
+    def penalties(self) -> TokenPenalties | None:
+        if self._counts is None:
+            return None
+        sampling = self._sampling
+        return TokenPenalties(
+            *self._counts.entries, sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
+        )
+
     def add(self, token_id: int) -> None:
         """The request's output grew by this token."""
         if self._counts is not None:
             self._counts.add(token_id)
+
+
+def _ends_with(output_ids: NDArray[np.int64], prefix: list[int]) -> bool:
+    return len(prefix) <= len(output_ids) and output_ids[len(output_ids) - len(prefix) :].tolist() == prefix
 
 
 def _checked_ids(ids: Iterable[int], vocab_size: int) -> NDArray[np.int64]:

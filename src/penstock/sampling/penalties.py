@@ -32,6 +32,11 @@ class TokenCounts:
             index = self._append(token_id)
         self._counts[index] += 1.0
 
+    @property
+    def entries(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The distinct tokens, and how often each stands in the output. Copies: the counts go on."""
+        return self._ids[: self._size].copy(), self._counts[: self._size].copy()
+
     def apply(self, logits_V: NDArray[np.float32], repetition: float, presence: float, frequency: float) -> None:
         """Penalises in place: repetition over prompt and output, presence and frequency over the output."""
         ids, counts = self._ids[: self._size], self._counts[: self._size]

@@ -1,0 +1,80 @@
+"""Draws on a device that works by itself: nothing here waits for it, but for the rows with host filters.
+
+The order is the sampler's, the arithmetic on an edited logit that of logit_edits and penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from penstock.kernels.ops import Ops
+from penstock.sampling.sampler import RowEdits, SamplingBatch
+
+Send = Callable[[NDArray[np.generic]], Tensor]
+
+
+class DeferredDraw(NamedTuple):
+    """ids: [R], -1 where a row's logits hold no usable number.
+
+    logprobs: what Ops.top_logprobs gives for the rows that want them, of `raw_logits`, their logits before any edit.
+    """
+
+    ids: Tensor
+    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    raw_logits: Tensor | None
+
+
+def draw(logits_RV: Tensor, batch: SamplingBatch, ops: Ops, send: Send) -> DeferredDraw:
+    """Edits logits [R, V] float32 in place. send: host arrays to the device."""
+    raw_LV, wanted_L = None, None
+    if batch.logprobs:
+        wanted_L = send(np.array([row for row, _ in batch.logprobs], dtype=np.int64))
+        raw_LV = logits_RV.index_select(0, wanted_L)
+    if batch.masks is not None:
+        ops.mask_logits(logits_RV, *batch.masks)
+    if batch.edits:
+        _apply_edits(logits_RV, batch.edits, send)
+    for row, filters, token_ids, position in batch.filtered:
+        edited_V = logits_RV[row].cpu().numpy()
+        batch.temperature[row] = filters.apply(edited_V, token_ids, position)
+        logits_RV[row] = send(edited_V)
+    ids_R = ops.sample(logits_RV, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.uniform)
+    if raw_LV is None or wanted_L is None:
+        return DeferredDraw(ids_R, None, None)
+    most = min(max(count for _, count in batch.logprobs), logits_RV.shape[1])
+    chosen_L = ids_R.index_select(0, wanted_L).clamp_(min=0)
+    return DeferredDraw(ids_R, ops.top_logprobs(raw_LV, chosen_L, most), raw_LV)
+
+
+def _apply_edits(logits_RV: Tensor, edits: Sequence[RowEdits], send: Send) -> None:
+    """All rows' edits at once, each as an array of (row, token) pairs."""
+    biased = [(row, *edit.bias) for row, edit, _ in edits if len(edit.bias[0])]
+    if biased:
+        places = _pairs([(row, ids) for row, ids, _ in biased], send)
+        logits_RV[places] += send(np.concatenate([values for *_, values in biased]))
+    excluded = [(row, edit.excluded(output_ids)) for row, edit, output_ids in edits]
+    if any(len(ids) for _, ids in excluded):
+        logits_RV[_pairs(excluded, send)] = -torch.inf
+    penalised = [(row, edit.penalties) for row, edit, _ in edits if edit.penalties is not None]
+    if not penalised:
+        return
+    places = _pairs([(row, penalties.ids) for row, penalties in penalised], send)
+    counts = send(np.concatenate([penalties.counts for _, penalties in penalised]))
+    sizes = [len(penalties.ids) for _, penalties in penalised]
+    factors = np.array([(each.repetition, each.presence, each.frequency) for _, each in penalised], dtype=np.float32)
+    repetition, presence, frequency = send(factors.repeat(sizes, axis=0).T.copy()).unbind(0)
+    values = logits_RV[places]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    logits_RV[places] = values - frequency * counts - presence * (counts > 0)
+
+
+def _pairs(entries: Sequence[tuple[int, NDArray[np.int64]]], send: Send) -> tuple[Tensor, Tensor]:
+    """(rows, token ids), one entry for each token of each row."""
+    rows = np.concatenate([np.full(len(ids), row, dtype=np.int64) for row, ids in entries])
+    return send(rows), send(np.concatenate([ids for _, ids in entries]))
