@@ -118,8 +118,11 @@ def command_of(engine: Engine, model: Path, port: int, threads: int, has_prefix_
 class Server:
     """A started server process. Paused except while it is started or measured."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], port: int) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], port: int, takes_token_ids: bool = True
+    ) -> None:
         self.name = name
+        self._prompt = [20, 21, 22] if takes_token_ids else "day"
         self.url = f"http://127.0.0.1:{port}"
         self.log = WORK / "logs" / f"server-{name.replace(', ', '-').replace(' ', '-')}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,7 @@ class Server:
         try:
             with urllib.request.urlopen(f"{self.url}/v1/models", timeout=10) as response:
                 model = json.load(response)["data"][0]["id"]
-            body = json.dumps({"model": model, "prompt": [20, 21, 22], "max_tokens": 1}).encode()
+            body = json.dumps({"model": model, "prompt": self._prompt, "max_tokens": 1}).encode()
             headers = {"Content-Type": "application/json"}
             request = urllib.request.Request(f"{self.url}/v1/completions", body, headers)
             with urllib.request.urlopen(request, timeout=120) as response:
@@ -193,7 +196,7 @@ class Comparison:
         name = engine.name if has_prefix_cache else CACHE_OFF
         note(f"starting {name}")
         record = self.records[name] = ServerRecord(name)
-        port = _free_port()
+        port = free_port()
         command = command_of(engine, self.model, port, self.options.threads, has_prefix_cache)
         server = Server(name, command, engine.environment(), port)
         try:
@@ -257,7 +260,7 @@ class Comparison:
         }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -19,7 +19,7 @@ from penstock.cli.main import main
 MAKER = PromptMaker(as_chat=False)
 # 10 ms a step, 0.1 ms for each token beyond the first: about 10,000 prompt tokens a second at best.
 STEPS = FittedStepTime(
-    coefficients=[0.01, 1e-4, 0, 0, 0, 0, 0, 0], host_s=0.0, frontend_s=0.0, error=0.1, num_steps=99
+    coefficients=[0.01, 1e-4, 0, 0, 0, 0, 0, 0], host_s=0.0, error=0.1, num_steps=99
 )  # fmt: skip
 PLATFORM = Platform("here", STEPS, 8192, 16, 8192, price_per_hour=2.0)
 

@@ -11,6 +11,7 @@ from checkpoints import write_checkpoint
 from penstock.bench import op_cases, roofline, startup
 from penstock.bench.step_time import load_profile
 from penstock.cli.main import main
+from penstock.engine.step_log import LoggedStep, StepLogHeader, StepWork
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,24 @@ def test_steps_are_measured_and_simulated(model: Path, tmp_path: Path, capsys: p
     load = ("--requests", "50", "--rate", "5", "--input-len", "64", "--output-len", "8")
     assert main(["bench", "sim", "--profile", str(profile), *load]) == 0
     assert "50 of 50 requests succeeded" in capsys.readouterr().out
+
+
+def test_a_profile_of_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps of 5 ms and 1 ms a token, as an engine logs them; the last line was cut."""
+    header = StepLogHeader(model="m", num_blocks=99, block_size=16, max_model_len=2048)
+    steps = [
+        LoggedStep(index * 0.02, 0.005 + 0.001 * (index % 7), StepWork(1 + index % 7, 1, 0, 0)) for index in range(90)
+    ]
+    lines = [msgspec.json.encode(line) for line in (header, *steps)]
+    (tmp_path / "steps-1.jsonl").write_bytes(b"\n".join(lines) + b"\n[1.0,")
+    profile = tmp_path / "profile.json"
+    assert main(["bench", "sim", "--measure", str(tmp_path), "--profile", str(profile)]) == 0
+    found = load_profile(profile)
+    assert (found.num_blocks, found.max_model_len, found.step_time.num_steps) == (99, 2048, 90)
+    assert found.step_time.seconds(StepWork(4, 1, 0, 0)) + found.step_time.wake_s == pytest.approx(0.008, rel=0.01)
+    (tmp_path / "steps-1.jsonl").write_text('{"format": "another"}')
+    assert main(["bench", "sim", "--measure", str(tmp_path), "--profile", str(profile)]) == 2
+    assert "no log of steps" in capsys.readouterr().err
 
 
 def test_offline(model: Path, tmp_path: Path) -> None:

@@ -271,6 +271,33 @@ def test_what_the_plan_raises_ends_the_run() -> None:
         drive(FakeServer(), plan())
 
 
+def test_prompts_are_made_before_they_are_due() -> None:
+    """A burst whose prompts are made when it is due goes out as slowly as they are made, and the server is blamed."""
+    made_s: list[float] = []
+
+    def plan() -> Iterable[PlannedRequest]:
+        for request in requests(300, gap_s=1.0):
+            request.at_s = float(request.index) if request.index < 280 else 280.0
+            made_s.append(asyncio.get_running_loop().time())
+            yield request
+
+    record = drive(FakeServer(), plan())
+    assert made_s[255] <= record.start_s
+    assert made_s[299] < record.start_s + 280
+    assert summarise(record).num_succeeded == 300
+
+
+def test_an_error_far_ahead_is_told_in_its_place() -> None:
+    def plan() -> Iterable[PlannedRequest]:
+        yield from requests(300, gap_s=0.01)
+        raise ValueError("line 301 is malformed")
+
+    server = FakeServer()
+    with pytest.raises(ValueError, match="line 301"):
+        drive(server, plan())
+    assert server.num_seen == 300
+
+
 def test_the_simulated_loop_notices_a_deadlock() -> None:
     async def forever() -> None:
         await asyncio.get_running_loop().create_future()

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from penstock.base.errors import ConfigError
+from penstock.bench.calibration import fit_frontend
 from penstock.bench.datasets import Shape, conversations, prefix_tree, random_prompts
 from penstock.bench.measure import Workload
 from penstock.bench.metrics import Summary, summarise
+from penstock.bench.observation import Observation
 from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.simulator import SimulatedEngine, Simulation, run_simulation
 from penstock.bench.step_time import (
     FittedStepTime,
+    Frontend,
     HardwareStepTime,
     Profile,
-    StepWork,
     fit_step_time,
     load_profile,
 )
 from penstock.config.engine import CacheConfig, SchedulerConfig
+from penstock.engine.step_log import LoggedStep, StepWork
 from penstock.messages import ScheduledRequest, SchedulerOutput
 
 MAKER = PromptMaker(as_chat=False)
@@ -33,7 +37,7 @@ MAKER = PromptMaker(as_chat=False)
 def model(step_s: float = 0.01, token_s: float = 0.0, host_s: float = 0.0) -> FittedStepTime:
     """step_s a step, and token_s for each token beyond the first."""
     coefficients = [step_s, token_s, 0, 0, 0, 0, 0, 0]
-    return FittedStepTime(coefficients=coefficients, host_s=host_s, frontend_s=0.0, error=0.0, num_steps=0)
+    return FittedStepTime(coefficients=coefficients, host_s=host_s, error=0.0, num_steps=0)
 
 
 def engine(num_blocks: int = 4096, max_num_seqs: int = 64, budget: int = 512, **more: object) -> SimulatedEngine:
@@ -90,7 +94,7 @@ def test_queues_overflow_as_in_the_server() -> None:
     on = SimulatedEngine(on.cache, msgspec.structs.replace(on.scheduler, max_num_queued_requests=5))
     plan = [PlannedRequest([index], 1, 100, index, at_s=0.0) for index in range(20)]
     summary, _ = play(plan, on)
-    assert summary.failures == {"status 429": 20 - 5}
+    assert summary.failures == {"status 429": 20 - 1 - 5}  # one runs, five wait
 
 
 def test_preemption_and_cancels_end_well() -> None:
@@ -122,31 +126,106 @@ def test_the_work_of_a_step() -> None:
     assert work == StepWork(4, 1, 10, 17 + 18 + 19)
 
 
-def made_up_steps(count: int, noise: float) -> list[tuple[StepWork, float]]:
+def made_up_steps(count: int, noise: float, disturbed: int = 0) -> list[LoggedStep]:
+    """One after another, 1 ms of Python between two. Each `disturbed`-th takes 20 times as long."""
     source = random.Random(3)
-    steps = []
+    steps: list[LoggedStep] = []
+    now_s = 100.0
     for _ in range(count):
         tokens = source.choice((1, 2, 8, 32, 128, 512))
         work = StepWork(tokens, min(tokens, 8), source.randrange(20_000), source.randrange(100_000))
         seconds = 0.004 + 2e-5 * max(0, tokens - 16) + 1e-4 * work.num_sampled + 1e-7 * work.decode_context
-        steps.append((work, seconds * source.uniform(1 - noise, 1 + noise)))
+        seconds *= source.uniform(1 - noise, 1 + noise) * (20 if disturbed and len(steps) % disturbed == 0 else 1)
+        steps.append(LoggedStep(now_s, seconds, work))
+        now_s += seconds + 0.0005
     return steps
 
 
 def test_the_fit_finds_what_steps_cost() -> None:
-    exact = fit_step_time(made_up_steps(300, 0.0), 0.001, 0.002)
-    for work, seconds in made_up_steps(50, 0.0):
-        assert exact.seconds(work) == pytest.approx(seconds, rel=0.01)
-    noisy = fit_step_time(made_up_steps(2000, 0.2), 0.001, 0.002)
+    exact = fit_step_time(made_up_steps(300, 0.0))
+    for step in made_up_steps(50, 0.0):
+        assert exact.seconds(step.work) == pytest.approx(step.seconds, rel=0.01)
+    assert exact.host_s == pytest.approx(0.0005)
+    noisy = fit_step_time(made_up_steps(2000, 0.2))
     assert noisy.error == pytest.approx(0.1, abs=0.03)
     assert min(noisy.coefficients) >= 0
-    disturbed = [(work, seconds * (20 if index % 10 == 0 else 1)) for index, (work, seconds) in
-                 enumerate(made_up_steps(500, 0.0))]  # fmt: skip
-    robust = fit_step_time(disturbed, 0.001, 0.002)
-    work, seconds = made_up_steps(1, 0.0)[0]
-    assert robust.seconds(work) == pytest.approx(seconds, rel=0.3)
+    robust = fit_step_time(made_up_steps(500, 0.0, disturbed=10))
+    step = made_up_steps(1, 0.0)[0]
+    assert robust.seconds(step.work) == pytest.approx(step.seconds, rel=0.3)
     with pytest.raises(ConfigError, match="too few"):
-        fit_step_time(made_up_steps(5, 0.0), 0.0, 0.0)
+        fit_step_time(made_up_steps(5, 0.0))
+
+
+def test_the_fit_keeps_how_steps_vary() -> None:
+    """Uniform noise of 20 % comes back as it was; a tenth of steps that take 20 times as long stays a tenth."""
+    work = StepWork(8, 8, 1000, 0)
+    noisy = fit_step_time(made_up_steps(3000, 0.2))
+    drawn = [noisy.seconds(work) * noisy.spread(work, (index + 0.5) / 100) for index in range(100)]
+    true_s = 0.004 + 8e-4 + 1e-4
+    assert drawn[5] == pytest.approx(true_s * 0.82, rel=0.04)
+    assert drawn[95] == pytest.approx(true_s * 1.18, rel=0.04)
+    disturbed = fit_step_time(made_up_steps(3000, 0.0, disturbed=10))
+    shares = [disturbed.spread(work, (index + 0.5) / 100) for index in range(100)]
+    assert sum(share > 10 for share in shares) == pytest.approx(10, abs=3)
+
+
+def test_a_step_that_found_the_device_idle() -> None:
+    steps = []
+    now_s = 0.0
+    for index in range(200):
+        is_first = index % 4 == 0
+        now_s += 0.05 if is_first else 0.0001
+        seconds = 0.003 if is_first else 0.002
+        steps.append(LoggedStep(now_s, seconds, StepWork(1 + index % 3, 1, 0, 0)))
+        now_s += seconds
+    found = fit_step_time(steps)
+    assert found.wake_s == pytest.approx(0.001, rel=0.1)
+    assert found.host_s == pytest.approx(0.0001)
+    plan = [PlannedRequest([index], 1, 2, index, at_s=float(index)) for index in range(20)]
+    summary, _ = play(plan, engine(), step=msgspec.structs.replace(found, spreads=[]))
+    assert summary.latency["ttft"].at(0.5).value == pytest.approx(0.0031, rel=0.05)
+
+
+def test_what_stands_before_the_engine() -> None:
+    """The first of two outputs of a step is with its client 1 ms after it, the second 3 ms after."""
+    frontend = Frontend(request_s=0.01, prompt_token_s=0.001, output_s=0.001, next_output_s=0.002)
+    plan = [PlannedRequest([1] * 10, 10, 2, 0, at_s=0.0), PlannedRequest([2] * 10, 10, 2, 1, at_s=0.0)]
+    _, found = play(plan, engine(), step=msgspec.structs.replace(model(0.1), frontend=frontend))
+    first, second = sorted(found.record.observations, key=lambda seen: seen.request.index)
+    assert first.chunk_s[0] - first.intended_s == pytest.approx(0.02 + 0.1 + 0.001)
+    # The second came while the first one's prompt was computed: its own step follows, beside the first's next token.
+    assert second.chunk_s[0] - second.intended_s == pytest.approx(0.02 + 0.2 + 0.003)
+
+
+def test_a_frontend_is_found_again(tmp_path: Path) -> None:
+    """Requests of one user: 2 ms and 5 us a token to the engine, 0.4 ms back, 0.1 ms more for each further output."""
+    source = random.Random(1)
+    steps, alone = [], []
+    now_s = 10.0
+    for index in range(40):
+        length = source.randrange(10, 500)
+        request = PlannedRequest([1] * length, length, 2, index)
+        start_s = now_s + 0.002 + 5e-6 * length
+        steps += [
+            LoggedStep(start_s, 0.01, StepWork(length, 1, 0, 9)),
+            LoggedStep(start_s + 0.01, 0.005, StepWork(1, 1, 9, 0)),
+        ]
+        chunks = array("d", [start_s + 0.0104, start_s + 0.0154])
+        alone.append(Observation(request, now_s, chunk_s=chunks))
+        now_s = start_s + 0.1
+    together = []
+    for _ in range(100):
+        steps.append(LoggedStep(now_s, 0.01, StepWork(4, 4, 9, 0)))
+        chunk_s = [now_s + 0.0104 + 0.0001 * place for place in range(4)]
+        together += [Observation(PlannedRequest([1], 1, 1), now_s, chunk_s=array("d", [one])) for one in chunk_s]
+        now_s += 0.02
+    found = fit_frontend(steps, [alone, together])
+    assert found.request_s == pytest.approx(0.002, rel=0.05)
+    assert found.prompt_token_s == pytest.approx(5e-6, rel=0.05)
+    assert found.output_s == pytest.approx(0.0004, rel=0.05)
+    assert found.next_output_s == pytest.approx(0.0001, rel=0.05)
+    with pytest.raises(ConfigError, match="alone"):
+        fit_frontend(steps, [alone[:3]])
 
 
 def test_a_machine_from_its_limits() -> None:

@@ -252,3 +252,5 @@ def test_the_request_on_the_wire() -> None:
         "model": "m", "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
         "max_tokens": 5, "stream": True, "stream_options": {"include_usage": True}, "a": 1,
     }  # fmt: skip
+    of_a_tenant = target.write(PlannedRequest([1], 1, 5, tenant="t"))
+    assert json.loads(of_a_tenant.partition(b"\r\n\r\n")[2])["user"] == "t"

@@ -1,97 +1,218 @@
-"""Measures the steps of an engine in this process, for the simulator. Imports torch, so it is itself imported late."""
+"""Fits a step-time model to a server of ours under load: its steps as it logged them, its answers as a client saw them.
+
+Measured where they will be used: with the server's other processes beside the engine, which on a small machine take its
+cores from it at every step.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from penstock.base.errors import PenstockError
-from penstock.bench.step_time import FittedStepTime, StepWork, fit_step_time
-from penstock.config.engine import EngineConfig
-from penstock.engine.build import build_engine
-from penstock.engine.core import EngineCore
-from penstock.engine.executor import Executor, Runner
-from penstock.messages import EngineReady, EngineRequest, SamplingParams, SchedulerOutput, StepResult
+import msgspec
 
-MIN_FRONTEND_S: Final = 0.001
-_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
-_greedy = SamplingParams(temperature=0.0, ignore_eos=True)
+from penstock.base.errors import ConfigError
+from penstock.bench.datasets import FIXED_LENGTH, numbered_lines
+from penstock.bench.measure import RunOptions, Workload, run_loop, run_once
+from penstock.bench.observation import Observation
+from penstock.bench.plan import PlannedRequest
+from penstock.bench.prompts import PromptMaker
+from penstock.bench.server_metrics import served_model
+from penstock.bench.startup import ServerProcess
+from penstock.bench.step_time import MIN_OF_A_KIND, Frontend, Profile, fit_step_time
+from penstock.bench.target import Target
+from penstock.engine.step_log import STEP_LOG_FORMAT, LoggedStep, StepLogHeader
 
-
-class MeasuringRunner:
-    """Passes steps on to a runner and keeps what each held and took, and the pauses between them."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.steps: list[tuple[StepWork, float]] = []
-        self.pauses_s: list[float] = []
-        self._ended_s = 0.0
-
-    def execute(self, output: SchedulerOutput) -> StepResult:
-        start_s = time.perf_counter()
-        result = self._runner.execute(output)
-        end_s = time.perf_counter()
-        self.steps.append((StepWork.of(output), end_s - start_s))
-        if self._ended_s:
-            self.pauses_s.append(start_s - self._ended_s)
-        self._ended_s = end_s
-        return result
+_CONCURRENCIES: Final = (1, 2, 4, 8, 16, 32)
+_SHARES: Final = (0.3, 0.6, 0.9, 1.2)  # of one user's rate
+LONGEST_PROMPT: Final = 600
+_ANSWERS: Final = (4, 60)
+MIN_ALONE: Final = 8
+MAX_POINTS: Final = 200
 
 
-def measure_steps(
-    config: EngineConfig, seconds: float, on_progress: Callable[[str, float], None]
-) -> tuple[FittedStepTime, EngineReady]:
-    """Loads the engine and runs batches of every size over growing contexts for about `seconds`.
+@dataclass(frozen=True)
+class StepLog:
+    """A file of steps."""
 
-    Raises what loading raises, ConfigError when too few steps were measured.
-    """
-    core, ready = build_engine(config, on_progress)
+    header: StepLogHeader
+    steps: list[LoggedStep]
+
+
+def read_step_log(path: Path) -> StepLog:
+    """What `serve --record` wrote beside the traffic. A cut last line is left out. Raises ConfigError."""
+    lines = numbered_lines(path)
     try:
-        measuring = _watch(core)
-        source, number = random.Random(7), 0
-        deadline_s = time.perf_counter() + seconds
-        longest = max(2, min(1024, ready.max_model_len - 40))
-        _drain(core, [_request(source, "warm", 8, 4, ready.vocab_size)])
-        measuring.steps.clear()
-        measuring.pauses_s.clear()
-        while time.perf_counter() < deadline_s:
-            batch = min(_BATCHES[number % len(_BATCHES)], ready.max_num_seqs)
-            lengths = [source.randint(1, max(1, longest // source.choice((1, 4, 16)))) for _ in range(batch)]
-            requests = [
-                _request(source, f"{number}-{index}", length, source.randint(4, 24), ready.vocab_size)
-                for index, length in enumerate(lengths)
-            ]
-            _drain(core, requests, deadline_s)
-            number += 1
-        host_s = statistics.median(measuring.pauses_s) if measuring.pauses_s else 0.0
-        fitted = fit_step_time(measuring.steps, host_s, MIN_FRONTEND_S, config.model_path)
-        return fitted, ready
-    finally:
-        core.close()
+        header = msgspec.json.decode(next(lines, (1, b"{}"))[1], type=StepLogHeader)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} is no log of steps: {error}.", remedy="`serve --record DIR` writes one.") from None
+    if header.format != STEP_LOG_FORMAT:
+        raise ConfigError(f"{path} is no log of steps.", remedy="`serve --record DIR` writes one.")
+    steps = []
+    decode = msgspec.json.Decoder(LoggedStep).decode
+    for _, line in lines:
+        try:
+            steps.append(decode(line))
+        except msgspec.DecodeError:
+            break
+    return StepLog(header, steps)
 
 
-def _watch(core: EngineCore) -> MeasuringRunner:
-    """Puts the measuring runner in front of the engine's own."""
-    executor = core.executor
-    assert isinstance(executor, Executor)
-    executor.runner = measuring = MeasuringRunner(executor.runner)
-    return measuring
+def latest_step_log(directory: Path) -> StepLog:
+    """The newest in the directory of a recording. Raises ConfigError."""
+    paths = sorted(directory.glob("steps-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise ConfigError(f"{directory} holds no steps-*.jsonl.", remedy="`penstock serve --record DIR` writes one.")
+    return read_step_log(paths[-1])
 
 
-def _request(source: random.Random, name: str, length: int, output_len: int, vocab_size: int) -> EngineRequest:
-    tokens = [source.randrange(min(16, vocab_size - 1), vocab_size) for _ in range(length)]
-    return EngineRequest(request_id=name, prompt_token_ids=tokens, sampling=_greedy, max_tokens=output_len)
+def profile_of_recording(directory: Path, frontend: Frontend) -> Profile:
+    """From a server's own traffic: no load is made. frontend: of another profile, as no client's times are here."""
+    return profile_of(latest_step_log(directory), frontend)
 
 
-def _drain(core: EngineCore, requests: list[EngineRequest], deadline_s: float = float("inf")) -> None:
-    for request in requests:
-        core.add(request)
-    while core.has_work():
-        for output in core.step():
-            if output.error is not None:
-                raise PenstockError(f"A measuring request failed: {output.error.message}")
-        if time.perf_counter() > deadline_s:
-            core.abort([request.request_id for request in requests])
+def measure_profile(model: str, options: Sequence[str], seconds: float, on_progress: Callable[[str], None]) -> Profile:
+    """Starts `penstock serve MODEL OPTIONS` and loads it for about so long: one to 32 users, prompts of all lengths.
+
+    Raises ConfigError when too few steps were measured, RuntimeError when the server does not start.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = [*([model] if model else []), *options, "--record", directory, "--log-level", "warning"]
+        with ServerProcess(arguments) as server:
+            server.wait_until_ready()
+            target = Target.of(server.url, "")
+            target = Target.of(server.url, served_model(target))
+            load = CalibrationLoad(target, longest_prompt(latest_step_log(Path(directory))))
+            run_loop(lambda: load.run(seconds, on_progress))
+        log = latest_step_log(Path(directory))
+    if failed := sum(not seen.is_success for seens in load.observations for seen in seens):
+        raise RuntimeError(f"{failed} requests of the measurement failed")
+    return profile_of(log, fit_frontend(log.steps, load.observations))
+
+
+def profile_of(log: StepLog, frontend: Frontend) -> Profile:
+    header = log.header
+    source = f"{header.model} {header.quantization}".strip()
+    return Profile(
+        step_time=fit_step_time(log.steps, frontend, source), num_blocks=header.num_blocks,
+        block_size=header.block_size, max_model_len=header.max_model_len,
+    )  # fmt: skip
+
+
+def longest_prompt(log: StepLog) -> int:
+    """That leaves room for the answer."""
+    return log.header.max_model_len - _ANSWERS[1] - 1
+
+
+class CalibrationLoad:
+    """Phases of load, as different as a server sees. observations: of each; the first has one user."""
+
+    def __init__(self, target: Target, longest_prompt: int) -> None:
+        self.observations: list[list[Observation]] = []
+        self._target = target
+        self._longest_prompt = max(16, min(LONGEST_PROMPT, longest_prompt))
+        self._maker = PromptMaker(as_chat=False, token_limit=256)
+
+    async def run(self, seconds: float, on_progress: Callable[[str], None]) -> None:
+        """Each phase gets the same time; what was begun is finished, so slow machines take longer.
+
+        Closed loops keep a server busy; arrivals by chance, at shares of what one user got through, leave it idle in
+        between, and that is another server: its threads sleep, its caches hold other things.
+        """
+        await self._run(0, 1, None, time.monotonic() + 0.5)  # warm
+        end_s = time.monotonic() + seconds
+        alone_rate = 0.0
+        phases = [(users, None) for users in _CONCURRENCIES] + [(None, share) for share in _SHARES]
+        for number, (users, share) in enumerate(phases):
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return
+            on_progress(f"{users} users" if users else f"{share} of one user's rate")
+            rate = share * alone_rate if share else None
+            until_s = time.monotonic() + left_s / (len(phases) - number)
+            found = await self._run(number + 1, users, rate, until_s)
+            self.observations.append(found)
+            if number == 0 and found:
+                alone_rate = len(found) / (found[-1].ended_s - found[0].intended_s)
+
+    async def _run(self, number: int, users: int | None, rate: float | None, until_s: float) -> list[Observation]:
+        def plan(_: int) -> Iterator[PlannedRequest]:
+            source = random.Random(f"calibration {number}")
+            at_s, length_s = 0.0, until_s - time.monotonic()
+            least = MIN_ALONE + 2 if number == 1 else 0
+            while at_s < length_s if rate else time.monotonic() < until_s or least > 0:
+                least -= 1
+                request = self._request(source, number)
+                if rate:
+                    at_s += source.expovariate(rate)
+                    request.at_s = at_s
+                yield request
+
+        run = await run_once(self._target, Workload(plan, users), number, RunOptions(sample_server=False))
+        return run.observations
+
+    def _request(self, source: random.Random, number: int) -> PlannedRequest:
+        """Of any length; every other one begins as many others do, so that short chunks meet long contexts."""
+        length = round(math.exp(source.uniform(math.log(8), math.log(self._longest_prompt))))
+        tokens = self._maker.tokens(source, length)
+        if source.random() < 0.5:
+            shared = source.randrange(max(1, self._longest_prompt - length))
+            tokens = [*self._maker.block(f"{number} {source.randrange(4)}", self._longest_prompt)[:shared], *tokens]
+        return PlannedRequest(tokens, len(tokens), source.randint(*_ANSWERS), parameters=FIXED_LENGTH)
+
+
+def fit_frontend(steps: Sequence[LoggedStep], loads: Sequence[Sequence[Observation]]) -> Frontend:
+    """What a client waits for beside the steps. loads: the first is of one user, whose requests find the engine idle.
+
+    Steps and observations are on the machine's one monotonic clock. Raises ConfigError when one user had too few.
+    """
+    starts = [step.started_s for step in steps]
+    ends = [step.started_s + step.seconds for step in steps]
+    output_s, next_output_s = _fit_outputs(ends, steps, [seen for seens in loads for seen in seens])
+    ways = []
+    for seen in loads[0] if loads else ():
+        first = bisect_left(starts, seen.intended_s)
+        if first < len(starts) and starts[first] < seen.chunk_s[0]:
+            ways.append((seen.request.prompt_tokens, starts[first] - seen.intended_s))
+    if len(ways) < MIN_ALONE:
+        raise ConfigError(f"Only {len(ways)} requests were alone on the server.", remedy="Measure for longer.")
+    request_s, prompt_token_s = _robust_line(ways)
+    return Frontend(request_s=request_s, prompt_token_s=prompt_token_s, output_s=output_s, next_output_s=next_output_s)
+
+
+def _fit_outputs(
+    ends: Sequence[float], steps: Sequence[LoggedStep], observations: Sequence[Observation]
+) -> tuple[float, float]:
+    """(from a step's end to its first output's arrival, to each further one's)."""
+    arrivals: dict[int, list[float]] = {}
+    for seen in observations:
+        for chunk_s in seen.chunk_s:
+            step = bisect_right(ends, chunk_s) - 1
+            if step >= 0:
+                arrivals.setdefault(step, []).append(chunk_s - ends[step])
+    # Later than the next step's end, an output would be taken for that step's: only whole steps count.
+    means: dict[int, list[float]] = {}
+    for step, delays in arrivals.items():
+        if len(delays) == steps[step].work.num_sampled:
+            means.setdefault(len(delays), []).append(statistics.fmean(delays))
+    usual = [
+        ((count - 1) / 2, statistics.median(found)) for count, found in means.items() if len(found) >= MIN_OF_A_KIND
+    ]
+    return _robust_line(usual) if usual else (0.0, 0.0)
+
+
+def _robust_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Intercept and slope, neither below 0: the median of all pairs' slopes (Theil and Sen), at most of MAX_POINTS."""
+    chosen = points[:: 1 + len(points) // MAX_POINTS]
+    slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in itertools.combinations(chosen, 2) if x0 != x1]
+    slope = max(0.0, statistics.median(slopes)) if slopes else 0.0
+    return max(0.0, statistics.median(y - slope * x for x, y in points)), slope

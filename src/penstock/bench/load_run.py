@@ -7,6 +7,7 @@ of whom sends the next when the last has ended. The turns of a session follow on
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from array import array
 from collections import deque
@@ -21,6 +22,7 @@ TICK_S: Final = 0.01
 EARLY_S: Final = 1e-6  # as good as due
 MIN_WAIT_S: Final = 0.001  # uvloop rounds to milliseconds; a shorter wait would spin until the moment has come
 MAX_SESSIONS: Final = 200_000
+AHEAD: Final = 256  # requests made before they are due: a burst would have to wait while its prompts are made
 
 
 @dataclass(slots=True)
@@ -81,6 +83,9 @@ class LoadRun:
     def __init__(self, client: Sender, plan: Iterable[PlannedRequest], scale: float = 1.0) -> None:
         self._client = client
         self._plan: Iterator[PlannedRequest] = iter(plan)
+        self._ahead: deque[PlannedRequest] = deque()
+        self._is_looking_ahead = False
+        self._broken: Exception | None = None  # what the plan raised, some requests ahead
         self._scale = scale
         self._sessions: dict[str, _Session] = {}
         self._loop = asyncio.get_running_loop()
@@ -93,6 +98,7 @@ class LoadRun:
 
     async def open_loop(self) -> None:
         """Returns when all have ended. Raises what the plan raised."""
+        self._ahead.extend(itertools.islice(self._plan, AHEAD))
         self.start_s = self._clock()
         self._pump(None)
         await self._exhausted.wait()
@@ -127,18 +133,43 @@ class LoadRun:
         """Sends everything that is due, and comes back for the next."""
         now_s = self._clock()
         try:
-            request = first or next(self._plan, None)
+            request = first or self._next()
             while request is not None:
                 due_s = self.start_s + (request.at_s or 0.0) * self._scale
                 is_later_turn = request.turn > 0 and request.session in self._sessions
                 if due_s > now_s + EARLY_S and not (is_later_turn and request.at_s is None):
                     self._loop.call_later(max(MIN_WAIT_S, due_s - now_s), self._pump, request)
+                    self._look_ahead()
                     return
                 self._release(request, due_s)
-                request = next(self._plan, None)
+                request = self._next()
         except Exception as error:  # a plan that is read from a file can be malformed anywhere
             self._error = error
         self._exhausted.set()
+
+    def _next(self) -> PlannedRequest | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        if self._broken is not None:
+            raise self._broken
+        return next(self._plan, None)
+
+    def _look_ahead(self) -> None:
+        """Makes the next requests one at a time, between whatever else there is to do."""
+        if len(self._ahead) < AHEAD and not self._is_looking_ahead:
+            self._is_looking_ahead = True
+            self._loop.call_soon(self._make_one)
+
+    def _make_one(self) -> None:
+        self._is_looking_ahead = False
+        try:
+            request = next(self._plan, None)
+        except Exception as error:  # it is told when the run comes to that place
+            self._broken = error
+            return
+        if request is not None:
+            self._ahead.append(request)
+            self._look_ahead()
 
     def _release(self, request: PlannedRequest, due_s: float) -> None:
         if not request.session:

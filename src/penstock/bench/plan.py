@@ -21,7 +21,8 @@ class PlannedRequest:
     extends_session: the prompt holds new messages only; what was said before, by both, is put in front when it is sent.
     answer_span: these positions of a token prompt are the answer to the turn before; where the server tells its
     answers' token ids, they are put there when it is sent.
-    cancel_after_s: the client hangs up this long after the intended send. parameters: further fields of the body.
+    cancel_after_s: the client hangs up this long after the intended send. tenant: sent as `user`. parameters: further
+    fields of the body.
     """
 
     prompt: Prompt

@@ -7,6 +7,7 @@ order of launching and taking results is EngineCore's.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from array import array
 from collections.abc import Callable
@@ -21,10 +22,15 @@ from penstock.bench.measure import Workload
 from penstock.bench.observation import Observation
 from penstock.bench.plan import Message, PlannedRequest
 from penstock.bench.simulated_time import SimulatedLoop, simulate
-from penstock.bench.step_time import StepTime, StepWork
+from penstock.bench.step_time import IDLE_S, StepTime
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
 from penstock.engine.core import EngineCore
+<<<<<<< HEAD
+=======
+from penstock.engine.executor import StepHandle
+from penstock.engine.step_log import StepWork
+>>>>>>> 67023ca (The simulator is fitted to a server under load: steps as the engine logs them, waits as a client saw them; prompts are made before they are due; a day recorded and replayed against peers)
 from penstock.kvcache import KVCacheManager
 from penstock.messages import (
     EngineRequest,
@@ -60,17 +66,21 @@ class SimulatedHandle:
 class SimulatedExecutor:
     """Runs steps one after another, each for as long as the model says. Every request draws the same tokens always."""
 
-    def __init__(self, loop: SimulatedLoop, step_time: StepTime) -> None:
+    def __init__(self, loop: SimulatedLoop, step_time: StepTime, seed: int) -> None:
         self._loop = loop
         self._step_time = step_time
+        self._source = random.Random(f"{seed} steps")
         self._free_s = 0.0
         self.step_started_s = 0.0
         self.busy_s = 0.0
         self.num_steps = 0
 
     def launch(self, output: SchedulerOutput) -> SimulatedHandle:
-        seconds = self._step_time.seconds(StepWork.of(output))
-        start_s = max(self._loop.simulated_s + self._step_time.host_s, self._free_s)
+        work, step_time = StepWork.of(output), self._step_time
+        start_s = self._loop.simulated_s + step_time.host_s
+        wake_s = step_time.wake_s if start_s > self._free_s + IDLE_S else 0.0
+        start_s = max(start_s, self._free_s)
+        seconds = (step_time.seconds(work) + wake_s) * step_time.spread(work, self._source.random())
         self._free_s = start_s + seconds
         self.busy_s += seconds
         self.num_steps += 1
@@ -94,10 +104,11 @@ class SimulatedClient:
         self._loop = loop
         self.clock = loop.time
         self._core = core
-        self._frontend_s = step_time.frontend_s
+        self._frontend = step_time.frontend
         self._on_observation = on_observation
         self._open: dict[str, tuple[Observation, Callable[[Observation], None]]] = {}
         self._num_sent = 0
+        self._num_ending = 0  # their last output is on its way to the client
         self._is_stepping = False
         self._drained = asyncio.Event()
         self._drained.set()
@@ -106,7 +117,7 @@ class SimulatedClient:
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._open)
+        return len(self._open) + self._num_ending
 
     def send(
         self,
@@ -123,34 +134,42 @@ class SimulatedClient:
         seen.prompt_tokens = len(tokens)
         self._open[name] = seen, on_end
         self._drained.clear()
-        priority = int(request.parameters.get("priority", 0))
+        arrival_s = intended_s + self._frontend.request_s + len(tokens) * self._frontend.prompt_token_s
         wanted = EngineRequest(
             request_id=name,
             prompt_token_ids=tokens,
             sampling=_sampling,
             max_tokens=request.output_tokens,
-            priority=priority,
-            arrival_s=intended_s,
+            priority=int(request.parameters.get("priority", 0)),
+            arrival_s=arrival_s,
         )
+        self._loop.call_at(arrival_s, self._arrive, wanted)
+        if request.cancel_after_s is not None:
+            self._loop.call_at(intended_s + request.cancel_after_s, self._cancel, name)
+
+    def _arrive(self, wanted: EngineRequest) -> None:
+        if wanted.request_id not in self._open:
+            return  # it was cancelled on its way
         refused = self._core.add(wanted)
         if refused is not None:
-            self._loop.call_soon(self._take, refused)
+            self._take(refused, 0)
         elif not self._is_stepping:
             self._is_stepping = True
-            self._loop.call_soon(self._step)
-        if request.cancel_after_s is not None:
-            self._loop.call_later(max(0.0, intended_s + request.cancel_after_s - self.clock()), self._cancel, name)
+            self._step()
 
     def _step(self) -> None:
+        position = 0
         for output in self._core.step():
-            self._take(output)
+            self._take(output, position)
+            position += bool(output.token_ids)
         now_s = self._loop.simulated_s
         if now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
             self.samples.append((now_s, self._sample()))
         self._is_stepping = self._core.has_work()
         if self._is_stepping:
-            self._loop.call_soon(self._step)
+            # By the clock, and not next in line: what arrived during the step is in the inbox before the next one.
+            self._loop.call_at(now_s, self._step)
 
     def _sample(self) -> dict[str, float]:
         stats = self._core.stats()
@@ -160,12 +179,13 @@ class SimulatedClient:
             "kv_usage": held / stats.num_blocks,
         }  # fmt: skip
 
-    def _take(self, output: RequestOutput) -> None:
+    def _take(self, output: RequestOutput, position: int) -> None:
+        """position: how many outputs of the same step reach the client before this one."""
         entry = self._open.get(output.request_id)
         if entry is None:
             return
         seen, on_end = entry
-        now_s = self._loop.simulated_s + self._frontend_s
+        now_s = self._loop.simulated_s + self._frontend.output_s + position * self._frontend.next_output_s
         if output.token_ids:
             seen.chunk_s.append(now_s)
             seen.chunk_tokens.append(len(output.token_ids))
@@ -182,16 +202,27 @@ class SimulatedClient:
             seen.text = " ".join(map(str, seen.token_ids))
         del self._open[output.request_id]
         seen.conclude(now_s)
+        self._num_ending += 1
+        self._loop.call_at(now_s, self._end, seen, on_end)
+
+    def _end(self, seen: Observation, on_end: Callable[[Observation], None]) -> None:
+        self._num_ending -= 1
         self._on_observation(seen)
         on_end(seen)
-        if not self._open:
+        if not self.num_in_flight:
             self._drained.set()
 
     def _cancel(self, name: str) -> None:
-        if name in self._open:
-            self._open[name][0].is_cancelled = True
-            for output in self._core.abort([name], FinishReason.ABORT):
-                self._take(output)
+        if name not in self._open:
+            return
+        seen, on_end = self._open[name]
+        seen.is_cancelled = True
+        for output in self._core.abort([name], FinishReason.ABORT):
+            self._take(output, 0)
+        if self._open.pop(name, None) is not None:  # it had not reached the engine
+            seen.conclude(self._loop.simulated_s)
+            self._num_ending += 1
+            self._end(seen, on_end)
 
     async def wait_drained(self) -> None:
         await self._drained.wait()
@@ -253,7 +284,7 @@ def run_simulation(engine: SimulatedEngine, step_time: StepTime, workload: Workl
 
     async def main() -> tuple[RunRecord, SimulatedExecutor]:
         loop = cast(SimulatedLoop, asyncio.get_running_loop())
-        executor = SimulatedExecutor(loop, step_time)
+        executor = SimulatedExecutor(loop, step_time, seed)
         core = EngineCore(Scheduler(engine.scheduler, KVCacheManager(engine.cache)), executor, loop.time)
         observations: list[Observation] = []
         client = SimulatedClient(core, step_time, observations.append)

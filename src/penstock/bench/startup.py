@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 PENSTOCK: Final = Path(sys.executable).with_name("penstock")
 TIMEOUT_S: Final = 300.0
@@ -27,34 +29,60 @@ def help_seconds() -> float:
     return time.perf_counter() - start
 
 
-def ready_seconds(arguments: list[str]) -> tuple[float, str]:
+class ServerProcess:
+    """A `penstock serve` on a free port of this machine; ended with its block. log: what it printed, once it ended."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.log = ""
+        self._command = [str(PENSTOCK), "serve", *arguments, "--host", "127.0.0.1", "--port", str(self._port)]
+
+    def __enter__(self) -> Self:
+        self._output = tempfile.TemporaryFile()  # a pipe that nobody reads would stop the server
+        self._process = subprocess.Popen(
+            self._command, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Raises RuntimeError when the server ends or takes too long."""
+        start = time.perf_counter()
+        while not _is_ready(self._port):
+            if self._process.poll() is not None or time.perf_counter() - start > TIMEOUT_S:
+                self._end()
+                raise RuntimeError(f"{' '.join(self._command)} was not ready:\n{self.log[-3000:]}")
+            time.sleep(0.01)
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=30)
+        self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if not self._output.closed:
+            self._output.seek(0)
+            self.log = self._output.read().decode(errors="replace")
+            self._output.close()
+
+
+def ready_seconds(arguments: Sequence[str]) -> tuple[float, str]:
     """(seconds to the first 200 of /health/ready, what the server printed of its phases).
 
     Raises RuntimeError when the server ends or takes too long.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     start = time.perf_counter()
-    command = [str(PENSTOCK), "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    output = b""
-    try:
-        while not _is_ready(port):
-            if process.poll() is not None or time.perf_counter() - start > TIMEOUT_S:
-                process.kill()
-                text = process.communicate()[0].decode(errors="replace")
-                raise RuntimeError(f"{' '.join(command)} was not ready:\n{text[-3000:]}")
-            time.sleep(0.01)
+    with ServerProcess(arguments) as server:
+        server.wait_until_ready()
         seconds = time.perf_counter() - start
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            output = process.communicate(timeout=30)[0] or b""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return seconds, output.decode(errors="replace")
+    return seconds, server.log
 
 
 def _is_ready(port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -13,71 +14,84 @@ import numpy.typing as npt
 
 from penstock.base.errors import ConfigError
 from penstock.config.model import ModelConfig
-from penstock.messages import SchedulerOutput
+from penstock.engine.step_log import LoggedStep, StepWork
 
 # Tokens a step at which the cost of one more changes: by then weights are read for one, then for a tile, and so on.
 _KNEES: Final = (1, 4, 16, 64)
 MIN_STEPS: Final = 30
+MIN_OF_A_KIND: Final = 20
+IDLE_S: Final = 0.001  # a longer pause means that there was nothing to run
+_NUM_SIZES: Final = 12
+_NUM_QUANTILES: Final = 50
 
 
-class StepWork(msgspec.Struct, frozen=True, array_like=True):
-    """What a step computes. num_tokens: rows of the linear layers. num_sampled: rows of the head.
+class Frontend(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands between a client and the engine, in seconds. All of it is latency: that it takes cores from the
+    engine is in the measured steps.
 
-    decode_context: keys read by rows of one token, summed. prefill_pairs: (query, key) pairs of longer chunks, summed.
+    request_s: from the client's send to the engine's inbox; prompt_token_s: more of it for each token of the prompt.
+    output_s: from the end of a step to the client's having the first of its outputs; each further one comes
+    next_output_s later.
     """
 
-    num_tokens: int
-    num_sampled: int
-    decode_context: int
-    prefill_pairs: int
+    request_s: float = 0.0
+    prompt_token_s: float = 0.0
+    output_s: float = 0.0
+    next_output_s: float = 0.0
 
-    @classmethod
-    def of(cls, output: SchedulerOutput) -> StepWork:
-        num_sampled = decode_context = prefill_pairs = 0
-        for share in output.scheduled:
-            num_sampled += share.samples
-            if share.num_tokens == 1:
-                decode_context += share.num_computed_tokens + 1
-            else:
-                # Query i of the chunk sees num_computed_tokens + i + 1 keys.
-                prefill_pairs += share.num_tokens * share.num_computed_tokens
-                prefill_pairs += share.num_tokens * (share.num_tokens + 1) // 2
-        return cls(output.num_tokens, num_sampled, decode_context, prefill_pairs)
+
+# Of a server on a machine with cores to spare, where nothing was measured.
+USUAL_FRONTEND: Final = Frontend(request_s=0.001, prompt_token_s=1e-6, output_s=0.0005, next_output_s=2e-5)
 
 
 class StepTime(Protocol):
-    """seconds: of a step on the device. host_s: of Python between two steps, hidden while the device works.
-
-    frontend_s: from a client's send to the engine, and from the engine to the client, together. error: median relative
-    error of `seconds`.
+    """seconds: of a step on the device; typical. spread: what a step of that kind takes over `seconds`, for a number
+    drawn from [0, 1). host_s: of Python between two steps, hidden while the device works. wake_s: more for a step that
+    found the device idle. error: median relative error of `seconds`.
     """
 
     @property
     def host_s(self) -> float: ...
 
     @property
-    def frontend_s(self) -> float: ...
+    def wake_s(self) -> float: ...
+
+    @property
+    def frontend(self) -> Frontend: ...
 
     @property
     def error(self) -> float: ...
 
     def seconds(self, work: StepWork) -> float: ...
 
+    def spread(self, work: StepWork, drawn: float) -> float: ...
+
 
 class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
-    """A non-negative linear model of a step's parts. error: median relative error over the steps it was fitted to."""
+    """Two non-negative linear models of a step's parts, and how far steps of each kind lay from them.
+
+    coefficients: of steps that only decode, and of all where prompt_coefficients is empty; else those are of steps with
+    prompts in them. error: median relative error over the steps it was fitted to. spreads: by kind, evenly spaced
+    quantiles of measured over modelled; empty: none.
+    """
 
     coefficients: list[float]
+    prompt_coefficients: list[float] = []
     host_s: float
-    frontend_s: float
     error: float
     num_steps: int
+    wake_s: float = 0.0
+    frontend: Frontend = Frontend()
+    spreads: list[list[float]] = []
     source: str = ""
 
     def seconds(self, work: StepWork) -> float:
-        return sum(
-            factor * feature for factor, feature in zip(self.coefficients, _features(work), strict=True) if factor
-        )
+        factors = self.prompt_coefficients if work.prefill_pairs and self.prompt_coefficients else self.coefficients
+        return sum(factor * feature for factor, feature in zip(factors, _features(work), strict=True) if factor)
+
+    def spread(self, work: StepWork, drawn: float) -> float:
+        quantiles = self.spreads[kind_of(work)] if self.spreads else ()
+        return quantiles[int(drawn * len(quantiles))] if quantiles else 1.0
 
 
 def _features(work: StepWork) -> tuple[float, ...]:
@@ -86,25 +100,76 @@ def _features(work: StepWork) -> tuple[float, ...]:
     return (1.0, *beyond, float(work.num_sampled), float(work.decode_context), float(work.prefill_pairs))
 
 
-def fit_step_time(
-    steps: Sequence[tuple[StepWork, float]], host_s: float, frontend_s: float, source: str = ""
-) -> FittedStepTime:
-    """Least squares of the relative error, no coefficient below 0. Raises ConfigError when there are too few steps."""
+def kind_of(work: StepWork) -> int:
+    """Steps of one kind vary alike: by tokens in powers of two, with prompts in them or not."""
+    size = min(_NUM_SIZES - 1, (work.num_tokens - 1).bit_length())
+    return size + (_NUM_SIZES if work.prefill_pairs else 0)
+
+
+def fit_step_time(steps: Sequence[LoggedStep], frontend: Frontend | None = None, source: str = "") -> FittedStepTime:
+    """Least squares of the relative error, no coefficient below 0. Raises ConfigError when there are too few steps.
+
+    steps: in the order in which they ran.
+    """
     if len(steps) < MIN_STEPS:
         raise ConfigError(f"{len(steps)} steps are too few to fit a model.", remedy=f"Measure at least {MIN_STEPS}.")
-    seconds = np.asarray([taken for _, taken in steps])
-    features = np.asarray([_features(work) for work, _ in steps])
-    coefficients = np.zeros(features.shape[1])
+    host_s, is_first = _pauses(steps)
+    prompts = [index for index, step in enumerate(steps) if step.work.prefill_pairs]
+    decodes = [index for index, step in enumerate(steps) if not step.work.prefill_pairs]
+    seconds = np.asarray([step.seconds for step in steps])
+    features = np.asarray([(*_features(step.work), first) for step, first in zip(steps, is_first, strict=True)])
+    modelled = np.empty(len(steps))
+    found: list[list[float]] = []
+    for part in (decodes, prompts) if min(len(decodes), len(prompts)) >= MIN_STEPS else (range(len(steps)),):
+        chosen = np.asarray(part)
+        coefficients = _fit(features[chosen], seconds[chosen])
+        modelled[chosen] = features[chosen] @ coefficients
+        found.append(coefficients.tolist())
+    # Whoever finds the device idle brings a prompt, but for the rare decode after a pause.
+    *_, wake_s = found[-1]
+    ratios = seconds / np.maximum(modelled, 1e-9)
+    return FittedStepTime(
+        coefficients=found[0][:-1], prompt_coefficients=found[1][:-1] if len(found) > 1 else [], wake_s=wake_s,
+        host_s=host_s, error=float(np.median(np.abs(1 / ratios - 1.0))), num_steps=len(steps),
+        frontend=frontend or Frontend(), spreads=_spreads(steps, ratios), source=source,
+    )  # fmt: skip
+
+
+def _fit(features: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     weights = 1.0 / seconds
+    coefficients = np.zeros(features.shape[1])
     for _ in range(3):  # steps that were disturbed from outside lose their say
         coefficients = _non_negative(features * weights[:, None], seconds * weights)
         error = np.abs(features @ coefficients / seconds - 1.0)
         weights = 1.0 / seconds / np.maximum(error / max(float(np.median(error)), 1e-3), 1.0)
-    error = np.abs(features @ coefficients / seconds - 1.0)
-    return FittedStepTime(
-        coefficients=coefficients.tolist(), host_s=host_s, frontend_s=frontend_s, error=float(np.median(error)),
-        num_steps=len(steps), source=source,
-    )  # fmt: skip
+    return coefficients
+
+
+def _pauses(steps: Sequence[LoggedStep]) -> tuple[float, list[bool]]:
+    """(the usual pause between two steps, which steps found the device idle)."""
+    pauses = [0.0, *(after.started_s - before.started_s - before.seconds for before, after in pairwise(steps))]
+    busy = [pause for pause in pauses[1:] if pause < IDLE_S]
+    return (max(0.0, float(np.median(busy))) if busy else 0.0), [
+        index == 0 or pause >= IDLE_S for index, pause in enumerate(pauses)
+    ]
+
+
+def _spreads(steps: Sequence[LoggedStep], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
+    """Quantiles for each kind; of a kind that was hardly seen, those of its nearest one."""
+    kinds = np.asarray([kind_of(step.work) for step in steps])
+    shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    found: list[list[float]] = []
+    for kind in range(2 * _NUM_SIZES):
+        chosen = ratios[kinds == kind]
+        found.append(np.quantile(chosen, shares).tolist() if len(chosen) >= MIN_OF_A_KIND else [])
+    everything = np.quantile(ratios, shares).tolist()
+    for half in (0, _NUM_SIZES):
+        known = [size for size in range(_NUM_SIZES) if found[half + size]]
+        for size in range(_NUM_SIZES):
+            if not found[half + size]:
+                nearest = min(known, key=lambda other, size=size: abs(other - size), default=None)  # type: ignore[misc]
+                found[half + size] = everything if nearest is None else found[half + nearest]
+    return found
 
 
 def _non_negative(matrix: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -138,7 +203,8 @@ class HardwareStepTime:
     attention_flops: float
     efficiency: float = 0.7
     host_s: float = 0.0005
-    frontend_s: float = 0.002
+    wake_s: float = 0.0
+    frontend: Frontend = USUAL_FRONTEND
     error: float = 0.3  # a guess: limits say what cannot be beaten, not what is reached
 
     @classmethod
@@ -158,6 +224,9 @@ class HardwareStepTime:
         linear = max(self.weight_bytes / bandwidth, 2 * self.num_parameters * work.num_tokens / flops)
         decode = work.decode_context * self.kv_bytes / bandwidth
         return linear + decode + work.prefill_pairs * self.attention_flops / flops
+
+    def spread(self, work: StepWork, drawn: float) -> float:  # noqa: ARG002 - a limit does not vary
+        return 1.0
 
 
 def kv_bytes_per_token(model: ModelConfig) -> float:

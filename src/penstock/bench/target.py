@@ -62,6 +62,8 @@ class Target:
         else:
             body["prompt"] = request.prompt
         body["max_tokens"] = request.output_tokens
+        if request.tenant:
+            body["user"] = request.tenant
         if self.is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         payload = msgspec.json.encode(body | self.parameters | request.parameters)

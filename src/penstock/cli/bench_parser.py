@@ -42,8 +42,12 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
         _run("penstock.cli.bench_sim", "bench_sim"),
     )
     add_simulation(simulate)
-    simulate.add_argument("--measure", metavar="MODEL", help="measure this model's steps here, and write --profile")
-    simulate.add_argument("--seconds", type=float, default=20.0, help="of measuring [20]")
+    simulate.add_argument(
+        "--measure", metavar="MODEL|DIR",
+        help="serve this model here under load, or take the steps of a recording, and write --profile",
+    )  # fmt: skip
+    simulate.add_argument("--serve", default="", help="further options of the served model, in one word: '--seed 1'")
+    simulate.add_argument("--seconds", type=float, default=30.0, help="of measuring [30]")
     simulate.add_argument("--max-num-seqs", type=int, default=64, help="[64]")
     simulate.add_argument("--max-num-batched-tokens", type=int, default=512, help="[512]")
     simulate.add_argument("--no-prefix-caching", action="store_true", help="keep no finished blocks")

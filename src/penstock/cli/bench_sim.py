@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import shlex
 import sys
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -16,7 +18,7 @@ from penstock.bench.report import Report, ReportedRun
 from penstock.bench.results import run_json
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.slo import parse_slo
-from penstock.bench.step_time import HardwareStepTime, Profile, StepTime, load_profile
+from penstock.bench.step_time import USUAL_FRONTEND, HardwareStepTime, StepTime, load_profile
 from penstock.bench.tables import summary_table
 from penstock.cli.bench import check_workload, make_workload
 from penstock.config.resolve import BLOCK_SIZE, EngineOptions
@@ -76,19 +78,19 @@ def platform_of(options: argparse.Namespace) -> tuple[StepTime, SimulatedEngine]
 
 
 def _measure(options: argparse.Namespace) -> int:
+    """The profile of a model's server under load, or of a recording, written to --profile."""
     if options.profile is None:
         raise ConfigError("--measure needs a file for what it finds.", remedy="Give --profile.")
-    from penstock.bench.calibration import measure_steps
-    from penstock.cli.checkpoint import engine_config, find_checkpoint
-    from penstock.config.settings import resolve
+    from penstock.bench.calibration import measure_profile, profile_of_recording
 
-    settings = resolve({"model": options.measure}).values
-    config = engine_config(settings, find_checkpoint(settings))
-    fitted, ready = measure_steps(config, options.seconds, lambda _phase, _fraction: None)
-    profile = Profile(
-        step_time=fitted, num_blocks=ready.num_blocks, block_size=ready.block_size, max_model_len=ready.max_model_len
-    )
+    if any(Path(options.measure).glob("steps-*.jsonl")):
+        profile = profile_of_recording(Path(options.measure), USUAL_FRONTEND)
+    else:
+        progress = Console(stderr=True)
+        more = shlex.split(options.serve)
+        profile = measure_profile(options.measure, more, options.seconds, progress.print)
     options.profile.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
+    fitted = profile.step_time
     print(
         f"{fitted.num_steps} steps measured, median error of the model {fitted.error:.1%}; wrote {options.profile}",
         file=sys.stderr,

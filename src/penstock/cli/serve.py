@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import psutil
 
 from penstock import __version__
@@ -136,7 +137,8 @@ class ServerStart:
     async def _start_engine(self, found: asyncio.Event) -> Engine:
         """found: set when the engine process has been started."""
         path = await asyncio.to_thread(find_checkpoint, self._settings)
-        self._config = engine_config(self._settings, path)
+        # What was recorded is played again by a simulator, too: that needs to know what steps take.
+        self._config = msgspec.structs.replace(engine_config(self._settings, path), step_log=self._settings.record)
         self._phases.begin("start engine process")
         starting = asyncio.create_task(EngineClient.start(self._config, self._progress.show))
         await asyncio.sleep(0.005)  # the process is spawned, its configuration written

@@ -53,6 +53,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: "cpu", "cuda", "rocm", "xpu" or "mps". kernels: "native", "triton" or "reference".
     Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it (and the watermark) before
     anything is built. max_model_len_is_auto: the user left it open, so the plan may lower it to what fits.
+    step_log: directory to write what each step held and took; "" for none.
     """
 
     model_path: str
@@ -68,3 +69,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len_is_auto: bool = False
     device: str = "cpu"
     quantization: str | None = None
+    step_log: str = ""

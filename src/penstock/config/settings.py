@@ -248,7 +248,8 @@ class Settings:
         "text",
         "",
         _SERVER,
-        "Directory to record the traffic in, for `penstock bench replay`: times, lengths and salted hashes of prompts.",
+        "Directory to record in: times, lengths and salted hashes of prompts, for `penstock bench replay`, and what "
+        "each step took, for `penstock bench sim`.",
     )
     record_contents: bool = _setting(
         "flag", False, _SERVER, "Also record the requests' contents, with addresses, keys and numbers redacted."

@@ -10,7 +10,7 @@ import msgspec
 from penstock.config.engine import EngineConfig
 from penstock.config.resolve import watermark_blocks
 from penstock.engine.core import EngineCore
-from penstock.engine.executor import Executor, StreamExecutor
+    core = EngineCore(scheduler, _executor(runner, config), grammars=grammars)
 from penstock.kvcache import KVCacheManager
 from penstock.messages import EngineReady
 from penstock.runner import MemoryPlan, ModelRunner, plan_memory
@@ -57,8 +57,7 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
     runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction), grammars)
     phases.begin("start scheduler")
     scheduler = Scheduler(config.scheduler, KVCacheManager(config.cache))
-    executor = StreamExecutor(runner) if runner.is_asynchronous else Executor(runner)
-    core = EngineCore(scheduler, executor, grammars=grammars)
+    core = EngineCore(scheduler, _executor(runner, config), grammars=grammars)
     phases.end()
     ready = EngineReady(
         max_model_len=config.scheduler.max_model_len,
@@ -76,6 +75,14 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
         labels=config.model.pooler.labels,
     )
     return core, ready
+
+
+def _executor(runner: ModelRunner, config: EngineConfig) -> StepExecutor:
+    """Runs steps where the device does, and logs them where that was asked for."""
+    if not config.step_log:
+        return StreamExecutor(runner) if runner.is_asynchronous else Executor(runner)
+    logged = StepLoggingRunner(runner, config)
+    return StreamExecutor(logged) if runner.is_asynchronous else Executor(logged)
 
 
 def apply_plan(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
