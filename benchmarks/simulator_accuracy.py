@@ -48,7 +48,7 @@ from penstock.bench.prompts import PromptMaker
 from penstock.bench.server_metrics import served_model
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.startup import ServerProcess
-from penstock.bench.step_time import Profile
+from penstock.bench.step_time import Profile, kind_of
 from penstock.bench.target import Target
 from penstock.config.resolve import EngineOptions
 
@@ -123,6 +123,7 @@ class Measured:
     workload: Workload
     records: list[RunRecord] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    windows: list[tuple[float, float]] = field(default_factory=list)
 
 
 class Accuracy:
@@ -140,7 +141,7 @@ class Accuracy:
         ]
 
     def measure(self) -> StepLog:
-        """The steps of the calibration, in `windows`, after all rounds."""
+        """All steps, those of the calibration being in `windows`, after all rounds."""
         with tempfile.TemporaryDirectory() as directory:
             model = [str(self.options.model)] if self.options.model else []
             arguments = [*model, "--record", directory, "--log-level", "warning", *self.options.serve.split()]
@@ -150,9 +151,7 @@ class Accuracy:
                 target = Target.of(server.url, served_model(target))
                 longest = longest_prompt(latest_step_log(Path(directory)))
                 run_loop(lambda: self._rounds(target, longest))
-            log = latest_step_log(Path(directory))
-        inside = [step for step in log.steps if any(low <= step.started_s <= high for low, high in self.windows)]
-        return StepLog(log.header, inside)
+            return latest_step_log(Path(directory))
 
     async def _rounds(self, target: Target, longest: int) -> None:
         options = RunOptions(sample_server=False)
@@ -167,8 +166,23 @@ class Accuracy:
             for one in self.measured:
                 seed = 1000 + number
                 one.seeds.append(seed)
-                one.records.append(await run_once(target, one.workload, seed, options))
+                record = await run_once(target, one.workload, seed, options)
+                one.records.append(record)
+                one.windows.append((record.start_s, record.end_s))
                 print(f"round {number + 1}: {one.case.name}", file=sys.stderr, flush=True)
+
+
+def within(log: StepLog, windows: list[tuple[float, float]]) -> StepLog:
+    """The steps that began in one of the windows."""
+    inside = [step for step in log.steps if any(low <= step.started_s <= high for low, high in windows)]
+    return StepLog(log.header, inside)
+
+
+def step_ratio(log: StepLog, profile: Profile) -> float:
+    """Modelled over measured time of these steps: how far the machine, or the model, was off for them."""
+    model = profile.step_time
+    modelled = sum(model.seconds(step.work) * statistics.fmean(model.spreads[kind_of(step.work)]) for step in log.steps)
+    return modelled / sum(step.seconds for step in log.steps)
 
 
 def joined(records: list[RunRecord]) -> Summary:
@@ -211,12 +225,13 @@ def compare(real: Summary, found: Summary) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = ["| workload | what | " + " | ".join(f"{metric} {name}" for metric in ("TTFT", "ITL") for name in
-             ("p50", "p90", "p99", "mean")) + " |", "|---|---|" + "---|" * 8]  # fmt: skip
+    heads = [f"{metric} {name}" for metric in ("TTFT", "ITL") for name in ("p50", "p90", "p99", "mean")]
+    lines = [f"| workload (modelled over measured time of its steps) | what | {' | '.join(heads)} |"]
+    lines.append("|---|---|" + "---|" * len(heads))
     for result in results:
         for what, key in (("server, ms", "server_ms"), (f"{result['by']}, ms", "simulated_ms"), ("ratio", "ratio")):
             cells = [f"{row[key]:.2f}" for row in result["rows"]]
-            name = result["name"] if key == "server_ms" else ""
+            name = f"{result['name']} ({result['step_ratio']:.2f})" if key == "server_ms" else ""
             lines.append(f"| {name} | {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -233,7 +248,8 @@ def main() -> int:
     options = parser.parse_args()
     run = Accuracy(options)
     log = run.measure()
-    profile = profile_of(log, fit_frontend(log.steps, run.loads))
+    calibration = within(log, run.windows)
+    profile = profile_of(calibration, fit_frontend(calibration.steps, run.loads))
     results, speedups = [], []
     for one in run.measured:
         real = joined(one.records)
@@ -242,9 +258,11 @@ def main() -> int:
         else:
             found, speedup = simulated(one, profile)
             speedups.append(speedup)
-        results.append({"name": one.case.name, "by": "advisor" if one.case.is_held_out else "simulator",
-                        "requests": real.num_attempted, "failed": real.num_failed, "void": real.void,
-                        "rows": compare(real, found)})  # fmt: skip
+        results.append({
+            "name": one.case.name, "by": "advisor" if one.case.is_held_out else "simulator",
+            "step_ratio": step_ratio(within(log, one.windows), profile), "requests": real.num_attempted,
+            "failed": real.num_failed, "void": real.void, "rows": compare(real, found),
+        })  # fmt: skip
     name = options.model.name if options.model else "bundled"
     facts = {"manifest": manifest(), "rounds": options.rounds, "steps": profile.step_time.num_steps,
              "step_model_error": profile.step_time.error, "speedup": statistics.median(speedups)}  # fmt: skip

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from penstock.advisor.advice import Candidate, Platform, advise, cost_lines, predict
+from penstock.advisor.elsewhere import Measurement, WorkloadShape, other_systems, recorded
+from penstock.advisor.quality import LOSSES
 from penstock.bench.arrivals import arrival_times, dated, parse_rate, unit_gaps
 from penstock.bench.datasets import Shape, prefix_tree, random_prompts
 from penstock.bench.measure import Workload
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.slo import parse_slo
-from penstock.bench.step_time import FittedStepTime, Profile
+from penstock.bench.step_time import FittedStepTime, Profile, ScaledStepTime
 from penstock.cli.main import main
 
 MAKER = PromptMaker(as_chat=False)
@@ -39,9 +42,10 @@ def test_an_easy_load_needs_one() -> None:
     found = advise([PLATFORM], workload(2.0), parse_slo(["ttft:p90=500ms"]), 1, 8)
     assert found.best is not None
     assert found.best.candidate.num_replicas == 1
-    [line] = cost_lines(found.best)
+    line, hosted = cost_lines(found.best)
     rate = found.best.summary.output_token_rate
     assert line.startswith(f"${2.0 / (rate * 3600) * 1e6:.3f} per million")
+    assert "A hosted API of the same model is cheaper below that price" in hosted
     value, low, high = found.best.interval_ms("TTFT", 0.5)
     assert low < value < high
 
@@ -67,6 +71,90 @@ def test_what_nothing_keeps() -> None:
     found = advise([PLATFORM], workload(5.0), parse_slo(["ttft:p90=1ms"]), 1, 2)
     assert found.best is None
     assert "Nothing that was tried keeps the SLO" in found.reasons[0]
+
+
+def test_formats_are_compared() -> None:
+    """Half the time a step at int8: where both need one replica the better answers win, else the fewer replicas."""
+    half = ScaledStepTime(STEPS, 0.5)
+    rounded = Platform("rounded", half, 8192, 16, 8192, price_per_hour=2.0, quantization="int8")
+    slo = parse_slo(["ttft:p90=300ms"])
+    easy = advise([PLATFORM, rounded], workload(2.0), slo, 1, 4)
+    assert easy.best is not None
+    assert easy.best.candidate.platform is PLATFORM
+    assert any("rounded needs 1 replicas" in reason and "0.03% of perplexity" in reason for reason in easy.reasons)
+    heavy = advise([PLATFORM, rounded], workload(45.0), slo, 1, 4)
+    assert heavy.best is not None
+    assert heavy.best.candidate.platform is rounded
+    assert any(reason.startswith("int8 weights cost") for reason in heavy.reasons)
+
+
+def test_the_number_of_replicas_has_an_interval() -> None:
+    found = advise([PLATFORM], workload(80.0), parse_slo(["ttft:p90=300ms"]), 1, 8)
+    assert found.best is not None
+    low, high = found.replicas
+    assert low <= found.best.candidate.num_replicas
+    assert high is None or high >= found.best.candidate.num_replicas
+    unsure = replace(PLATFORM, step_time=msgspec.structs.replace(STEPS, error=0.5))
+    wide = advise([unsure], workload(80.0), parse_slo(["ttft:p90=300ms"]), 1, 8)
+    assert wide.replicas[0] < (wide.replicas[1] or 9)
+
+
+def test_how_fast_a_machine_would_have_to_be() -> None:
+    """A prompt of 256 tokens takes 36 ms here."""
+    found = advise([PLATFORM], workload(1.0), parse_slo(["ttft:p50=20ms"]), 1, 2)
+    assert found.best is None
+    assert any("2 times as fast would keep it" in reason for reason in found.reasons)
+
+
+def test_the_tables_of_formats_agree_with_the_documentation() -> None:
+    known = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for name in LOSSES:
+        assert not name or f"--quantization {name} |" in known
+
+
+def record(system: str, theirs: float, **more: object) -> Measurement:
+    fields = {"format": "bf16", "case": "batch", "batch": 8, "unit": "output tokens/s", "machine": "a machine",
+              "date": "2026-01-01", "source": "a file"} | more  # fmt: skip
+    return msgspec.convert({"system": system, "ours": 100.0, "theirs": theirs, **fields}, Measurement)
+
+
+def test_other_systems_by_what_was_measured() -> None:
+    records = [
+        record("Slower", 60.0), record("Faster", 130.0), record("Faster", 90.0, batch=64),
+        record("Equal", 102.0), record("Faster", 50.0, case="prefill"), record("Rounded", 300.0, format="int8"),
+    ]  # fmt: skip
+    text = "\n".join(other_systems(WorkloadShape(6.0, 1.0, 0.0), "", records))
+    assert "Faster would serve it better: 1.30 times Penstock's" in text
+    assert "a machine, 2026-01-01, a file" in text
+    assert "Slower would serve it worse: 0.60" in text
+    assert "Equal serves it as well" in text
+    assert "prompts alone" not in text
+    assert "Rounded" not in text
+    assert "Not measured beside Penstock, so not judged: SGLang, TensorRT-LLM" in text
+    long_prompts = "\n".join(other_systems(WorkloadShape(100.0, 20.0, 0.0), "", records))
+    assert "0.50 times Penstock's output tokens/s with prompts alone" in long_prompts
+    assert "0.90 times" in long_prompts
+    assert "Rounded would" in "\n".join(other_systems(WorkloadShape(6.0, 1.0, 0.0), "int8", records))
+
+
+def test_the_shape_of_a_workload() -> None:
+    """10 requests a second that stay for about 0.2 s are about two at once (Little)."""
+    found = predict(Candidate(PLATFORM, 1, 64, 512), workload(10.0), (), 1)
+    shape = WorkloadShape.of(found.summary, 1)
+    mean_s = found.summary.latency["e2e"].mean
+    assert mean_s is not None
+    assert shape.running == pytest.approx(found.summary.request_rate * mean_s)
+    assert shape.prompts == pytest.approx(16.0, rel=0.01)
+    assert shape.shared == pytest.approx(0.0, abs=0.01)
+
+
+def test_what_is_shipped_has_sources() -> None:
+    assert recorded()
+    for one in recorded():
+        assert one.source
+        assert one.date
+        assert one.ours > 0
+        assert (Path(__file__).parents[2] / one.source).exists()
 
 
 def test_all_replicas_together_serve_everything() -> None:

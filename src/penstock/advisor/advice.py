@@ -5,9 +5,10 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from penstock.advisor.quality import LOSSES, loss_line
 from penstock.bench.load_run import RunRecord
 from penstock.bench.measure import Workload
 from penstock.bench.metrics import Summary, summarise
@@ -15,17 +16,21 @@ from penstock.bench.plan import PlannedRequest
 from penstock.bench.report import cost_per_million
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.slo import Slo
-from penstock.bench.step_time import StepTime
+from penstock.bench.step_time import ScaledStepTime, StepTime
 from penstock.config.resolve import EngineOptions
 
 _SEQUENCES: Final = (8, 16, 32, 64, 128)
 _BUDGETS: Final = (256, 512, 1024)
+_SPEEDUPS: Final = (2, 4, 8, 16, 32, 64)
 _LATENCIES: Final = {"TTFT": "ttft", "ITL": "itl", "E2E": "e2e"}
 
 
 @dataclass(frozen=True)
 class Platform:
-    """One machine with one model on it. name: for the reader. price_per_hour: dollars."""
+    """One machine with one model on it. name: for the reader. price_per_hour: dollars.
+
+    quantization: how the weights were rounded, as in --quantization; "" for not.
+    """
 
     name: str
     step_time: StepTime
@@ -33,6 +38,11 @@ class Platform:
     block_size: int
     max_model_len: int
     price_per_hour: float = 0.0
+    quantization: str = ""
+
+    def scaled(self, factor: float) -> Platform:
+        """With steps that take `factor` times as long."""
+        return replace(self, step_time=ScaledStepTime(self.step_time, factor))
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,16 @@ class Prediction:
 
 @dataclass
 class Advice:
-    """best: the cheapest that keeps the SLO; None when none did. reasons: in words, each from a prediction."""
+    """best: the cheapest that keeps the SLO; None when none did. reasons: in words, each from a prediction.
+
+    replicas: how many it takes if steps are as much quicker, or slower, as the step model is usually off; None as the
+    second: more than were allowed.
+    """
 
     best: Prediction | None
     tried: list[Prediction] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    replicas: tuple[int, int | None] = (0, None)
 
 
 def predict(candidate: Candidate, workload: Workload, slo: Slo, seed: int) -> Prediction:
@@ -106,7 +121,7 @@ def advise(platforms: Sequence[Platform], workload: Workload, slo: Slo, seed: in
             first = predict(start, workload, slo, seed)
             advice.tried.append(first)
             # Settings seldom help twofold: when the SLO is missed by far, more replicas are tried first.
-            if _worst_ratio(first) > 4 and num_replicas < max_replicas:
+            if worst_ratio(first) > 4 and num_replicas < max_replicas:
                 continue
             advice.tried += [predict(other, workload, slo, seed) for other in _variants(start)]
             if any(found.keeps_slo and found.candidate.num_replicas == num_replicas
@@ -114,11 +129,42 @@ def advise(platforms: Sequence[Platform], workload: Workload, slo: Slo, seed: in
                 break
     kept = [found for found in advice.tried if found.keeps_slo]
     if kept:
-        advice.best = min(
-            kept, key=lambda found: (found.candidate.price_per_hour, found.candidate.num_replicas, _worst_ratio(found))
-        )
-    advice.reasons = list(_reasons(advice))
+        advice.best = min(kept, key=_preference)
+        advice.replicas = _replica_interval(advice.best, workload, slo, seed, max_replicas)
+    advice.reasons = list(_reasons(advice)) + list(_faster_machine(advice, workload, slo, seed))
     return advice
+
+
+def _preference(found: Prediction) -> tuple[float, int, float, float]:
+    """Money first, then replicas, then the answers' quality, then the room that is left below the limits."""
+    loss = LOSSES.get(found.candidate.platform.quantization)
+    lost = loss.perplexity if loss is not None else 1.0
+    return found.candidate.price_per_hour, found.candidate.num_replicas, lost, worst_ratio(found)
+
+
+def _replica_interval(
+    best: Prediction, workload: Workload, slo: Slo, seed: int, max_replicas: int
+) -> tuple[int, int | None]:
+    """Fewest replicas with the best settings on machines that are off by the step model's error, to either side."""
+    error = best.candidate.platform.step_time.error
+    quick, slow = (best.candidate.platform.scaled(1 + sign * error) for sign in (-1, 1))
+    count = best.candidate.num_replicas
+    fewest = _fewest(replace(best.candidate, platform=quick), workload, slo, seed, 1, count)
+    most = _fewest(replace(best.candidate, platform=slow), workload, slo, seed, count, max_replicas)
+    return fewest or count, most
+
+
+def _fewest(candidate: Candidate, workload: Workload, slo: Slo, seed: int, low: int, high: int) -> int | None:
+    """By bisection: more replicas never do worse. None when `high` are too few."""
+    if not predict(replace(candidate, num_replicas=high), workload, slo, seed).keeps_slo:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if predict(replace(candidate, num_replicas=middle), workload, slo, seed).keeps_slo:
+            high = middle
+        else:
+            low = middle + 1
+    return high
 
 
 def _growing(limit: int) -> Iterator[int]:
@@ -171,7 +217,7 @@ def _merged(records: Sequence[RunRecord]) -> RunRecord:
     return RunRecord(observations, records[0].start_s, end_s, array("d"), num_skipped=num_skipped)
 
 
-def _worst_ratio(found: Prediction) -> float:
+def worst_ratio(found: Prediction) -> float:
     """The worst limit's value over what it allows."""
     return max((verdict.value_s / verdict.limit.limit_s for verdict in found.summary.slo), default=0.0)
 
@@ -179,7 +225,7 @@ def _worst_ratio(found: Prediction) -> float:
 def _reasons(advice: Advice) -> Iterator[str]:
     best = advice.best
     if best is None:
-        closest = min(advice.tried, key=_worst_ratio)
+        closest = min(advice.tried, key=worst_ratio)
         worst = max(closest.summary.slo, key=lambda verdict: verdict.value_s / verdict.limit.limit_s)
         yield f"Nothing that was tried keeps the SLO; the closest is {closest.candidate}, whose {worst.limit.metric} is"
         yield f"{worst.value_s * 1e3:.0f} ms at p{worst.limit.share * 100:g}, {worst.limit.limit_s * 1e3:g} ms allowed."
@@ -199,10 +245,48 @@ def _reasons(advice: Advice) -> Iterator[str]:
     fewer = [found for found in advice.tried if found.candidate.num_replicas < best.candidate.num_replicas
              and found.candidate.platform is best.candidate.platform]  # fmt: skip
     if fewer:
-        closest = min(fewer, key=_worst_ratio)
-        missed = f"{_worst_ratio(closest):.1f} times over"
+        closest = min(fewer, key=worst_ratio)
+        missed = f"{worst_ratio(closest):.1f} times over"
         yield f"With {closest.candidate.num_replicas} replicas the worst limit is missed {missed}."
     yield f"The busiest replica computes {best.busy_share:.0%} of the time."
+    yield from _formats(advice, best)
+
+
+def _formats(advice: Advice, best: Prediction) -> Iterator[str]:
+    """What the other weight formats that were given would do, and what rounding costs."""
+    if line := loss_line(best.candidate.platform.quantization):
+        yield f"{line}."
+    for platform in {found.candidate.platform.name: found.candidate.platform for found in advice.tried}.values():
+        if platform is best.candidate.platform:
+            continue
+        kept = [found for found in advice.tried if found.candidate.platform is platform and found.keeps_slo]
+        if not kept:
+            yield f"{platform.name} keeps the SLO with none of the settings and numbers of replicas tried."
+            continue
+        other = min(kept, key=_preference)
+        at = other.summary.latency["ttft"].at(0.99).value
+        line = (
+            f"{platform.name} needs {other.candidate.num_replicas} replicas, with a TTFT p99 of {at * 1e3:.0f} ms and "
+            f"the device busy {other.busy_share:.0%} of the time"
+        )
+        loss = loss_line(platform.quantization)
+        yield f"{line}; {loss}." if loss else f"{line}."
+
+
+def _faster_machine(advice: Advice, workload: Workload, slo: Slo, seed: int) -> Iterator[str]:
+    """Where nothing keeps the SLO: how fast a machine would have to be for one replica to keep it."""
+    if advice.best is not None:
+        return
+    candidate = min(advice.tried, key=worst_ratio).candidate
+    for times in _SPEEDUPS:
+        faster = replace(candidate, platform=candidate.platform.scaled(1 / times), num_replicas=1)
+        if predict(faster, workload, slo, seed).keeps_slo:
+            yield (
+                f"One replica of a machine whose steps are {times} times as fast would keep it (the same simulation "
+                f"with steps of 1/{times} the time): an accelerator, or fewer bits a weight, is what to look for."
+            )
+            return
+    yield f"A machine {_SPEEDUPS[-1]} times as fast would not keep it either: the limit is the front end's or the rate."
 
 
 def cost_lines(best: Prediction) -> list[str]:
@@ -212,6 +296,9 @@ def cost_lines(best: Prediction) -> list[str]:
         return []
     rate = best.summary.output_token_rate
     cost = cost_per_million(price, rate)
+    busy = max(best.busy_share, 1e-6)
     return [
-        f"${cost:.3f} per million output tokens = ${price:g}/h / ({rate:.1f} tokens/s x 3600 s) x 1e6, at this load"
+        f"${cost:.3f} per million output tokens = ${price:g}/h / ({rate:.1f} tokens/s x 3600 s) x 1e6, at this load",
+        f"A hosted API of the same model is cheaper below that price at this load, and below ${cost * busy:.3f} if "
+        f"{'a replica' if best.candidate.num_replicas == 1 else 'the replicas'} were kept busy (now {busy:.0%}).",
     ]

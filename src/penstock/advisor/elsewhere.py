@@ -1,6 +1,6 @@
-"""Whether another system would serve a workload better: from recorded measurements beside Penstock, and from nothing else.
+"""Whether another system would serve a workload better: from recorded measurements beside Penstock, and nothing else.
 
-What was not measured beside it is named as unknown. The records are in measurements.json, each with its source and date.
+What was not measured beside it is named as unknown. The records are in measurements.json, each with source and date.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def profile_of(log: StepLog, frontend: Frontend) -> Profile:
     source = f"{header.model} {header.quantization}".strip()
     return Profile(
         step_time=fit_step_time(log.steps, frontend, source), num_blocks=header.num_blocks,
-        block_size=header.block_size, max_model_len=header.max_model_len,
+        block_size=header.block_size, max_model_len=header.max_model_len, quantization=header.quantization,
     )  # fmt: skip
 
 

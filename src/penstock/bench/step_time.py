@@ -229,6 +229,36 @@ class HardwareStepTime:
         return 1.0
 
 
+@dataclass(frozen=True)
+class ScaledStepTime:
+    """Another machine's steps by one number: each takes `factor` times as long."""
+
+    inner: StepTime
+    factor: float
+
+    @property
+    def host_s(self) -> float:
+        return self.inner.host_s
+
+    @property
+    def wake_s(self) -> float:
+        return self.inner.wake_s * self.factor
+
+    @property
+    def frontend(self) -> Frontend:
+        return self.inner.frontend
+
+    @property
+    def error(self) -> float:
+        return self.inner.error
+
+    def seconds(self, work: StepWork) -> float:
+        return self.inner.seconds(work) * self.factor
+
+    def spread(self, work: StepWork, drawn: float) -> float:
+        return self.inner.spread(work, drawn)
+
+
 def kv_bytes_per_token(model: ModelConfig) -> float:
     """Keys and values of all layers in bfloat16."""
     return 4.0 * model.num_layers * model.num_kv_heads * model.head_dim
@@ -241,6 +271,7 @@ class Profile(msgspec.Struct, kw_only=True):
     num_blocks: int
     block_size: int
     max_model_len: int
+    quantization: str = ""
 
 
 def load_profile(path: Path) -> Profile:

@@ -42,6 +42,7 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
         _run("penstock.cli.bench_sim", "bench_sim"),
     )
     add_simulation(simulate)
+    simulate.add_argument("--profile", type=Path, help="steps measured by `bench sim --measure MODEL --profile FILE`")
     simulate.add_argument(
         "--measure", metavar="MODEL|DIR",
         help="serve this model here under load, or take the steps of a recording, and write --profile",
@@ -105,6 +106,10 @@ def add_advise(commands: Any, add_command: AddCommand) -> None:
         _run("penstock.cli.advise", "advise"),
     )
     add_simulation(advise)
+    advise.add_argument(
+        "--profile", type=Path, action="append",
+        help="steps measured by `bench sim --measure`; several, such as of other --quantization, are compared",
+    )  # fmt: skip
     advise.add_argument("--max-replicas", type=int, default=8, help="[8]")
     advise.add_argument("--price", type=float, default=0.0, help="dollars an hour of one replica")
 
@@ -112,7 +117,6 @@ def add_advise(commands: Any, add_command: AddCommand) -> None:
 def add_simulation(command: Any) -> None:
     """What a simulation needs: a platform, a workload, arrivals, an objective."""
     group = command.add_argument_group("Platform")
-    group.add_argument("--profile", type=Path, help="steps measured by `bench sim --measure MODEL --profile FILE`")
     group.add_argument("--config", type=Path, help="model directory, for a machine known by its limits only")
     group.add_argument("--bandwidth", type=float, help="of that machine's memory, GB/s")
     group.add_argument("--tflops", type=float, help="of that machine, 10^12 operations a second")

@@ -31,7 +31,7 @@ def bench_sim(options: argparse.Namespace) -> int:
     if options.measure:
         return _measure(options)
     check_workload(options)
-    step_time, engine = platform_of(options)
+    step_time, engine = platform_of(options, options.profile)
     slo = parse_slo(options.slo)
     seed = options.seed if options.seed is not None else secrets.randbits(31)
     found = run_simulation(engine, step_time, make_workload(options), seed)
@@ -52,15 +52,15 @@ def bench_sim(options: argparse.Namespace) -> int:
     return 1 if summary.num_failed else 0
 
 
-def platform_of(options: argparse.Namespace) -> tuple[StepTime, SimulatedEngine]:
-    """Steps and engine of the options. Raises ConfigError."""
+def platform_of(options: argparse.Namespace, path: Path | None) -> tuple[StepTime, SimulatedEngine]:
+    """Steps and engine of a profile, else of the options. Raises ConfigError."""
     wanted = EngineOptions(
         max_num_seqs=getattr(options, "max_num_seqs", 64),
         max_num_batched_tokens=getattr(options, "max_num_batched_tokens", 512),
         enable_prefix_caching=not getattr(options, "no_prefix_caching", False),
     )
-    if options.profile is not None:
-        profile = load_profile(options.profile)
+    if path is not None:
+        profile = load_profile(path)
         num_blocks = options.num_blocks or profile.num_blocks
         engine = SimulatedEngine.of(wanted, num_blocks, profile.block_size, profile.max_model_len)
         return profile.step_time, engine
