@@ -26,11 +26,7 @@ from penstock.bench.step_time import IDLE_S, StepTime
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
 from penstock.engine.core import EngineCore
-<<<<<<< HEAD
-=======
-from penstock.engine.executor import StepHandle
 from penstock.engine.step_log import StepWork
->>>>>>> 67023ca (The simulator is fitted to a server under load: steps as the engine logs them, waits as a client saw them; prompts are made before they are due; a day recorded and replayed against peers)
 from penstock.kvcache import KVCacheManager
 from penstock.messages import (
     EngineRequest,

@@ -10,7 +10,8 @@ import msgspec
 from penstock.config.engine import EngineConfig
 from penstock.config.resolve import watermark_blocks
 from penstock.engine.core import EngineCore
-    core = EngineCore(scheduler, _executor(runner, config), grammars=grammars)
+from penstock.engine.executor import Executor, StepExecutor, StreamExecutor
+from penstock.engine.step_log import StepLoggingRunner
 from penstock.kvcache import KVCacheManager
 from penstock.messages import EngineReady
 from penstock.runner import MemoryPlan, ModelRunner, plan_memory
