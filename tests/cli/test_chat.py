@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,11 +71,14 @@ def test_a_terminal_shows_reasoning_apart_from_the_answer() -> None:
 
     shown = Terminal()
     conversation = Conversation(ThinkingClient(["Hello"]), "m")
-    conversation.answer("Hi", shown)
+    conversation.say("Hi")
+    conversation.answer(shown)
     assert shown.getvalue() == "\x1b[2mHm.\x1b[0m\n\nHello\n"
     assert conversation.turns[-1]["content"] == "Hello"
     piped = io.StringIO()
-    Conversation(ThinkingClient(["Hello"]), "m").answer("Hi", piped)
+    again = Conversation(ThinkingClient(["Hello"]), "m")
+    again.say("Hi")
+    again.answer(piped)
     assert piped.getvalue() == "Hello\n"
 
 
@@ -83,6 +92,63 @@ def test_commands() -> None:
         [{"role": "user", "content": "two"}],
         [{"role": "system", "content": "New."}, {"role": "user", "content": "three"}],
     ]
+
+
+def test_calls_are_shown_and_their_results_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class CallingClient(ScriptedClient):
+        def stream(self, path: str, body: bytes) -> Iterator[dict[str, Any]]:
+            if json.loads(body)["messages"][-1]["role"] == "user":
+                self.bodies.append(json.loads(body))
+                for index, name in enumerate(("f", "g")):
+                    start = {"index": index, "id": f"c{index}", "function": {"name": name, "arguments": ""}}
+                    yield {"choices": [{"delta": {"tool_calls": [start]}}]}
+                    for piece in ('{"x"', ": 1}"):
+                        delta = {"index": index, "function": {"arguments": piece}}
+                        yield {"choices": [{"delta": {"tool_calls": [delta]}}]}
+            else:
+                yield from super().stream(path, body)
+
+    path = tmp_path / "tools.json"
+    path.write_text('[{"type": "function", "function": {"name": "f"}}]')
+    client = CallingClient(["Done."])
+    status, output = talk(client, f"/tools {path}\nGo\nfirst\nsecond\n")
+    assert (status, output) == (0, '-> f({"x": 1})\n-> g({"x": 1})\nDone.\n')
+    first, second = client.bodies
+    assert first["tools"][0]["function"] == {"name": "f"}
+    _, called, *results = second["messages"]
+    assert [call["function"]["arguments"] for call in called["tool_calls"]] == ['{"x": 1}', '{"x": 1}']
+    assert results == [
+        {"role": "tool", "tool_call_id": "c0", "content": "first"},
+        {"role": "tool", "tool_call_id": "c1", "content": "second"},
+    ]
+    assert talk(client, "/tools /nowhere\n")[0] == 1
+    assert talk(client, "/image x.png\n")[0] == 1
+    assert "text only" in capsys.readouterr().err
+
+
+def test_in_a_terminal() -> None:
+    """What a person sees: a prompt with line editing, the answer as it comes, its speed, history over turns."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "penstock.cli.main", "chat", "--temperature", "0", "--max-memory", "512MiB"]
+    process = subprocess.Popen([*command, "--num-threads", "1"], stdin=follower, stdout=follower, stderr=follower)
+    os.close(follower)
+
+    def read_until(text: str) -> str:
+        seen = ""
+        while text not in seen:
+            assert select.select([leader], [], [], 60)[0], seen
+            seen += os.read(leader, 4096).decode()
+        return seen
+
+    read_until("> ")
+    os.write(leader, b"/system The wifi password is brolk42.\n")
+    read_until("> ")
+    os.write(leader, b"What is the wifi password?\n")
+    answered = read_until("tokens/s]")
+    assert "The wifi password is brolk42." in answered
+    os.write(leader, b"/exit\n")
+    assert process.wait(30) == 0
+    os.close(leader)
 
 
 def test_an_error_leaves_the_conversation_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:

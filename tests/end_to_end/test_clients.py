@@ -83,6 +83,21 @@ def test_openai(url: str) -> None:
     assert isinstance(parsed.choices[0].message.parsed, Place)
 
 
+def test_beam_search(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    beams: Any = {"use_beam_search": True, "length_penalty": 0.0}
+    messages: Any = [{"role": "system", "content": FACTS}, {"role": "user", "content": QUESTION}]
+    best, second = client.chat.completions.create(model=MODEL, messages=messages, n=2, extra_body=beams).choices
+    assert best.message.content == ANSWER
+    assert second.message.content != ANSWER
+    found = client.completions.create(
+        model=MODEL, prompt=["Once upon a time", "The gate"], n=2, best_of=4, max_tokens=8, extra_body=beams
+    )
+    assert len({choice.text for choice in found.choices}) == 4
+    assert found.usage is not None
+    assert found.usage.completion_tokens > 20
+
+
 def test_openai_responses(url: str) -> None:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     whole = client.responses.create(model=MODEL, instructions=FACTS, input=QUESTION, temperature=0)

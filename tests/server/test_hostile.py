@@ -145,7 +145,12 @@ async def test_chat_requests_that_cannot_be_served(server: RunningServer, change
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"), ({"tools": []}, "tools"), ({"messages": []}, "messages"),
         ({"prompt": ""}, "prompt"),
-        ({"use_beam_search": True}, "use_beam_search"),
+        ({"length_penalty": 2.0}, "length_penalty"), ({"early_stopping": True}, "early_stopping"),
+        ({"use_beam_search": True, "stream": True}, "stream"), ({"use_beam_search": True, "top_p": 0.5}, "top_p"),
+        ({"use_beam_search": True, "n": 17}, "beam_width"),
+        ({"use_beam_search": True, "n": 3, "best_of": 2}, "best_of"),
+        ({"use_beam_search": True, "length_penalty": 99}, "length_penalty"),
+        ({"use_beam_search": True, "response_format": {"type": "json_object"}}, "response_format"),
     ],
 )  # fmt: skip
 async def test_completions_that_cannot_be_served(server: RunningServer, change: dict[str, Any], param: str) -> None:

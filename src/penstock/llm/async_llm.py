@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self
 
 from penstock.base.errors import RequestFailedError, ValidationError
+from penstock.frontend.beam_search import BeamSearch, BeamSearchParams, run_beam_search
 from penstock.frontend.engine_client import EngineClient
 from penstock.frontend.one_pass import Source, plan_scores, ranking, vector_of
 from penstock.frontend.output import TextOutput
 from penstock.frontend.processor import Chat, Processor, Prompt
 from penstock.llm.arguments import Conversation, as_prompts
 from penstock.llm.opening import open_checkpoint
-from penstock.llm.results import Classification, Completion, Embedding, Generation, Ranked, classification
+from penstock.llm.results import Classification, Completion, Embedding, Generation, Ranked, classification, of_beam
 from penstock.messages import EngineReady, EngineRequest, FinishReason, PoolingParams, SamplingParams, StartupProgress
 
 
@@ -108,6 +109,25 @@ class AsyncLLM:
         [request] = self._requests(made, sampling)
         async for text in self._texts(request, made, sampling):
             yield text
+
+    async def beam_search(
+        self,
+        prompt: str | Sequence[int],
+        params: BeamSearchParams,
+        *,
+        max_tokens: int = 64,
+        ignore_eos: bool = False,
+    ) -> Generation:
+        """As LLM.beam_search, for one prompt."""
+        made = await self._prompt(prompt, parse_control_tokens=False)
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        search = BeamSearch(self._requests(made, sampling)[0], params)
+        failed = await run_beam_search(self._client, search)
+        if failed is not None:
+            raise RequestFailedError(failed.error.message if failed.error else "The engine stopped.")
+        beams = enumerate(search.results(params.width))
+        outputs = [of_beam(index, beam, self._processor.output_state(made, sampling)) for index, beam in beams]
+        return Generation(made.text, made.token_ids, outputs)
 
     async def embed(
         self,

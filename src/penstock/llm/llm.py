@@ -10,12 +10,13 @@ from typing import Any, Self
 
 from penstock.base.errors import ConfigError, RequestFailedError
 from penstock.engine.build import build_engine
+from penstock.frontend.beam_search import BeamSearch, BeamSearchParams
 from penstock.frontend.one_pass import Source, plan_scores, ranking, vector_of
 from penstock.frontend.output import OutputState
 from penstock.frontend.processor import Chat, Prompt
 from penstock.llm.arguments import Conversation, as_conversations, as_prompts
 from penstock.llm.opening import open_checkpoint
-from penstock.llm.results import Classification, Completion, Embedding, Generation, Ranked, classification
+from penstock.llm.results import Classification, Completion, Embedding, Generation, Ranked, classification, of_beam
 from penstock.messages import (
     EngineReady,
     EngineRequest,
@@ -24,6 +25,7 @@ from penstock.messages import (
     PoolingParams,
     RequestOutput,
     SamplingParams,
+    TokenLogprobs,
 )
 
 # Requests handed to the engine beyond those that run: enough that it never waits, few enough that memory stays flat.
@@ -116,6 +118,39 @@ class LLM:
             for sampling, prompt, chat in zip(parameters, prompts, chats, strict=True)
         ]
         return self._generate(prompts, constrained, on_progress)
+
+    def beam_search(
+        self,
+        prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        params: BeamSearchParams,
+        *,
+        max_tokens: int = 64,
+        ignore_eos: bool = False,
+    ) -> list[Generation]:
+        """The likeliest continuations of each prompt, `params.width` of them, best first. Raises as `generate` does.
+
+        Raises RequestFailedError when the engine could not serve one of the steps.
+        """
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        made = [self._prompt(prompt, parse_control_tokens=False) for prompt in as_prompts(prompts)]
+        searches: list[BeamSearch] = []
+        for prompt in made:
+            request_id, now = f"llm-{next(self._ids)}", time.monotonic()
+            (request,) = self._processor.engine_requests(request_id, prompt, sampling, arrival_s=now)
+            searches.append(BeamSearch(request, params))
+        with self._lock:
+            while any(steps := [[_LogprobsJob(one) for one in search.requests()] for search in searches]):
+                jobs = [job for step in steps for job in step]
+                self._run(jobs, _Progress(len(jobs), None))
+                for search, step in zip(searches, steps, strict=True):
+                    if step:
+                        search.advance([job.logprobs() for job in step])
+        generations: list[Generation] = []
+        for prompt, search in zip(made, searches, strict=True):
+            beams = enumerate(search.results(params.width))
+            outputs = [of_beam(index, beam, self._processor.output_state(prompt, sampling)) for index, beam in beams]
+            generations.append(Generation(prompt.text, prompt.token_ids, outputs))
+        return generations
 
     def embed(
         self,
@@ -228,10 +263,10 @@ class LLM:
             self._run(jobs, _Progress(len(generations), on_progress))
         return generations
 
-    def _run(self, jobs: Sequence[_Job | _OnePassJob], progress: _Progress) -> None:
+    def _run(self, jobs: Sequence[_AnyJob], progress: _Progress) -> None:
         """Feeds the engine and steps it until every job has its last output."""
         feed = iter(jobs)
-        open_jobs: dict[str, _Job | _OnePassJob] = {}
+        open_jobs: dict[str, _AnyJob] = {}
         try:
             while self._feed(feed, open_jobs) or open_jobs:
                 for output in self._core.step():
@@ -242,7 +277,7 @@ class LLM:
                 self._core.step()
             raise
 
-    def _feed(self, feed: Iterator[_Job | _OnePassJob], open_jobs: dict[str, _Job | _OnePassJob]) -> bool:
+    def _feed(self, feed: Iterator[_AnyJob], open_jobs: dict[str, _AnyJob]) -> bool:
         """Tops up the engine; whether anything was added."""
         wanted = FEED_AHEAD * self.ready.max_num_seqs - len(open_jobs)
         added = list(itertools.islice(feed, max(wanted, 0)))
@@ -254,7 +289,7 @@ class LLM:
                 job.take(refusal)
         return bool(added)
 
-    def _take(self, output: RequestOutput, open_jobs: dict[str, _Job | _OnePassJob], progress: _Progress) -> None:
+    def _take(self, output: RequestOutput, open_jobs: dict[str, _AnyJob], progress: _Progress) -> None:
         job = open_jobs.get(output.request_id)
         if job is None:
             return  # the engine's last word on a sequence that a stop string had ended
@@ -264,6 +299,28 @@ class LLM:
             del open_jobs[output.request_id]
             if job.is_prompt_finished:
                 progress.advance()
+
+
+class _LogprobsJob:
+    """A step of a beam search."""
+
+    __slots__ = ("is_finished", "output", "request")
+    is_prompt_finished = True
+
+    def __init__(self, request: EngineRequest) -> None:
+        self.request = request
+        self.output = RequestOutput(request.request_id)
+        self.is_finished = False
+
+    def take(self, output: RequestOutput) -> bool:
+        """Takes the only output."""
+        self.is_finished, self.output = True, output
+        return False
+
+    def logprobs(self) -> TokenLogprobs:
+        if not self.output.logprobs:
+            raise RequestFailedError(self.output.error.message if self.output.error else "The engine stopped.")
+        return self.output.logprobs[0]
 
 
 class _OnePassJob:
@@ -320,6 +377,9 @@ class _Job:
         if self.completion.index == 0 and text.finish_reason is not None:
             self.generation.num_cached_tokens = text.num_cached_tokens
         return text.must_abort
+
+
+_AnyJob = _Job | _OnePassJob | _LogprobsJob
 
 
 class _Progress:

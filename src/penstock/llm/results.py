@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from penstock.frontend.beam_search import Beam
 from penstock.frontend.one_pass import vector_of
-from penstock.frontend.output import LogprobEntry, TextOutput
-from penstock.messages import ErrorInfo, FinishReason, RequestTimings
+from penstock.frontend.output import LogprobEntry, OutputState, TextOutput
+from penstock.messages import ErrorInfo, FinishReason, RequestOutput, RequestTimings
 
 
 @dataclass(slots=True)
@@ -15,7 +16,7 @@ class Completion:
     """One generated sequence.
 
     stop_reason: the stop string or token id that ended it, if one did. error: why it failed, if it did; the others of
-    a call are not touched by that. timings: time.monotonic() seconds.
+    a call are not touched by that. timings: time.monotonic() seconds. score: what beam search ranked it by.
     """
 
     index: int
@@ -26,6 +27,7 @@ class Completion:
     stop_reason: str | int | None = None
     error: ErrorInfo | None = None
     timings: RequestTimings | None = None
+    score: float | None = None
 
     def add(self, output: TextOutput) -> None:
         self.text += output.text
@@ -36,6 +38,15 @@ class Completion:
         self.stop_reason = output.stop_reason
         self.error = output.error
         self.timings = output.timings
+
+
+def of_beam(index: int, beam: Beam, state: OutputState) -> Completion:
+    """What a beam reads like. state: fresh, of its request."""
+    reason = FinishReason.LENGTH if beam.stop_token_id is None else FinishReason.STOP
+    output = RequestOutput("", list(beam.token_ids), finish_reason=reason, stop_token_id=beam.stop_token_id)
+    completion = Completion(index, score=beam.score)
+    completion.add(state.process(output))
+    return completion
 
 
 @dataclass(frozen=True, slots=True)

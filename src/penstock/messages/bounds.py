@@ -32,6 +32,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "prompt_logprobs": (0, 20),
     "max_tokens": (1, 2**24),
     "min_tokens": (0, 2**24),
+    "beam_width": (1, 16),
+    "length_penalty": (-10.0, 10.0),
     "thinking_token_budget": (1, 2**24),
     "priority": (-1000, 1000),
     "timeout_s": (0.001, 86_400.0),

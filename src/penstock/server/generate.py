@@ -17,11 +17,13 @@ from typing import Final, Protocol
 from starlette.types import Receive, Scope, Send
 
 from penstock.base.errors import DrainingError, PenstockError
+from penstock.frontend.beam_search import BeamSearchParams
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.frontend.parsers.parts import CallEnd, MessagePart, ParseWarning, Part, merge_parts
 from penstock.messages import ErrorInfo, FinishReason, RequestOutput
 from penstock.observability.metrics import ServerMetrics
 from penstock.observability.usage import UsageRecord
+from penstock.server.beam_search import BeamSearchFailedError, search_beams
 from penstock.server.exchange import ClientGoneError, Exchange, choose_request_id
 from penstock.server.inner_call import PRIORITY_KEY
 from penstock.server.recording import record_request
@@ -202,9 +204,14 @@ class _Run:
         if self._is_gone:
             raise ClientGoneError("The client left.")
         record.num_choices = len(sequences)
-        self._submit(engine, sequences, generation.sampling.n)
+        if generation.beams is not None:
+            await self._search(engine, sequences, generation.sampling.n, generation.beams)
+        else:
+            self._submit(engine, sequences, generation.sampling.n)
         try:
-            if ask.is_stream:
+            if generation.beams is not None:
+                await exchange.respond(200, ask.answer.body(self._choices, self._usage()))
+            elif ask.is_stream:
                 await self._stream(ask.answer)
             else:
                 await self._collect(ask.answer)
@@ -264,6 +271,20 @@ class _Run:
             stream = engine.submit(sequenced.request)
             self._choices.append(Choice(index, sequenced, stream, is_first_of_prompt=index % n == 0))
 
+    async def _search(self, engine: Engine, sequences: Sequence[Sequenced], n: int, params: BeamSearchParams) -> None:
+        """Finished choices by beam search. A client that leaves is noticed at the end: nobody reads while it runs."""
+        try:
+            outputs = await search_beams(engine, sequences, n, params)
+        except BeamSearchFailedError as error:
+            raise GenerationFailedError(error.info) from None
+        if self._is_gone:
+            raise ClientGoneError("The client left.")
+        for index, (sequenced, output) in enumerate(zip(sequences, outputs, strict=True)):
+            choice = Choice(index, sequenced, _Ended(), is_first_of_prompt=index % n == 0, is_over=True)
+            self._choices.append(choice)
+            self._note(choice, output, self._state.metrics)
+            self._keep(choice, self._to_text(choice, output))
+
     async def _stream(self, answer: Answer) -> None:
         choices, exchange = self._choices, self._exchange
         if len(choices) == 1:
@@ -306,13 +327,17 @@ class _Run:
                 continue
             delta = self._to_text(choice, held)
             held = None
-            choice.pieces.append(delta.text)
-            if delta.parts is not None:
-                choice.parts = [*(choice.parts or ()), *delta.parts]
-            if delta.logprobs is not None:
-                choice.logprobs = [*(choice.logprobs or ()), *delta.logprobs]
+            self._keep(choice, delta)
             if delta.finish_reason is not None:
                 return
+
+    def _keep(self, choice: Choice, delta: TextOutput) -> None:
+        """For an answer that is sent whole."""
+        choice.pieces.append(delta.text)
+        if delta.parts is not None:
+            choice.parts = [*(choice.parts or ()), *delta.parts]
+        if delta.logprobs is not None:
+            choice.logprobs = [*(choice.logprobs or ()), *delta.logprobs]
 
     def _note(self, choice: Choice, output: RequestOutput, metrics: ServerMetrics) -> None:
         """Takes the times and the count of an output. Raises GenerationFailedError when it ended the sequence badly."""
@@ -416,6 +441,16 @@ def _appended(first: RequestOutput, second: RequestOutput) -> RequestOutput:
     if first.prompt_logprobs is not None:
         second.prompt_logprobs = first.prompt_logprobs
     return second
+
+
+class _Ended:
+    """The stream of a choice that came whole."""
+
+    def __aiter__(self) -> _Ended:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        raise StopAsyncIteration
 
 
 async def _all(coroutines: Sequence[object]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.frontend.beam_search import BeamSearchParams
 from penstock.frontend.one_pass import ModelTasks, Source
 from penstock.frontend.output import TextOutput
 from penstock.frontend.parsers.choose import OutputStyle
@@ -18,8 +19,8 @@ class GenerationRequest:
     """One validated request of any protocol. Each prompt gives sampling.n sequences, in the order of the prompts.
 
     request_id: unique in this process. namespace: whose prefix cache may be used. Times: time.monotonic() seconds.
-    pooling: what is asked for instead of text. truncate_tokens: then what is too long is cut to so many, -1 for the
-    context, instead of refused.
+    beams: has the likeliest outputs searched for instead of drawing them. pooling: what is asked for instead of text.
+    truncate_tokens: then what is too long is cut to so many, -1 for the context, instead of refused.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class GenerationRequest:
     arrival_s: float = 0.0
     deadline_s: float | None = None
     add_special_tokens: bool = True
+    beams: BeamSearchParams | None = None
     pooling: PoolingParams | None = None
     truncate_tokens: int | None = None
 

@@ -81,6 +81,7 @@ class ChatFormat(render.OpenAIErrors):
             request_id=state.new_id(),
             prompts=[chat_of(request)],
             sampling=decode.chat_sampling(request),
+            beams=decode.beams_of(request),
             namespace=request.cache_salt or "",
             priority=request.priority or 0,
             arrival_s=arrival_s,

@@ -59,6 +59,7 @@ class CompletionFormat(render.OpenAIErrors):
             request_id=state.new_id(),
             prompts=decode.completion_prompts(request),
             sampling=decode.completion_sampling(request),
+            beams=decode.beams_of(request),
             namespace=request.cache_salt or "",
             priority=request.priority or 0,
             arrival_s=arrival_s,

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import ValidationError
+from penstock.frontend.beam_search import BeamSearchParams
 from penstock.messages import SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.messages.sampling import check_bound
@@ -71,6 +72,40 @@ def check_request(request: ChatRequest | CompletionRequest | GenerateRequest) ->
         )
 
 
+# What a search for the likeliest outputs can be combined with; everything else would change what is likely.
+_WITH_BEAMS: Final = frozenset((
+    "model", "messages", "prompt", "token_ids", "n", "best_of", "max_tokens", "max_completion_tokens",
+    "use_beam_search", "length_penalty", "early_stopping", "ignore_eos", "user", "metadata", "priority", "cache_salt",
+    "safety_identifier", "prompt_cache_key", "service_tier", "store", "skip_special_tokens", "add_special_tokens",
+    "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "return_token_ids", "seed",
+))  # fmt: skip
+
+
+def beams_of(request: ChatRequest | CompletionRequest | GenerateRequest) -> BeamSearchParams | None:
+    """The beam search that was asked for: best_of (or n) beams, of which the n best are given.
+
+    Raises ValidationError.
+    """
+    if not request.use_beam_search:
+        for name, idle in (("length_penalty", 1.0), ("early_stopping", False)):
+            if getattr(request, name) not in (None, idle):
+                raise ValidationError(f"{name} needs use_beam_search.", param=name)
+        return None
+    for name in request.__struct_fields__:
+        value = getattr(request, name)
+        is_idle = value is None or value is False or (name == "temperature" and value in (0.0, 1.0))
+        if not is_idle and name not in _WITH_BEAMS:
+            raise ValidationError(f"{name} cannot be combined with use_beam_search.", param=name)
+    n = request.n or 1
+    width = getattr(request, "best_of", None) or n
+    if width < n:
+        raise ValidationError("best_of must be at least n.", param="best_of")
+    penalty = request.length_penalty
+    beams = BeamSearchParams(width, 1.0 if penalty is None else penalty, bool(request.early_stopping))
+    beams.validate()
+    return beams
+
+
 def _check_messages(request: ChatRequest) -> None:
     if not request.messages:
         raise ValidationError("messages is empty.", param="messages")
@@ -126,7 +161,7 @@ def chat_sampling(request: ChatRequest) -> SamplingParams:
 
 def completion_sampling(request: CompletionRequest) -> SamplingParams:
     """Raises ValidationError. max_tokens 0 with echo asks for the prompt's log-probabilities: see `scores_only`."""
-    if request.best_of is not None and request.best_of != (request.n or 1):
+    if request.best_of is not None and request.best_of != (request.n or 1) and not request.use_beam_search:
         raise ValidationError("best_of must equal n: ranking candidates is not supported.", param="best_of")
     max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     if scores_only(request):

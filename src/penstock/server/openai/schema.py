@@ -154,8 +154,9 @@ class _Sampled(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     cache_salt: str | None = None
     truncate_prompt_tokens: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
     # OpenAI's, meaningless or not supported here.
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -251,8 +252,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "length_penalty": (1.0,),
     "chat_template": (),
     "documents": ([],),
     "suffix": ("",),

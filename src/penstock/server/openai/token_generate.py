@@ -47,6 +47,7 @@ class GenerateFormat(render.OpenAIErrors):
             request_id=state.new_id(),
             prompts=[request.token_ids or [] if request.prompt is None else request.prompt],
             sampling=decode.generate_sampling(request),
+            beams=decode.beams_of(request),
             namespace=request.cache_salt or "",
             priority=request.priority or 0,
             arrival_s=arrival_s,
