@@ -1,15 +1,15 @@
-// The block kernel of quantised linears: a few rows of x by up to 2 tiles of 16 outputs, over at most 256 inputs. Both
-// the sum of a group and the scaled sum of groups stay in registers, which is what bounds the rows.
+// The block kernel of quantised linears: a few rows of x by up to 2 tiles of 16 outputs. Both the sum of a group and the
+// scaled sum of groups stay in registers, which is what bounds the rows; after 256 inputs they go to the block's sums.
 #pragma once
 
 #include "ops/quantized_codes.h"
 
 namespace penstock::PENSTOCK_ISA {
 
-// Measured on Zen 4, of its peak: 8x2 whole 0.97; groups of 32 bytes 4x2 0.82, 6x2 0.68, 8x3 0.6 (a group's conversion
-// and scale are two more instructions to 8; beyond 4x2 registers are spilled).
+// Measured on Zen 4, of its peak: 8x2 whole 0.92; groups of 32 bytes 6x2 0.75, 4x2 0.72, 8x2 0.73 (a group's conversion
+// and scale are two more instructions to 8; beyond 6x2 registers are spilled).
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-constexpr int kRowsOfWhole = 8, kRowsOfGroups = 4, kQuantizedTiles = 2;
+constexpr int kRowsOfWhole = 8, kRowsOfGroups = 6, kQuantizedTiles = 2;
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
 constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #else
@@ -33,18 +33,23 @@ struct QuantizedBlock {
     int64_t x_sum_stride;
     const char* codes;  // the first step's
     int64_t tile_stride, step_stride;
-    const float* scales;  // [tile][groups][16], and as many minimums
+    // Scales and minimums: f32 [tile][groups][16], or null: read where they are, in the steps' headers.
+    const float* scales;
     const float* minimums;
     int64_t scales_stride;  // from tile to tile
-    int steps, groups;      // groups of a step
-    int group_units;        // a multiple of 4
-    float* sums;            // [rows][tiles * 16]
-    bool first;
+    const WeightLayout* layout;
+    const char* headers;
+    int64_t header_tile_stride;
+    int64_t steps;
+    int x_block_steps, step_units;
+    int group_units;  // a multiple of 4
+    float* sums;              // [rows][tiles * 16], added to
     Ahead ahead;
 };
 
 // How x and codes are multiplied: 4 bytes a unit, exactly; a group's sum begins with what the codes' offset takes away.
 struct ByteFamily {
+    static constexpr bool kIsScaled = true;  // x is, by 256 inputs
     using Acc = Ints;
     static Acc start(bool has_minimums, uint32_t x_sum) { return splat_int(has_minimums ? 0 : int32_t(x_sum)); }
     static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
@@ -52,12 +57,14 @@ struct ByteFamily {
 
 template <class ElemType>
 struct FloatFamily {
+    static constexpr bool kIsScaled = false;
     using Elem = ElemType;
     using Acc = Vec;
     static Acc start(bool, uint32_t) { return zero(); }
     static Acc dot(Acc acc, Units codes, Units x) { return penstock::PENSTOCK_ISA::dot(Elem{}, acc, x, codes); }
 };
 static inline Vec to_vec(Vec x) { return x; }
+static inline Vec splat_float(const uint32_t* bits) { return splat(f32_from_bits(*bits)); }
 
 // Where codes come from: vectors as they are multiplied, or nibbles made into them on the way.
 struct WholeReader {
@@ -75,6 +82,16 @@ struct NibbleReader {
     Units unit(const char* codes, int64_t u) const {
         return plane_unit<4, kPlace % 2>(codes, u + kPlace);
     }
+};
+// Six bits: a plane of nibbles, and behind it one of pairs.
+struct SixBitReader {
+    static constexpr bool kFused = true;
+    explicit SixBitReader(const WeightLayout& layout) : upper(kLanes * layout.step * 4 / 8) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t u) const {
+        return join<4>(plane_unit<2, kPlace>(codes + upper, u + kPlace), plane_unit<4, kPlace % 2>(codes, u + kPlace));
+    }
+    int64_t upper;
 };
 struct TableReader {
     static constexpr bool kFused = true;
@@ -104,10 +121,10 @@ enum class Scaling { row, group, minimum };
 // Inlined by force: out of line, the sums would be in memory.
 template <class Family, class Reader, int kRows, int kTiles>
 [[gnu::always_inline]] static inline void multiply_group(const QuantizedBlock& block, const Reader& reader,
-                                                         const char* codes, int64_t unit, const char* x,
-                                                         const char* ahead,
+                                                         const char* codes, int64_t unit, int64_t units, const char* x,
+                                                         const char*& ahead,
                                                          typename Family::Acc (&sums)[kRows][kTiles]) {
-    for (int64_t u = 0; u < block.group_units; u += 4) {
+    for (int64_t u = 0; u < units; u += 4) {
         for (int line = 0; line < block.ahead.lines; ++line, ahead += block.ahead.step)
             for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead + t * block.ahead.tile_stride, 0, 2);
         const auto multiply = [&]<int kPlace>() __attribute__((always_inline)) {
@@ -126,46 +143,121 @@ template <class Family, class Reader, int kRows, int kTiles>
     }
 }
 
+// A row of x's scaled sums, for 256 inputs, into the block's.
+template <class Family, int kTiles>
+[[gnu::always_inline]] static inline void add_scaled(const QuantizedBlock& block, int row, int64_t x_block,
+                                                     const Vec (&parts)[kTiles]) {
+    const Vec x_scale = splat(Family::kIsScaled ? block.x_scales[row * block.x_scale_stride + x_block] : 1.0f);
+    for (int t = 0; t < kTiles; ++t) {
+        float* sum = block.sums + (row * kTiles + t) * kLanes;
+        store(sum, fma(parts[t], x_scale, load(sum)));
+    }
+}
+
+// Where a row has one scale: the products of 256 inputs are one sum.
+template <class Family, class Reader, int kRows, int kTiles>
+void multiply_whole_rows(const QuantizedBlock& block, const Reader& reader) {
+    const char* ahead = block.ahead.at;
+    const int64_t x_block_units = int64_t(block.x_block_steps) * block.step_units;
+    const int64_t units = block.steps * block.step_units;
+    for (int64_t begin = 0, x_block = 0; begin < units; begin += x_block_units, ++x_block) {
+        typename Family::Acc sums[kRows][kTiles];
+        for (int r = 0; r < kRows; ++r)
+            for (int t = 0; t < kTiles; ++t)
+                sums[r][t] = Family::start(false, block.x_sums[r * block.x_sum_stride + x_block]);
+        const int64_t count = units - begin < x_block_units ? units - begin : x_block_units;
+        multiply_group<Family, Reader, kRows, kTiles>(block, reader, block.codes, begin, count, block.x + begin * 4,
+                                                      ahead, sums);
+        for (int r = 0; r < kRows; ++r) {
+            Vec parts[kTiles];
+            for (int t = 0; t < kTiles; ++t) parts[t] = to_vec(sums[r][t]);
+            add_scaled<Family, kTiles>(block, r, x_block, parts);
+        }
+    }
+}
+
+// Where a group's scale and minimum come from. Many rows of x share what was made f32 once.
+template <int kTiles>
+class ExpandedScales {
+public:
+    explicit ExpandedScales(const QuantizedBlock& block) : block_(block), group_(-1) {}
+    void begin_step(int64_t) {}
+    void begin_group(int) { ++group_; }
+    Vec scale(int tile) const { return load(block_.scales + tile * block_.scales_stride + group_ * kLanes); }
+    Vec minimum(int tile, Vec) const { return load(block_.minimums + tile * block_.scales_stride + group_ * kLanes); }
+
+private:
+    const QuantizedBlock& block_;
+    int64_t group_;
+};
+
+// A few rows, which wait for the memory, read the weights in one pass.
+template <int kTiles>
+class StoredScales {
+public:
+    explicit StoredScales(const QuantizedBlock& block) : block_(block) {}
+    void begin_step(int64_t step) {
+        for (int t = 0; t < kTiles; ++t)
+            headers_[t] = StepHeader(*block_.layout, block_.headers + t * block_.header_tile_stride +
+                                                         step * block_.layout->step_bytes);
+    }
+    void begin_group(int group) { group_ = group; }
+    Vec scale(int tile) const { return headers_[tile].scale(group_); }
+    Vec minimum(int tile, Vec scale) const { return headers_[tile].minimum(group_, scale); }
+
+private:
+    const QuantizedBlock& block_;
+    StepHeader headers_[kTiles];
+    int group_ = 0;
+};
+
+template <class Family, class Reader, bool kMinimum, int kRows, int kTiles, class Scales>
+void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales scales) {
+    const char* ahead = block.ahead.at;
+    const char *codes = block.codes, *x = block.x;
+    const uint32_t* x_sums = block.x_sums;
+    for (int64_t begin = 0, x_block = 0; begin < block.steps; begin += block.x_block_steps, ++x_block) {
+        Vec parts[kRows][kTiles];
+        for (int r = 0; r < kRows; ++r)
+            for (int t = 0; t < kTiles; ++t) parts[r][t] = zero();
+        const int64_t end = begin + block.x_block_steps < block.steps ? begin + block.x_block_steps : block.steps;
+        for (int64_t step = begin; step < end; ++step, codes += block.step_stride) {
+            scales.begin_step(step);
+            for (int unit = 0, group = 0; unit < block.step_units; unit += block.group_units, ++group) {
+                typename Family::Acc sums[kRows][kTiles];
+                for (int r = 0; r < kRows; ++r) {
+                    const uint32_t start = Family::kIsScaled ? x_sums[r * block.x_sum_stride] : 0;
+                    for (int t = 0; t < kTiles; ++t) sums[r][t] = Family::start(kMinimum, start);
+                }
+                multiply_group<Family, Reader, kRows, kTiles>(block, reader, codes, unit, block.group_units, x, ahead,
+                                                              sums);
+                x += int64_t(block.group_units) * 4;
+                scales.begin_group(group);
+                for (int t = 0; t < kTiles; ++t) {
+                    const Vec scale = scales.scale(t);
+                    for (int r = 0; r < kRows; ++r) parts[r][t] = fma(to_vec(sums[r][t]), scale, parts[r][t]);
+                    if constexpr (kMinimum) {
+                        const Vec minimum = scales.minimum(t, scale);
+                        for (int r = 0; r < kRows; ++r)
+                            parts[r][t] = fma(splat_float(x_sums + r * block.x_sum_stride), minimum, parts[r][t]);
+                    }
+                }
+                ++x_sums;
+            }
+        }
+        for (int r = 0; r < kRows; ++r) add_scaled<Family, kTiles>(block, r, x_block, parts[r]);
+    }
+}
+
 template <class Family, class Reader, Scaling kScaling, int kRows, int kTiles>
 void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
     constexpr bool kMinimum = kScaling == Scaling::minimum;
-    const char* ahead = block.ahead.at;
-    Vec parts[kRows][kTiles];
-    for (int r = 0; r < kRows; ++r)
-        for (int t = 0; t < kTiles; ++t) parts[r][t] = zero();
-    for (int step = 0, group = 0; step < block.steps; ++step) {
-        const char* codes = block.codes + step * block.step_stride;
-        for (int in_step = 0; in_step < block.groups; ++in_step, ++group) {
-            typename Family::Acc sums[kRows][kTiles];
-            for (int r = 0; r < kRows; ++r) {
-                const uint32_t x_sum = block.x_sums ? block.x_sums[r * block.x_sum_stride + group] : 0;
-                for (int t = 0; t < kTiles; ++t) sums[r][t] = Family::start(kMinimum, x_sum);
-            }
-            const int64_t unit = int64_t(in_step) * block.group_units;
-            const char* x = block.x + (int64_t(step) * block.groups * block.group_units + unit) * 4;
-            multiply_group<Family, Reader, kRows, kTiles>(block, reader, codes, unit, x, ahead, sums);
-            ahead += block.group_units / 4 * block.ahead.lines * block.ahead.step;
-            for (int t = 0; t < kTiles; ++t) {
-                const int64_t at = t * block.scales_stride + group * kLanes;
-                const Vec scale = kScaling == Scaling::row ? zero() : load(block.scales + at);
-                const Vec minimum = kMinimum ? load(block.minimums + at) : zero();
-                for (int r = 0; r < kRows; ++r) {
-                    Vec sum = to_vec(sums[r][t]);
-                    if constexpr (kScaling != Scaling::row) sum = fma(sum, scale, parts[r][t]);
-                    if constexpr (kMinimum)
-                        sum = fma(splat(f32_from_bits(block.x_sums[r * block.x_sum_stride + group])), minimum, sum);
-                    parts[r][t] = sum;
-                }
-            }
-        }
-    }
-    for (int r = 0; r < kRows; ++r) {
-        const Vec x_scale = splat(block.x_scales ? block.x_scales[r * block.x_scale_stride] : 1.0f);
-        for (int t = 0; t < kTiles; ++t) {
-            float* sums = block.sums + (r * kTiles + t) * kLanes;
-            store(sums, fma(parts[r][t], x_scale, block.first ? zero() : load(sums)));
-        }
-    }
+    if constexpr (kScaling == Scaling::row)
+        multiply_whole_rows<Family, Reader, kRows, kTiles>(block, reader);
+    else if (block.scales)
+        multiply_groups<Family, Reader, kMinimum, kRows, kTiles>(block, reader, ExpandedScales<kTiles>(block));
+    else
+        multiply_groups<Family, Reader, kMinimum, kRows, kTiles>(block, reader, StoredScales<kTiles>(block));
 }
 
 template <class FamilyType, class ReaderType, Scaling kScalingOf>

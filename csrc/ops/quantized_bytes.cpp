@@ -6,12 +6,17 @@ namespace penstock::PENSTOCK_ISA {
 
 namespace {
 
+// With more rows, six bits are better unpacked once for all of them.
+constexpr int64_t kRowsUnpackedTwice = 2 * kRowsOfGroups;
+
 template <class Elem>
 void run(const QuantizedLinearArgs& args) {
     using Rows = BytesOfRows<Elem>;
     const WeightLayout& layout = args.layout;
     if (layout.group_size == 0) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::row>, Rows>(args);
     const bool has_minimums = layout.minimums != MinimumKind::none;
+    if (layout.bits == 6 && args.m <= kRowsUnpackedTwice)
+        return run_quantized<QuantizedKernel<ByteFamily, SixBitReader, Scaling::group>, Rows>(args);
     if (layout.bits == 4 && layout.table != nullptr)
         return run_quantized<QuantizedKernel<ByteFamily, TableReader, Scaling::group>, Rows>(args);
     if (layout.bits == 4 && has_minimums)

@@ -83,32 +83,45 @@ static inline Vec load_scales(ScaleKind kind, const char* at, int group) {
 }
 static inline int64_t scale_bytes(ScaleKind kind) { return kind == ScaleKind::super ? 1 : kind == ScaleKind::f32 ? 4 : 2; }
 
+// The header of a step: scales of its groups, and minimums where there are any, for 16 outputs.
+struct StepHeader {
+    StepHeader() = default;
+    StepHeader(const WeightLayout& layout, const char* header) : scales(layout.scales), minimums(layout.minimums) {
+        at = header;
+        if (scales == ScaleKind::super) {
+            super = load_half(reinterpret_cast<const f16_t*>(at));
+            at += kLanes * sizeof(f16_t);
+            if (minimums == MinimumKind::own) {
+                super_minimum = load_half(reinterpret_cast<const f16_t*>(at));
+                at += kLanes * sizeof(f16_t);
+            }
+        }
+        minimums_at = at + layout.step / layout.group_size * kLanes * scale_bytes(scales);
+    }
+    Vec scale(int group) const {
+        const Vec scale = load_scales(scales, at, group);
+        return scales == ScaleKind::super ? super * scale : scale;
+    }
+    Vec minimum(int group, Vec its_scale) const {
+        if (minimums == MinimumKind::point)
+            return (zero() - its_scale) * load_uint8(reinterpret_cast<const uint8_t*>(minimums_at) + group * kLanes);
+        const Vec minimum = load_scales(scales, minimums_at, group);
+        return scales == ScaleKind::super ? super_minimum * minimum : minimum;
+    }
+
+    ScaleKind scales;
+    MinimumKind minimums;
+    Vec super = splat(1.0f), super_minimum = splat(1.0f);
+    const char *at, *minimums_at;
+};
+
 // A step's scales, and its minimums if there are any, in f32: [groups][16] each.
 static inline void expand_header(const WeightLayout& layout, const char* header, float* scales, float* minimums) {
-    const int groups = layout.step / layout.group_size;
-    Vec super = splat(1.0f), super_minimum = splat(1.0f);
-    const bool has_supers = layout.scales == ScaleKind::super;
-    if (has_supers) {
-        super = load_half(reinterpret_cast<const f16_t*>(header));
-        header += kLanes * sizeof(f16_t);
-        if (layout.minimums == MinimumKind::own) {
-            super_minimum = load_half(reinterpret_cast<const f16_t*>(header));
-            header += kLanes * sizeof(f16_t);
-        }
-    }
-    for (int g = 0; g < groups; ++g) {
-        const Vec scale = load_scales(layout.scales, header, g);
-        store(scales + g * kLanes, has_supers ? super * scale : scale);
-    }
-    if (layout.minimums == MinimumKind::none) return;
-    header += groups * kLanes * scale_bytes(layout.scales);
-    for (int g = 0; g < groups; ++g) {
-        Vec minimum;
-        if (layout.minimums == MinimumKind::point)
-            minimum = (zero() - load(scales + g * kLanes)) * load_uint8(reinterpret_cast<const uint8_t*>(header) + g * kLanes);
-        else
-            minimum = load_scales(layout.scales, header, g);
-        store(minimums + g * kLanes, has_supers ? super_minimum * minimum : minimum);
+    const StepHeader values(layout, header);
+    for (int g = 0; g < layout.step / layout.group_size; ++g) {
+        const Vec scale = values.scale(g);
+        store(scales + g * kLanes, scale);
+        if (layout.minimums != MinimumKind::none) store(minimums + g * kLanes, values.minimum(g, scale));
     }
 }
 

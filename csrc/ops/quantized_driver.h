@@ -1,7 +1,8 @@
 // The quantised linear layer around a block kernel. As in linear_driver.h, threads draw panels of a few tiles, and the
-// rows of x pass over one block of a panel's k after another, while the next block is fetched. A block's scales are
-// made f32 once, and codes that the kernel does not take as they are become bytes (or floats) in a buffer that stays in
-// cache: for one strip of rows 256 inputs at a time, in the first level, else more, in the second.
+// rows of x pass over one block of a panel's k after another, while the next block is fetched. Where more than one strip
+// of rows passes, a block's scales are made f32 once. Codes that the kernel does not take as they are become bytes (or
+// floats) in a buffer that stays in cache: for one strip of rows 256 inputs at a time, in the first level, else more, in
+// the second.
 #pragma once
 
 #include "ops/quantized_activations.h"
@@ -21,6 +22,7 @@ template <class Kernel>
 class QuantizedJob {
     using Family = typename Kernel::Family;
     static constexpr bool kIsBytes = Kernel::kIsBytes;
+    static constexpr bool kIsWhole = Kernel::kScaling == Scaling::row;  // nothing is prepared for a block
 
 public:
     QuantizedJob(const QuantizedLinearArgs& args, const Activations& x, int threads)
@@ -34,9 +36,9 @@ public:
           panel_tiles_(tiles_ >= 2 * kQuantizedTiles * threads ? kQuantizedTiles : 1),
           panels_(divide_up(tiles_, panel_tiles_)),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
-          block_steps_((args.m <= Kernel::kRows ? kXBlock : kQuantizedBlockInputs) / layout_.step),
-          k_blocks_(divide_up(steps_, block_steps_)),
           expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
+          block_steps_((args.m <= Kernel::kRows && expands_ ? kXBlock : kQuantizedBlockInputs) / layout_.step),
+          k_blocks_(divide_up(steps_, block_steps_)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
           step_units_(layout_.step / unit_inputs_),
           x_block_steps_(kXBlock / layout_.step),
@@ -81,52 +83,36 @@ private:
         const int64_t first_step = block.index * block_steps_, steps = smaller(block_steps_, steps_ - first_step);
         const int tiles = int(smaller(panel_tiles_, tiles_ - block.panel * panel_tiles_));
         const char* packed = address(block.panel, block.index);
-        expand(packed, steps, tiles, scales, codes);
-
         const int64_t rows = block.rows.end - block.rows.begin;
         const int strips = int(divide_up(rows, Kernel::kRows));
+        if (strips == 1) scales = nullptr;
+        expand(packed, steps, tiles, scales, codes);
         for (int s = 0; s < strips; ++s) {
             const Range strip = split(rows, strips, s);
             const int64_t row = block.rows.begin + strip.begin;
             const int height = int(strip.end - strip.begin);
-            float* strip_sums = sums + strip.begin * panel_tiles_ * kLanes;
             QuantizedBlock work = locate(row, first_step, plan_ahead(block, {s, strips}, steps));
             work.codes = expands_ ? codes : packed + layout_.header_bytes;
             work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
             work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
             work.scales = scales;
             work.scales_stride = steps * groups_per_step_ * kLanes;
-            work.minimums = scales + tiles * work.scales_stride;
-            for (int64_t step = 0; step < steps; step += x_block_steps_) {
-                multiply_x_block(work, int(smaller(x_block_steps_, steps - step)), height, tiles, strip_sums);
-                work.first = false;
-            }
+            work.minimums = scales ? scales + tiles * work.scales_stride : nullptr;
+            work.headers = packed;
+            work.header_tile_stride = tile_stride();
+            work.steps = steps;
+            work.sums = sums + strip.begin * panel_tiles_ * kLanes;
+            if (block.index == 0) memset(work.sums, 0, size_t(height) * size_t(tiles) * kLanes * sizeof(float));
+            if (tiles == kQuantizedTiles)
+                kernel_.multiply(work, height, kQuantizedTiles);
+            else
+                multiply_single_tiles(work, height, tiles);
             if (block.index + 1 != k_blocks_) continue;
             if (args_.out_dtype == DType::f32)
-                write(static_cast<float*>(args_.out), row, height, block.panel, tiles, strip_sums);
+                write(static_cast<float*>(args_.out), row, height, block.panel, tiles, work.sums);
             else
-                write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, strip_sums);
+                write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, work.sums);
         }
-    }
-
-    // 256 inputs or what is left of them, and on to the next.
-    void multiply_x_block(QuantizedBlock& work, int steps, int height, int tiles, float* sums) const {
-        if (layout_.group_size)
-            work.steps = steps;
-        else
-            work.group_units = steps * step_units_;
-        work.sums = sums;
-        if (tiles == kQuantizedTiles)
-            kernel_.multiply(work, height, kQuantizedTiles);
-        else
-            multiply_single_tiles(work, height, tiles);
-        work.codes += steps * work.step_stride;
-        work.x += steps * step_units_ * int64_t(sizeof(uint32_t));
-        if (work.x_scales) ++work.x_scales;
-        if (work.x_sums) work.x_sums += work.steps * work.groups;
-        work.scales += steps * groups_per_step_ * kLanes;
-        work.minimums += steps * groups_per_step_ * kLanes;
-        work.ahead.at += steps * step_units_ / 4 * work.ahead.lines * work.ahead.step;
     }
 
     // Of a panel that is not full, each tile for itself; its sums follow one another then, too.
@@ -135,15 +121,18 @@ private:
             kernel_.multiply(part, height, 1);
             part.sums += height * kLanes;
             part.codes += part.tile_stride;
-            part.scales += part.scales_stride;
-            part.minimums += part.scales_stride;
+            if (part.scales) {
+                part.scales += part.scales_stride;
+                part.minimums += part.scales_stride;
+            }
+            part.headers += part.header_tile_stride;
             part.ahead.at += tile_stride();
         }
     }
 
-    // The scales of a block, and where the kernel needs them, its codes.
+    // The scales of a block (unless null), and where the kernel needs them, its codes.
     void expand(const char* packed, int64_t steps, int tiles, float* scales, char* codes) const {
-        const int groups = groups_per_step_;
+        const int groups = scales ? groups_per_step_ : 0;
         if (groups == 0 && !expands_) return;
         float* minimums = scales + tiles * steps * groups * kLanes;
         for (int t = 0; t < tiles; ++t)
@@ -171,24 +160,26 @@ private:
         const int group = layout_.group_size ? layout_.group_size : kXBlock;
         work.x_sums = x_.sums ? x_.sums + row * x_.sum_stride + input / group : nullptr;
         work.x_sum_stride = x_.sum_stride;
-        work.steps = 1;
-        work.groups = layout_.group_size ? groups_per_step_ : 1;
+        work.layout = &layout_;
+        work.x_block_steps = x_block_steps_;
+        work.step_units = step_units_;
         work.group_units = layout_.group_size / unit_inputs_;
-        work.first = step == 0;
         work.ahead = ahead;
         return work;
     }
 
     // The last strips fetch the next block, a line or more of each tile with every four units of theirs: earlier, the
-    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time.
+    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time; of
+    // bytes as they are it takes each second line, and the hardware the others.
     Ahead plan_ahead(const PanelBlock& block, Range strip, int64_t steps) const {
         if (block.ahead == nullptr) return {};
-        const int64_t lines = divide_up(steps * layout_.step_bytes, kVectorBytes);  // of the block, for a tile
-        const int64_t turns = steps * step_units_ / 4;                             // of a strip: four units each
+        const int64_t distance = strip.end == 1 && kIsWhole ? 2 * kVectorBytes : kVectorBytes;
+        const int64_t lines = divide_up(steps * layout_.step_bytes, distance);  // of the block, for a tile
+        const int64_t turns = steps * step_units_ / 4;                          // of a strip: four units each
         const int64_t fetching = smaller(strip.end, divide_up(lines, turns));
         const int64_t per_turn = divide_up(lines, turns * fetching), place = strip.begin - (strip.end - fetching);
         if (place < 0) return {};
-        return {block.ahead + place * turns * per_turn * kVectorBytes, tile_stride(), kVectorBytes, int(per_turn)};
+        return {block.ahead + place * turns * per_turn * distance, tile_stride(), distance, int(per_turn)};
     }
 
     template <class Out>
@@ -225,10 +216,10 @@ private:
     const int panel_tiles_;
     const int64_t panels_;
     const int row_blocks_;
-    const int64_t block_steps_, k_blocks_;
     const bool expands_;
+    const int64_t block_steps_, k_blocks_;
     const int unit_inputs_, step_units_;
-    const int64_t x_block_steps_;
+    const int x_block_steps_;
     const int64_t expanded_step_bytes_;
     int64_t next_item_ = 0;
 };

@@ -54,7 +54,7 @@ def load(
     source = CheckpointSource(checkpoint, chosen.ignores, lambda fraction: None)
     weight = chosen.load_linear(source, [NAME], [ROWS], COLUMNS, ops)
     source.finish()
-    assert chosen.linear_nbytes([NAME], [ROWS], COLUMNS) == weight.packed.nbytes
+    assert chosen.linear_nbytes([NAME], [ROWS], COLUMNS, ops.layouts) == weight.packed.nbytes
     return weight, ops
 
 

@@ -36,10 +36,14 @@ class StartupPhases:
     def progress(self, fraction: float) -> None:
         self._on_progress(self._phase, fraction)
 
-    def end(self) -> None:
+    def end(self, last_part: tuple[str, float] | None = None) -> None:
+        """last_part: a name of its own for so many seconds of the current phase."""
         now = time.perf_counter()
         if self._phase:
-            self.finished.append((self._phase, now - self._since_s))
+            part_s = last_part[1] if last_part else 0.0
+            self.finished.append((self._phase, now - self._since_s - part_s))
+            if last_part:
+                self.finished.append(last_part)
             self._phase = ""
         self._since_s = now
 
@@ -56,6 +60,7 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
     phases.begin("load weights")
     grammars = GrammarCompiler()
     runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction), grammars)
+    phases.end(("repack weights", runner.packing_s))
     phases.begin("start scheduler")
     scheduler = Scheduler(config.scheduler, KVCacheManager(config.cache))
     core = EngineCore(scheduler, _executor(runner, config), grammars=grammars)

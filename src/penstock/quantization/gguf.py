@@ -11,7 +11,7 @@ from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import GGUF_LAYOUTS, QuantizedLinear, WeightLayout
 from penstock.loader.gguf_file import TYPE_IDS
 from penstock.quantization import gguf_types
-from penstock.quantization.stored_format import StoredFormat, row_pieces
+from penstock.quantization.stored_format import MAPPED_PIECE_ELEMENTS, StoredFormat, row_pieces
 from penstock.quantization.tensor_source import TensorSource
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class GGUFFormat(StoredFormat):
         self, source: TensorSource, name: str, shape: tuple[int, int], packed: QuantizedLinear, first_row: int, ops: Ops
     ) -> None:
         tensor, type_id = f"{name}.weight", TYPE_IDS[self._types[f"{name}.weight"]]
-        for begin, end in row_pieces(*shape):
+        for begin, end in row_pieces(*shape, MAPPED_PIECE_ELEMENTS):
             ops.pack_gguf(packed, first_row + begin, source.stored(tensor, shape, begin, end), type_id)
             source.release(tensor, begin, end)
 

@@ -6,6 +6,7 @@ share a matrix, and how rows get from the source into it.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -23,16 +24,18 @@ from penstock.quantization.packed_weight import Packed, PackedWeight, SplitWeigh
 from penstock.quantization.tensor_source import TensorSource
 
 # Rows are packed in pieces of about this many elements and their source pages released after each, so that a mapped
-# file and its packed copy are never resident together. Whole tiles of 16 rows.
+# file and its packed copy are never resident together. Whole tiles of 16 rows. Where a kernel packs out of the mapping,
+# without temporaries, pieces are large: each thread then first touches huge pages of its own: most of the work.
 PIECE_ELEMENTS = 2 << 20
+MAPPED_PIECE_ELEMENTS = 16 << 20
 # Stored type of scales -> the kernels' name for it.
 SCALE_NAMES = {"F16": "f16", "BF16": "bf16", "F32": "f32"}
 _TILE_ROWS = 16
 
 
-def row_pieces(num_rows: int, num_columns: int) -> Iterator[tuple[int, int]]:
-    """[begin, end) of pieces of about PIECE_ELEMENTS, in whole tiles."""
-    piece = max(PIECE_ELEMENTS // num_columns // _TILE_ROWS * _TILE_ROWS, _TILE_ROWS)
+def row_pieces(num_rows: int, num_columns: int, num_elements: int = PIECE_ELEMENTS) -> Iterator[tuple[int, int]]:
+    """[begin, end) of pieces of about num_elements, in whole tiles."""
+    piece = max(num_elements // num_columns // _TILE_ROWS * _TILE_ROWS, _TILE_ROWS)
     for begin in range(0, num_rows, piece):
         yield begin, min(begin + piece, num_rows)
 
@@ -46,6 +49,7 @@ class StoredFormat(ABC):
     def __init__(self, dtype: torch.dtype, tensor_types: Mapping[str, str] | None = None) -> None:
         assert dtype in (torch.bfloat16, torch.float32), dtype
         self.dtype = dtype
+        self.packing_s = 0.0  # spent in packing rows, the reading of their pages included
         self._types = tensor_types or {}
 
     @abstractmethod
@@ -110,17 +114,19 @@ class StoredFormat(ABC):
     def _pack(
         self, source: TensorSource, name: str, shape: tuple[int, int], packed: Packed, first_row: int, ops: Ops
     ) -> None:
+        started = time.perf_counter()
         if isinstance(packed, PackedLinear):
             pack_floats(source, f"{name}.weight", shape, packed, first_row, ops)
         else:
             self.pack_rows(source, name, shape, packed, first_row, ops)
+        self.packing_s += time.perf_counter() - started
 
 
 def pack_floats(
     source: TensorSource, name: str, shape: tuple[int, int], packed: PackedLinear, first_row: int, ops: Ops
 ) -> None:
     """Packs all rows of the float tensor `name`."""
-    for begin, end in row_pieces(*shape):
+    for begin, end in row_pieces(*shape, MAPPED_PIECE_ELEMENTS):
         ops.pack_into(packed, first_row + begin, source.rows(name, shape, begin, end))
         source.release(name, begin, end)
 

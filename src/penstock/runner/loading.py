@@ -69,8 +69,13 @@ def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
         return _measure(config, linear_format(config, checkpoint), ops)
 
 
-def load_model(config: EngineConfig, ops: Ops, on_progress: Callable[[float], None]) -> LanguageModel:
-    """Builds the model. Raises CheckpointError."""
+def load_model(
+    config: EngineConfig,
+    ops: Ops,
+    on_progress: Callable[[float], None],
+    on_packed: Callable[[float], None] | None = None,
+) -> LanguageModel:
+    """Builds the model. on_packed: gets the seconds that packing the linears took. Raises CheckpointError."""
     with _opened(config) as checkpoint:
         chosen = linear_format(config, checkpoint)
         source: TensorSource
@@ -86,6 +91,8 @@ def load_model(config: EngineConfig, ops: Ops, on_progress: Callable[[float], No
         weights = Weights(source, chosen, torch_dtype(config.dtype), ops)
         model = ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
         source.finish()
+        if on_packed is not None:
+            on_packed(chosen.packing_s)
         return model
 
 

@@ -92,7 +92,10 @@ class ModelRunner:
         torch.set_num_threads(config.num_threads)
         limits = config.scheduler
         self.ops = op_table.load(config.kernels, config.num_threads, device=open_device(config.device))
-        self._model = load_model(config, self.ops, lambda fraction: on_progress("weights", fraction))
+        self.packing_s = 0.0  # of the start: what the weights' repacking took
+        self._model = load_model(
+            config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_packing_time
+        )
         self._pool = KVPool(config.model, config.cache.num_blocks, cache_dtype(config), self.ops.layouts)
         self._batch = InputBatch(
             limits.max_num_seqs,
@@ -111,6 +114,9 @@ class ModelRunner:
     @property
     def is_asynchronous(self) -> bool:
         return self._device.is_asynchronous
+
+    def _keep_packing_time(self, seconds: float) -> None:
+        self.packing_s = seconds
 
     def execute(self, output: SchedulerOutput) -> StepResult:
         """Runs one step. A scheduled request that samples is afterwards in `sampled`, `pooled` or `errors`."""
