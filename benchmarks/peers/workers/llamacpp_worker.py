@@ -28,8 +28,10 @@ class LlamaCpp:
         self._quiet = api.llama_log_callback(lambda _level, _text, _data: None)
         api.llama_log_set(self._quiet, None)
         api.llama_backend_init()
-        path = llama_gguf.converted(options["model"], options["work"])
-        self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+        path = options["model"]
+        if not path.endswith(".gguf"):
+            path = str(llama_gguf.converted(path, options["work"]))
+        self._model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
         parameters = api.llama_context_default_params()
         parameters.n_ctx = SEQUENCE_TOKENS * options["max_num_seqs"]
         parameters.n_seq_max = options["max_num_seqs"]

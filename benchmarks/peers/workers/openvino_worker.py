@@ -11,17 +11,19 @@ from typing import Any
 import worker_loop
 
 
-def converted(model: str, work: str) -> Path:
-    """The exported directory of `model`, made by optimum-cli on first use."""
+def converted(model: str, work: str, weight_format: str) -> Path:
+    """The exported directory of `model`, made by optimum-cli on first use. weight_format: "fp16", "int8" or "int4"."""
     source = Path(model).resolve()
-    target = Path(work) / "openvino" / f"{source.parent.name}-{source.name}"
+    suffix = "" if weight_format == "fp16" else f"-{weight_format}"
+    target = Path(work) / "openvino" / f"{source.parent.name}-{source.name}{suffix}"
     if not (target / "openvino_model.xml").exists():
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.parent.mkdir(parents=True, exist_ok=True)
         exporter = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino", "--model", str(source)]
-        task = ["--task", "text-generation-with-past", "--weight-format", "fp16", str(part)]
-        subprocess.run(exporter + task, check=True)
+        task = ["--task", "text-generation-with-past", "--weight-format", weight_format]
+        groups = ["--group-size", "128", "--ratio", "1.0", "--sym"] if weight_format == "int4" else []
+        subprocess.run([*exporter, *task, *groups, str(part)], check=True)
         part.rename(target)
     return target
 
@@ -42,7 +44,7 @@ class OpenVino:
         scheduler.enable_prefix_caching = False
         scheduler.cache_size = 2
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(converted(options["model"], options["work"])),
+            str(converted(options["model"], options["work"], options.get("weight_format", "fp16"))),
             scheduler,
             "CPU",
             {"INFERENCE_NUM_THREADS": options["threads"]},

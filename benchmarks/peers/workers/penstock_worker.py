@@ -21,6 +21,7 @@ class Penstock:
             num_threads=options["threads"],
             max_model_len=options["max_model_len"],
             max_num_seqs=options["max_num_seqs"],
+            quantization=options.get("quantization"),
             enable_prefix_caching=False,
         )
 
