@@ -106,6 +106,8 @@ class Comparison:
     def __init__(self, options: argparse.Namespace, engines: list[Engine]) -> None:
         self.options = options
         self.engines = {engine.name: engine for engine in engines}
+        wanted = options.cases.split(",") if options.cases else [case.name for case in QUANTIZED_CASES]
+        self.cases = tuple(case for case in QUANTIZED_CASES if case.name in wanted)
         self.records: list[Record] = []
         self.limits: list[Limits] = []
         self.busy: list[float] = []
@@ -122,7 +124,7 @@ class Comparison:
             for round_index in range(self.options.rounds):
                 self.busy.append(wait_for_quiet(0.15, self.options.patience))
                 self.limits.append(measure_limits(self.options.threads))
-                for case in QUANTIZED_CASES:
+                for case in self.cases:
                     turn = round_index % len(records)
                     for record in records[turn:] + records[:turn]:
                         self._sample(record, case, workers)
@@ -190,7 +192,7 @@ class Comparison:
             "kind": "quantized",
             **machine_facts(self.options.model, self.options.threads),
             "rounds": self.options.rounds,
-            "cases": [asdict(case) for case in QUANTIZED_CASES],
+            "cases": [asdict(case) for case in self.cases],
             "busy_share_before_rounds": self.busy,
             "limits": [asdict(limits) for limits in self.limits],
             "entries": [asdict(record) for record in self.records],
@@ -206,27 +208,25 @@ class Comparison:
         limits = Limits.median(self.limits)
         table = Table(
             f"{bits} bits, tokens/s after the first token (prefill: prompt tokens)",
-            ("engine and format", *(case.name for case in QUANTIZED_CASES), "peak memory GB (private)", "load s"),
+            ("engine and format", *(case.name for case in self.cases), "peak memory GB (private)", "load s"),
             note=f"DRAM read {limits.read_gb_s:.1f} GB/s; torch._int_mm 512x2048x8192 {limits.int_mm_gops:.0f} GOP/s, "
             f"this instruction set's own peak in 8 bits {limits.peak_gops:.0f}. Decode: batch x (output - 1) / "
             "(t(output) - t(1)). Of the limit: DRAM read over the bytes of the file.",
         )
         for record in records:
-            cells = ["failed" if record.failure else number(rate(record, case)) for case in QUANTIZED_CASES]
+            cells = ["failed" if record.failure else number(rate(record, case)) for case in self.cases]
             memory = f"{record.memory_total / 1e9:.2f} ({record.memory_private / 1e9:.2f})"
             table.rows.append((f"{record.name} ({record.version})", *cells, memory, f"{record.load_s:.1f}"))
         peers = [record for record in records if record.entry.engine != OURS and not record.failure]
         for record in records:
             if record.entry.engine != OURS or record.failure:
                 continue
-            best = [max((rate(peer, case) for peer in peers), default=0.0) for case in QUANTIZED_CASES]
-            ratios = [
-                rate(record, case) / most if most else 0.0 for case, most in zip(QUANTIZED_CASES, best, strict=True)
-            ]
+            best = [max((rate(peer, case) for peer in peers), default=0.0) for case in self.cases]
+            ratios = [rate(record, case) / most if most else 0.0 for case, most in zip(self.cases, best, strict=True)]
             table.rows.append((f"**{record.name} / best peer**", *(f"{ratio:.2f}x" for ratio in ratios), "", ""))
-            if record.weight_bytes:
-                share = rate(record, QUANTIZED_CASES[0]) * record.weight_bytes / limits.read_gb_s / 1e9
-                table.rows.append((f"{record.name}: of the limit", f"{share:.2f}", *[""] * (len(QUANTIZED_CASES) + 1)))
+            if record.weight_bytes and self.cases[0].batch == 1:
+                share = rate(record, self.cases[0]) * record.weight_bytes / limits.read_gb_s / 1e9
+                table.rows.append((f"{record.name}: of the limit", f"{share:.2f}", *[""] * (len(self.cases) + 1)))
         return table
 
 
@@ -246,6 +246,7 @@ def main() -> int:
     parser.add_argument("--bits", default="8,4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--cases", default="", help="comma-separated names: one stream,8,32,64,prefill 512")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for a quiet machine each round")
     parser.add_argument("--prepare", action="store_true", help="only write the files")
     options = parser.parse_args()
