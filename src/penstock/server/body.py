@@ -6,6 +6,7 @@ With --lenient, unknown fields are left out instead and named in the answer's wa
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -44,6 +45,16 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, *, lenient: bool 
     if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
         check_fields_depth(request)
     return request, []
+
+
+def ignored_fields(names: Sequence[str]) -> list[dict[str, str]]:
+    """What an answer's `warnings` say of fields that were left out."""
+    return [{"code": "unknown_field", "message": f"{name} is not a known field: it was ignored."} for name in names]
+
+
+def with_ignored(answer: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The answer, with `warnings` where fields were left out."""
+    return {**answer, "warnings": ignored_fields(names)} if names else answer
 
 
 def check_fields_depth(request: Any) -> None:

@@ -46,11 +46,11 @@ def decode_messages(body: bytes, *, lenient: bool) -> tuple[MessagesRequest, lis
     return request, ignored
 
 
-def decode_count(body: bytes, *, lenient: bool) -> CountTokensRequest:
-    """Raises ValidationError."""
-    request, _ = decode_body(_count_decoder, body, lenient=lenient)
+def decode_count(body: bytes, *, lenient: bool) -> tuple[CountTokensRequest, list[str]]:
+    """The request and the unknown fields that were ignored. Raises ValidationError."""
+    request, ignored = decode_body(_count_decoder, body, lenient=lenient)
     _check(request)
-    return request
+    return request, ignored
 
 
 def _check(request: MessagesRequest | CountTokensRequest) -> None:

@@ -20,6 +20,7 @@ from penstock.frontend.parsers.parts import (
 )
 from penstock.messages import ErrorInfo
 from penstock.server.anthropic import decode
+from penstock.server.body import ignored_fields, with_ignored
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.state import ServerState
@@ -82,7 +83,7 @@ class MessagesAnswer:
         self._id = f"msg_{request_id}"
         self._call_id = f"toolu_{request_id}"
         self._model = model
-        self._ignored = [{"code": "unknown_field", "message": f"{name}: it was ignored."} for name in ignored]
+        self._ignored = ignored_fields(ignored)
         self._is_started = False
         self._index = -1  # of the open block, or the last one
         self._open: type | None = None  # what the open block holds
@@ -239,7 +240,7 @@ class CountTokens:
 
     async def __call__(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         _, text = self._state.parts()
-        request = decode.decode_count(body, lenient=self._state.settings.lenient)
+        request, ignored = decode.decode_count(body, lenient=self._state.settings.lenient)
         self._state.check_model(request.model)
         prompt = await text.prompt(decode.chat_of(request))
-        return {"input_tokens": len(prompt.token_ids)}
+        return with_ignored({"input_tokens": len(prompt.token_ids)}, ignored)

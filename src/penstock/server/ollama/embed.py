@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.frontend.one_pass import vector_of
 from penstock.messages import PoolingParams
-from penstock.server.body import decode_body
+from penstock.server.body import decode_body, ignored_fields
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.ollama.generate import OllamaErrors, encode, model_name
@@ -66,7 +66,7 @@ class _Answer(PooledAnswer):
     def __init__(self, model: str, arrival_s: float, ignored: Sequence[str]) -> None:
         self._model = model
         self._arrival_s = arrival_s
-        self._warnings = [{"code": "unknown_field", "message": f"{name}: it was ignored."} for name in ignored]
+        self._warnings = ignored_fields(ignored)
 
     def body(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         answer: dict[str, Any] = {

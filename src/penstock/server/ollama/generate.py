@@ -22,6 +22,7 @@ from penstock.frontend.parsers.parts import (
 )
 from penstock.frontend.processor import Chat
 from penstock.messages import ErrorInfo
+from penstock.server.body import ignored_fields
 from penstock.server.exchange import JSON_LINES, Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.ollama import decode
@@ -122,7 +123,7 @@ class OllamaAnswer:
         self._state = state
         self._model = model
         self._wrap = wrap
-        self._ignored = [{"code": "unknown_field", "message": f"{name}: it was ignored."} for name in ignored]
+        self._ignored = ignored_fields(ignored)
         self._arrival_s = arrival_s
         self._last: Choice | None = None
         self._call: list[Part] = []  # in the making: Ollama's calls are objects, and come whole

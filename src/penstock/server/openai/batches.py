@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from penstock.base.errors import PenstockError, ValidationError
 from penstock.messages import ErrorInfo
 from penstock.messages.bounds import BACKGROUND_PRIORITY, MAX_ENTRIES
-from penstock.server.body import decode_body
+from penstock.server.body import decode_body, with_ignored
 from penstock.server.exchange import Exchange
 from penstock.server.inner_call import PRIORITY_KEY, InnerCall
 from penstock.server.openai.files import Files
@@ -77,7 +77,7 @@ class Batches:
     # Routes: each is a `call.Handler`
 
     async def create(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
-        request, _ = decode_body(_decoder, body, lenient=self._state.settings.lenient)
+        request, ignored = decode_body(_decoder, body, lenient=self._state.settings.lenient)
         if request.output_expires_after is not None:
             raise ValidationError("output_expires_after is not supported.", param="output_expires_after")
         if request.endpoint not in self._endpoints:
@@ -106,7 +106,7 @@ class Batches:
         }
         store.put_batch(batch["id"], batch, is_open=True)
         self.start()
-        return batch
+        return with_ignored(batch, ignored)
 
     async def retrieve(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         return self._files.store.batch(_id_of(exchange))

@@ -12,6 +12,7 @@ import msgspec
 
 from penstock.frontend.output import LogprobEntry, TokenEntry
 from penstock.messages import ErrorInfo
+from penstock.server.body import ignored_fields
 from penstock.server.generate import Usage
 
 encoder: Final = msgspec.json.Encoder()
@@ -85,7 +86,7 @@ class PromptLogprob(msgspec.Struct):
 
 def ignored_warnings(names: Sequence[str]) -> list[WarningBody]:
     """What --lenient made of unknown fields."""
-    return [WarningBody("unknown_field", f"{name} is not a known field: it was ignored.") for name in names]
+    return [WarningBody(**fields) for fields in ignored_fields(names)]
 
 
 def error_body(error: ErrorInfo) -> bytes:

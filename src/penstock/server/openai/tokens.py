@@ -7,7 +7,7 @@ import msgspec
 from penstock.base.errors import ValidationError
 from penstock.frontend.processor import Chat, Prompt
 from penstock.messages.bounds import MAX_ENTRIES
-from penstock.server.body import decode_body
+from penstock.server.body import decode_body, with_ignored
 from penstock.server.exchange import Exchange
 from penstock.server.openai import decode
 from penstock.server.openai.chat import chat_of
@@ -26,7 +26,7 @@ class TokenRoutes:
 
     async def tokenize(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         engine, text = self._state.parts()
-        request, _ = decode_body(_tokenize_decoder, body, lenient=self._state.settings.lenient)
+        request, ignored = decode_body(_tokenize_decoder, body, lenient=self._state.settings.lenient)
         self._check_model(request.model)
         if (request.prompt is None) is (request.messages is None):
             raise ValidationError("Give either prompt or messages.", param="prompt")
@@ -38,24 +38,24 @@ class TokenRoutes:
         answer: dict[str, object] = {"count": len(ids), "max_model_len": max_model_len, "tokens": ids}
         if request.return_token_strs:
             answer["token_strs"] = text.token_texts(ids)
-        return answer
+        return with_ignored(answer, ignored)
 
     async def detokenize(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         engine, text = self._state.parts()
-        request, _ = decode_body(_detokenize_decoder, body, lenient=self._state.settings.lenient)
+        request, ignored = decode_body(_detokenize_decoder, body, lenient=self._state.settings.lenient)
         self._check_model(request.model)
         vocab_size, max_tokens = engine.ready.vocab_size, engine.ready.max_model_len
         if len(request.tokens) > max_tokens or not all(0 <= token < vocab_size for token in request.tokens):
             raise ValidationError(f"tokens takes at most {max_tokens} ids below {vocab_size}.", param="tokens")
-        return {"prompt": text.decode(request.tokens)}
+        return with_ignored({"prompt": text.decode(request.tokens)}, ignored)
 
     async def render(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
         """What /v1/chat/completions would make of the same body."""
         _, text = self._state.parts()
-        request, _ = decode.decode_chat(body, lenient=self._state.settings.lenient)
+        request, ignored = decode.decode_chat(body, lenient=self._state.settings.lenient)
         self._check_model(request.model)
         prompt: Prompt = await text.prompt(chat_of(request))
-        return {"prompt": prompt.text, "token_ids": prompt.token_ids}
+        return with_ignored({"prompt": prompt.text, "token_ids": prompt.token_ids}, ignored)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None:

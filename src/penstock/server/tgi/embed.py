@@ -34,7 +34,7 @@ _decoder: Final = msgspec.json.Decoder(TeiEmbedRequest)
 
 
 class TeiEmbedFormat:
-    """The wire format of the endpoint. Its answer is a bare list of vectors, which holds no warnings."""
+    """The wire format of the endpoint. Its answer is a bare list of vectors: what cannot be warned of is refused."""
 
     endpoint = "tei_embed"
 
@@ -43,7 +43,7 @@ class TeiEmbedFormat:
 
     def decode(self, body: bytes, exchange: Exchange, arrival_s: float) -> Ask:
         """Raises ValidationError."""
-        request, _ = decode_body(_decoder, body, lenient=self._state.settings.lenient)
+        request, _ = decode_body(_decoder, body)
         return ask_for(
             self._state,
             exchange,

@@ -11,7 +11,7 @@ import msgspec
 from penstock.base.errors import ValidationError
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.messages import ErrorInfo, GrammarKind, GrammarSpec, SamplingParams
-from penstock.server.body import decode_body
+from penstock.server.body import decode_body, ignored_fields
 from penstock.server.exchange import Exchange
 from penstock.server.generate import Ask, Choice, Usage
 from penstock.server.state import ServerState
@@ -121,7 +121,7 @@ class TgiAnswer:
         self._has_details = bool(parameters.details)
         self._num_top = parameters.top_n_tokens or 0
         self._seed = parameters.seed
-        self._warnings = [{"code": "unknown_field", "message": f"{name}: it was ignored."} for name in ignored]
+        self._warnings = ignored_fields(ignored)
         self._in_list = in_list
         self._texts: list[str] = []
         self._num_events = 0

@@ -45,9 +45,9 @@ class TgiRoutes:
         }
 
     async def tokenize(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
-        """Each token with its text and where in the input it stands (in characters)."""
+        """Each token with its text and where in the input it stands (in characters), as a bare list: no warnings."""
         _, text = self._state.parts()
-        request, _ = decode_body(_decoder, body, lenient=self._state.settings.lenient)
+        request, _ = decode_body(_decoder, body)
         if not request.inputs:
             raise ValidationError("inputs is empty.", param="inputs")
         prompt = await text.prompt(request.inputs, add_special_tokens=request.add_special_tokens is not False)
