@@ -130,7 +130,7 @@ def _check_function(path: Path, node: Function) -> list[str]:
     names = [argument.arg for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
     count = len(names) - (names[:1] in (["self"], ["cls"]))
     # A GPU kernel is one flat function: it takes pointers, sizes and strides, and no structures.
-    is_kernel = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+    is_kernel = any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
     if count > MAX_PARAMETERS and not is_kernel:
         problems.append(
             f"{path}:{node.lineno}: function {node.name} has {count} parameters, more than {MAX_PARAMETERS}"

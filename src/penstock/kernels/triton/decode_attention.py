@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # heads fill 132 multiprocessors, and what is left to fold stays bounded however long the context.
 PIECE_SLOTS: Final = 256
 MAX_PIECES: Final = 64
-_FOLD: Final = 16  # pieces that the second kernel loads at once
+FOLD: Final = 16  # pieces that the second kernel loads at once
 
 
 class Tile(NamedTuple):
@@ -89,7 +89,7 @@ def unit_of(
     return request, begin, query_len, context_len, first_seen, length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width", "num_requests", "num_kv_heads", "first_token", "num_pieces", "window"])
 def _decode_kernel(
     q_ptr, key_ptr, value_ptr, key_scales_ptr, value_scales_ptr, tables_ptr, lens_ptr, starts_ptr, sums_ptr,
     totals_ptr, q_stride, table_width, num_requests, num_kv_heads, first_token, num_pieces, scale, window,
@@ -131,7 +131,7 @@ def _decode_kernel(
         tl.store(totals_ptr + at * 2 + 1, total, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_requests", "num_heads", "first_token", "num_pieces", "window"])
 def fold_kernel(
     sums_ptr, totals_ptr, sinks_ptr, lens_ptr, starts_ptr, out_ptr, num_requests, num_heads, first_token, num_pieces,
     window, HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr, QUERY_LEN: tl.constexpr, PIECE: tl.constexpr,
@@ -204,28 +204,35 @@ def decode(
     fold_kernel[(units * query_len, num_heads)](
         sums, totals, call.sinks, lens, starts, call.out, tables.shape[0], num_heads, first_token or 0, pieces,
         call.window, HEAD_DIM=head_dim, DIM_PADDED=padded, QUERY_LEN=query_len, PIECE=PIECE_SLOTS, PIECES=MAX_PIECES,
-        FOLD=_FOLD, SINKS=call.sinks is not None, TOKEN_UNITS=token_units, num_warps=4,
+        FOLD=FOLD, SINKS=call.sinks is not None, TOKEN_UNITS=token_units, num_warps=4,
     )  # fmt: skip
 
 
 def specializations() -> Iterator[Specialization]:
-    """Head sizes 64 to 256, caches of 16 and 8 bits, 1, 4 and 8 query heads to a key/value head."""
+    """Head sizes 64 to 256, caches of 16 and 8 bits, 1, 4 and 8 query heads to a key/value head; a window; tokens."""
     for head_dim, group, query_len in ((64, 4, 1), (80, 1, 1), (96, 4, 1), (128, 4, 1), (128, 8, 4), (256, 8, 1)):
-        padded = triton.next_power_of_2(head_dim)
         for cache in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
-            constants = {
-                "GROUP": group, "HEAD_DIM": head_dim, "DIM_PADDED": padded, "SLOTS": 16, "QUERY_LEN": query_len,
-                "BLOCK_M": max(triton.next_power_of_2(group * query_len), 16), "BLOCK_N": TILES[padded].slots,
-                "PIECE": PIECE_SLOTS, "PIECES": MAX_PIECES, "QUANTIZED": cache in QUANTIZED_DTYPES, "WINDOWED": False,
-                "TOKEN_UNITS": False,
-            }  # fmt: skip
-            yield specialization(
-                f"decode d{head_dim} g{group} q{query_len} {TYPE_NAMES[cache]}", _decode_kernel, _decode_types(cache),
-                constants, TILES[padded][1:], aligned=("q_stride",),
-                min_capability=89 if cache == torch.float8_e4m3fn else 80,
-            )  # fmt: skip
+            yield _decode_specialization((head_dim, group, query_len), cache, WINDOWED=head_dim == 256)
+    yield _decode_specialization((128, 4, 1), torch.bfloat16, TOKEN_UNITS=True)
     for head_dim, sinks in ((64, True), (128, False), (256, False)):
         yield fold_specialization(head_dim, sinks=sinks)
+
+
+def _decode_specialization(shape: tuple[int, int, int], cache: torch.dtype, **flags: bool) -> Specialization:
+    head_dim, group, query_len = shape
+    padded = triton.next_power_of_2(head_dim)
+    constants = {
+        "GROUP": group, "HEAD_DIM": head_dim, "DIM_PADDED": padded, "SLOTS": 16, "QUERY_LEN": query_len,
+        "BLOCK_M": max(triton.next_power_of_2(group * query_len), 16), "BLOCK_N": TILES[padded].slots,
+        "PIECE": PIECE_SLOTS, "PIECES": MAX_PIECES, "QUANTIZED": cache in QUANTIZED_DTYPES, "WINDOWED": False,
+        "TOKEN_UNITS": False,
+    }  # fmt: skip
+    name = f"decode d{head_dim} g{group} q{query_len} {TYPE_NAMES[cache]}"
+    return specialization(
+        name + "".join(f" {flag.lower()}" for flag, on in flags.items() if on), _decode_kernel, _decode_types(cache),
+        constants | flags, TILES[padded][1:], aligned=("q_stride",),
+        min_capability=89 if cache == torch.float8_e4m3fn else 80,
+    )  # fmt: skip
 
 
 def fold_specialization(head_dim: int, *, sinks: bool) -> Specialization:
@@ -235,7 +242,7 @@ def fold_specialization(head_dim: int, *, sinks: bool) -> Specialization:
     types |= dict.fromkeys(("num_requests", "num_heads", "first_token", "num_pieces", "window"), "i32")
     constants = {
         "HEAD_DIM": head_dim, "DIM_PADDED": triton.next_power_of_2(head_dim), "QUERY_LEN": 1, "PIECE": PIECE_SLOTS,
-        "PIECES": MAX_PIECES, "FOLD": _FOLD, "SINKS": sinks, "TOKEN_UNITS": False,
+        "PIECES": MAX_PIECES, "FOLD": FOLD, "SINKS": sinks, "TOKEN_UNITS": False,
     }  # fmt: skip
     return specialization(f"fold d{head_dim}{' sinks' if sinks else ''}", fold_kernel, types, constants, (4, 1))
 

@@ -42,8 +42,10 @@ _TILES: Final = {
 
 
 def tile(padded: int, cache: torch.dtype) -> Tile:
-    """The tile for a padded head size. 8-bit codes become floats in registers, which are short: half the slots."""
+    """The tile for a padded head size. 8-bit codes become floats in registers, float32 takes twice the shared memory."""
     found = _TILES[padded]
+    if cache == torch.float32:
+        return found._replace(rows=64, slots=found.slots // 2)
     return found._replace(slots=found.slots // 2) if cache in QUANTIZED_DTYPES else found
 
 
@@ -63,7 +65,7 @@ def tile_of(tile, starts_ptr, num_requests, BLOCK_Q: tl.constexpr):
     return low, (tile - tl.load(starts_ptr + low) // BLOCK_Q - low) * BLOCK_Q
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width", "num_requests", "num_kv_heads", "decode_query_len", "window"])
 def _prefill_kernel(
     q_ptr, key_ptr, value_ptr, key_scales_ptr, value_scales_ptr, sinks_ptr, tables_ptr, lens_ptr, starts_ptr, out_ptr,
     q_stride, table_width, num_requests, num_kv_heads, decode_query_len, scale, window, GROUP: tl.constexpr,

@@ -63,7 +63,7 @@ def _store_heads(
         tl.store(row + HALF, second.to(dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_heads", "num_kv_heads"])
 def _rope_and_cache_kernel(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, key_scales_ptr, value_scales_ptr, slots_ptr, q_norm_ptr, k_norm_ptr,
     num_heads, num_kv_heads, eps, largest, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, SLOTS: tl.constexpr,
