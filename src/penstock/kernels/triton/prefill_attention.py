@@ -42,7 +42,7 @@ _TILES: Final = {
 
 
 def tile(padded: int, cache: torch.dtype) -> Tile:
-    """The tile for a padded head size. 8-bit codes become floats in registers, float32 takes twice the shared memory."""
+    """The tile for a padded head size: smaller where codes become floats in registers, or where elements are long."""
     found = _TILES[padded]
     if cache == torch.float32:
         return found._replace(rows=64, slots=found.slots // 2)
