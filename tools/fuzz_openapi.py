@@ -9,6 +9,7 @@ import argparse
 import collections
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from typing import Any
@@ -62,16 +63,20 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--port", type=int, default=8432)
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "penstock.cli.main", "serve", "--port", str(arguments.port), "--num-threads", "1"]
-    server = subprocess.Popen([*command, "--max-memory", "1GiB", "--log-level", "error"], stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{arguments.port}"
-    try:
-        wait_ready(url, server)
-        statuses = fuzz(url, arguments.seconds)
-        wait_ready(url, server)
-    finally:
-        server.terminate()
-        server.wait(60)
+    with tempfile.TemporaryDirectory() as data:
+        command = [
+            sys.executable, "-m", "penstock.cli.main", "serve", "--port", str(arguments.port), "--num-threads", "1",
+            "--max-memory", "1GiB", "--log-level", "error", "--data-directory", data,
+        ]  # fmt: skip
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            wait_ready(url, server)
+            statuses = fuzz(url, arguments.seconds)
+            wait_ready(url, server)
+        finally:
+            server.terminate()
+            server.wait(60)
     print(f"{statuses.total()} requests in {arguments.seconds:.0f} s: {dict(sorted(statuses.items()))}")
     return 0
 

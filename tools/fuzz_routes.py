@@ -17,6 +17,7 @@ import copy
 import json
 import random
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -264,11 +265,12 @@ async def attack(url: str, root: psutil.Process, seconds: float, seed: int) -> l
     return problems
 
 
-async def run(arguments: argparse.Namespace) -> int:
+async def run(arguments: argparse.Namespace, data_directory: str) -> int:
     command = [
         sys.executable, "-m", "penstock.cli.main", "serve", *([arguments.model] if arguments.model else []),
         "--served-model-name", MODEL, "--max-num-seqs", "16", "--max-model-len", "2048", "--num-threads", "1",
         "--max-memory", "1GiB", "--request-timeout", "30", "--log-level", "error", "--port", str(arguments.port),
+        "--data-directory", data_directory,
     ]  # fmt: skip
     server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     url = f"http://127.0.0.1:{arguments.port}"
@@ -293,7 +295,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", default="", help="a checkpoint; default: the bundled model")
     parser.add_argument("--port", type=int, default=8431)
-    return asyncio.run(run(parser.parse_args()))
+    with tempfile.TemporaryDirectory() as data_directory:
+        return asyncio.run(run(parser.parse_args(), data_directory))
 
 
 if __name__ == "__main__":
