@@ -119,10 +119,10 @@ def specializations() -> Iterator[Specialization]:
     """The activations of a Llama of 8 billion parameters (14336 wide), and an encoder's."""
     pointers = {"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "size": "i32"}
     yield specialization(
-        "silu_and_mul", _silu_and_mul_kernel, pointers, {"BLOCK": _BLOCK}, (_WARPS, 1), aligned=("size",)
+        "silu_and_mul", _silu_and_mul_kernel, pointers, {"BLOCK": _BLOCK}, (_WARPS, 1), aligned=("size",), in_test=True
     )
     types = {"x_ptr": "*bf16", "out_ptr": "*bf16", "count": "i32"}
-    yield specialization("gelu", _gelu_kernel, types, {"BLOCK": _BLOCK}, (_WARPS, 1), aligned=("count",))
+    yield specialization("gelu", _gelu_kernel, types, {"BLOCK": _BLOCK}, (_WARPS, 1), aligned=("count",), in_test=True)
     for size, gated in ((14336, True), (4096, False)):
         for dtype in QUANTIZED_DTYPES:
             name = TYPE_NAMES[dtype]
@@ -131,4 +131,5 @@ def specializations() -> Iterator[Specialization]:
             yield specialization(
                 f"{'silu_and_mul' if gated else 'rows'} {size} to {name}", _quantize_kernel, types, constants,
                 (row_warps(size), 1), min_capability=89 if dtype == torch.float8_e4m3fn else 80,
+                in_test=gated,
             )  # fmt: skip

@@ -218,6 +218,9 @@ def specializations() -> Iterator[Specialization]:
         yield fold_specialization(head_dim, sinks=sinks)
 
 
+_IN_TEST: Final = ((128, 1, torch.bfloat16), (64, 1, torch.int8))
+
+
 def _decode_specialization(shape: tuple[int, int, int], cache: torch.dtype, **flags: bool) -> Specialization:
     head_dim, group, query_len = shape
     padded = triton.next_power_of_2(head_dim)
@@ -231,7 +234,7 @@ def _decode_specialization(shape: tuple[int, int, int], cache: torch.dtype, **fl
     return specialization(
         name + "".join(f" {flag.lower()}" for flag, on in flags.items() if on), _decode_kernel, _decode_types(cache),
         constants | flags, TILES[padded][1:], aligned=("q_stride",),
-        min_capability=89 if cache == torch.float8_e4m3fn else 80,
+        min_capability=89 if cache == torch.float8_e4m3fn else 80, in_test=(head_dim, query_len, cache) in _IN_TEST,
     )  # fmt: skip
 
 
@@ -244,7 +247,8 @@ def fold_specialization(head_dim: int, *, sinks: bool) -> Specialization:
         "HEAD_DIM": head_dim, "DIM_PADDED": triton.next_power_of_2(head_dim), "QUERY_LEN": 1, "PIECE": PIECE_SLOTS,
         "PIECES": MAX_PIECES, "FOLD": FOLD, "SINKS": sinks, "TOKEN_UNITS": False,
     }  # fmt: skip
-    return specialization(f"fold d{head_dim}{' sinks' if sinks else ''}", fold_kernel, types, constants, (4, 1))
+    name = f"fold d{head_dim}{' sinks' if sinks else ''}"
+    return specialization(name, fold_kernel, types, constants, (4, 1), in_test=sinks)
 
 
 def _decode_types(cache: torch.dtype) -> dict[str, str]:

@@ -147,8 +147,10 @@ def specializations() -> Iterator[Specialization]:
             "LATENT": LATENT_DIM, "ROPE": ROPE_DIM, "SLOTS": 16, "HEADS": heads, "BLOCK_N": _BLOCK_N,
             "PIECE": decode_attention.PIECE_SLOTS, "PIECES": decode_attention.MAX_PIECES,
         }  # fmt: skip
-        yield specialization(f"mla_decode h{num_heads}", _mla_decode_kernel, types, constants, (warps, _STAGES))
+        yield specialization(
+            f"mla_decode h{num_heads}", _mla_decode_kernel, types, constants, (warps, _STAGES), in_test=True
+        )
     yield fold_specialization(LATENT_DIM, sinks=False)
     types = {"latent_ptr": "*bf16", "cache_ptr": "*bf16", "slots_ptr": "*i64"}
     constants = {"WIDTH": _WIDTH, "WIDTH_PADDED": 1024}
-    yield specialization("mla_cache", _mla_cache_kernel, types, constants, (_COPY_WARPS, 1))
+    yield specialization("mla_cache", _mla_cache_kernel, types, constants, (_COPY_WARPS, 1), in_test=True)

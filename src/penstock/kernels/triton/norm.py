@@ -152,8 +152,8 @@ def specializations() -> Iterator[Specialization]:
             capability = 89 if out == torch.float8_e4m3fn else 80
             yield specialization(
                 f"rms_norm {size} to {TYPE_NAMES[out]}", _rms_norm_kernel, types, constants, (row_warps(size), 1),
-                min_capability=capability,
+                min_capability=capability, in_test=size == 4096,
             )  # fmt: skip
     types = dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16") | {"eps": "fp32"}
     constants = {"SIZE": 768, "SIZE_PADDED": 1024, "HAS_RESIDUAL": True}
-    yield specialization("layer_norm 768", _layer_norm_kernel, types, constants, (row_warps(768), 1))
+    yield specialization("layer_norm 768", _layer_norm_kernel, types, constants, (row_warps(768), 1), in_test=True)

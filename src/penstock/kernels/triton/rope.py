@@ -194,8 +194,9 @@ def specializations() -> Iterator[Specialization]:
             yield specialization(
                 f"rope_and_cache d{head_dim} {TYPE_NAMES[cache]}{' normed' if normed else ''}", _rope_and_cache_kernel,
                 types, constants, (_WARPS, 1), min_capability=89 if cache == torch.float8_e4m3fn else 80,
+                in_test=normed,
             )  # fmt: skip
     types = {"cache_ptr": "*i64", "sources_ptr": "*i64", "destinations_ptr": "*i64", "size": "i32"}
     yield specialization(
-        "copy_blocks", _copy_blocks_kernel, types, {"BLOCK": _COPY_BLOCK}, (_WARPS, 1), aligned=("size",)
+        "copy_blocks", _copy_blocks_kernel, types, {"BLOCK": _COPY_BLOCK}, (_WARPS, 1), aligned=("size",), in_test=True
     )

@@ -331,9 +331,15 @@ def specializations() -> Iterator[Specialization]:
     constants = {"BLOCK": _BLOCK, "STAGES": _STAGES}
     types = dict.fromkeys(("logits_ptr", "temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32")
     types |= {"top_k_ptr": "*i32", "uniform_ptr": "*fp64", "out_ptr": "*i64", "vocab": "i32"}
-    yield specialization("sample", _sample_kernel, types, constants, (_WARPS, _STAGES), aligned=("vocab",))
+    yield specialization(
+        "sample", _sample_kernel, types, constants, (_WARPS, _STAGES), aligned=("vocab",), in_test=True
+    )
     types = dict.fromkeys(("logits_ptr", "logprobs_ptr", "top_ptr"), "*fp32") | {"vocab": "i32", "k": "i32"}
     types |= {"ids_ptr": "*i64", "top_ids_ptr": "*i64", "ranks_ptr": "*i32"}
-    yield specialization("top_logprobs", _top_logprobs_kernel, types, constants, (_WARPS, _STAGES), aligned=("vocab",))
+    yield specialization(
+        "top_logprobs", _top_logprobs_kernel, types, constants, (_WARPS, _STAGES), aligned=("vocab",), in_test=True
+    )
     types = {"logits_ptr": "*fp32", "rows_ptr": "*i64", "masks_ptr": "*i32", "vocab": "i32", "words": "i32"}
-    yield specialization("mask_logits", _mask_kernel, types, {"BLOCK": _MASK_BLOCK}, (4, 1), aligned=("vocab",))
+    yield specialization(
+        "mask_logits", _mask_kernel, types, {"BLOCK": _MASK_BLOCK}, (4, 1), aligned=("vocab",), in_test=True
+    )
