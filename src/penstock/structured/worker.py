@@ -11,6 +11,7 @@ import ctypes
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import sys
@@ -25,13 +26,14 @@ from penstock.messages.wire import FrameBuffer, frame
 from penstock.structured.backend import GrammarError, Matcher
 from penstock.structured.closing import ClosingTokens, closing_path
 from penstock.structured.llguidance_backend import LlguidanceBackend
+from penstock.structured.trials import NICENESS, Trials
 
 MAX_CPU_S: Final = 0.3
 MAX_TIME_S: Final = 15.0
 MAX_ADDED_BYTES: Final = 512 * 1024 * 1024
 MAX_STACK_BYTES: Final = 4 * 1024 * 1024  # half of what a thread of an engine has
-# Below everything that serves: a grammar in the making must not slow down a stream.
-NICENESS: Final = 15
+# How often those that are running are looked at.
+LOOK_S: Final = 0.02
 # Beside the way to the end, so many ways are tried: what is costly only inside a document shows itself here.
 NUM_WALKS: Final = 3
 WALK_TOKENS: Final = 24
@@ -87,7 +89,6 @@ def main() -> int:
     """Serves the socket whose file descriptor is the only argument: a Vocabulary, then one descriptor a grammar."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the system
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     control = socket.socket(fileno=int(sys.argv[1]))
     body = _receive_frame(control)
@@ -96,14 +97,21 @@ def main() -> int:
     vocabulary = msgspec.msgpack.decode(body, type=Vocabulary)
     backend, tokens = LlguidanceBackend(vocabulary), ClosingTokens(vocabulary)
     control.sendall(b".")  # ready
+    trials = Trials()
     while True:
+        if trials:
+            trials.look()
+            if not select.select([control], [], [], LOOK_S)[0]:
+                continue
         data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
             return 0
         for descriptor in descriptors:
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 control.close()
                 _serve_one(backend, tokens, len(vocabulary.token_bytes), socket.socket(fileno=descriptor))
+            trials.add(pid)
             os.close(descriptor)
 
 

@@ -1,0 +1,68 @@
+"""Trials of grammars take what their credit allows, and beyond it only what nobody else wants."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from penstock.structured.trials import MAX_SAVED_S, TRIAL_CREDIT_S, Trials
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="priorities by process are Linux's")
+
+
+@pytest.fixture
+def trials() -> Iterator[Trials]:
+    trials = Trials()
+    yield trials
+    deadline = time.monotonic() + 10
+    while trials and time.monotonic() < deadline:
+        trials.look()
+        time.sleep(0.005)
+    assert not trials, "a child was not reaped"
+
+
+def burn(cpu_s: float) -> int:
+    """A child that uses so much processor time."""
+    pid = os.fork()
+    if pid == 0:
+        while time.process_time() < cpu_s:
+            pass
+        os._exit(0)
+    return pid
+
+
+def watch(trials: Trials, pids: list[int]) -> set[int]:
+    """Those of the children that were made idle before they ended."""
+    idle: set[int] = set()
+    while trials:
+        trials.look()
+        for pid in pids:
+            try:
+                if os.sched_getscheduler(pid) == os.SCHED_IDLE:
+                    idle.add(pid)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.002)
+    return idle
+
+
+def test_what_uses_up_its_credit_goes_on_at_idle_priority(trials: Trials) -> None:
+    short, long = burn(TRIAL_CREDIT_S / 4), burn(3 * TRIAL_CREDIT_S)
+    trials.add(short)
+    trials.add(long)
+    assert watch(trials, [short, long]) == {long}
+
+
+def test_a_flood_finds_no_credit_left_and_an_ordinary_one_later_does(trials: Trials) -> None:
+    pids = [burn(0.9 * TRIAL_CREDIT_S) for _ in range(int(2 * MAX_SAVED_S / TRIAL_CREDIT_S))]
+    for pid in pids:
+        trials.add(pid)
+    assert watch(trials, pids)
+    trials._refilled -= 100  # a while later
+    one = burn(TRIAL_CREDIT_S / 4)
+    trials.add(one)
+    assert watch(trials, [one]) == set()
