@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from vocabularies import EOS, small_vocabulary, tokenize
 
-from penstock.frontend.parsers.blocks import BlockParser
-from penstock.frontend.parsers.choose import FORMATS as PARSED_FORMATS
-from penstock.frontend.parsers.parts import ToolCall, merge_parts
-from penstock.messages import GrammarKind, GrammarSpec, ToolCallSpec, ToolSpec
+from penstock.frontend.parsers.call_forms import call_form
+from penstock.messages import CallForm, GrammarKind, GrammarSpec, ToolCallSpec, ToolSpec
 from penstock.structured.backend import GrammarError
 from penstock.structured.closing import ClosingTokens, closing_path
 from penstock.structured.llguidance_backend import LlguidanceBackend
-from penstock.structured.tool_calls import FORMATS
 
 VOCABULARY = small_vocabulary()
 BACKEND = LlguidanceBackend(VOCABULARY)
@@ -37,6 +34,8 @@ SEQUENCE = {"format": {"type": "sequence", "elements": [
     {"type": "tags_with_separator", "separator": ",", "tags": [
         {"begin": "<", "content": {"type": "regex", "pattern": "[a-z]"}, "end": ">"}]},
 ]}}  # fmt: skip
+HERMES = call_form("hermes", [])
+assert HERMES is not None
 TOOLS = [
     ToolSpec("get", {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}),
     ToolSpec("put"),
@@ -99,9 +98,11 @@ def test_it_takes_what_it_should_and_nothing_else(spec: GrammarSpec, good: list[
     (GrammarSpec.structural_tag({**OLD_TAG, "triggers": ["<x"]}), "no trigger begins"),
     (GrammarSpec.structural_tag({"format": {"type": "qwen_xml_parameter"}}), "must be one of"),
     (GrammarSpec.structural_tag({"format": {"type": "const_string", "value": "a", "mood": 1}}), "mood"),
-    (ToolCallSpec("harmony", TOOLS, is_required=True).to_grammar("tools"), "harmony.*hermes"),
-    (ToolCallSpec("hermes", [], is_required=True).to_grammar("tools"), "no tool"),
-    (ToolCallSpec("hermes", [ToolSpec("f", {"not": {"type": "null"}})], is_required=True).to_grammar("tools"),
+    (ToolCallSpec(CallForm(name="odd", after_name=":"), [ToolSpec("a b")], is_required=True).to_grammar("tools"),
+     "'a b'.*odd"),
+    (ToolCallSpec(CallForm(name="odd"), TOOLS, is_required=False).to_grammar("tools"), "odd.*from text"),
+    (ToolCallSpec(HERMES, [], is_required=True).to_grammar("tools"), "no tool"),
+    (ToolCallSpec(HERMES, [ToolSpec("f", {"not": {"type": "null"}})], is_required=True).to_grammar("tools"),
      "tool 'f': 'not'"),
 ])  # fmt: skip
 def test_what_cannot_be_enforced_is_refused_by_name(spec: GrammarSpec, message: str) -> None:
@@ -110,31 +111,23 @@ def test_what_cannot_be_enforced_is_refused_by_name(spec: GrammarSpec, message: 
 
 
 @pytest.mark.parametrize("is_required", [True, False])
-@pytest.mark.parametrize("name", FORMATS)
-def test_calls_are_enforced_in_the_form_that_the_parser_reads(name: str, is_required: bool) -> None:
-    form = FORMATS[name]
-    if not is_required and not form.trigger:
-        pytest.skip("nothing tells these calls from text")
-    spec = ToolCallSpec(name, TOOLS, is_required=is_required).to_grammar("tools")
-    call = form.open + form.head("get") + '{"x": 12}' + form.tail
-    both = call + form.separator + form.head("put") + '{"a": [1]}' + form.tail + form.close
+def test_calls_are_enforced(is_required: bool) -> None:
+    spec = ToolCallSpec(HERMES, TOOLS, is_required=is_required).to_grammar("tools")
+    call = '<tool_call>\n{"name": "get", "arguments": {"x": 12}}\n</tool_call>'
+    both = call + '\n<tool_call>\n{"name": "put", "arguments": {"a": [1]}}\n</tool_call>'
     assert takes(spec, both)
-    assert takes(spec, call + form.close)
+    assert takes(spec, call)
     assert not takes(spec, both.replace("12", '"12"'))
     assert not takes(spec, both.replace("put", "cut"))
     assert takes(spec, "just text") is not is_required
-    only_one = ToolCallSpec(name, TOOLS, is_required=is_required, max_calls=1).to_grammar("tools")
-    assert takes(only_one, call + form.close)
+    only_one = ToolCallSpec(HERMES, TOOLS, is_required=is_required, max_calls=1).to_grammar("tools")
+    assert takes(only_one, call)
     assert not takes(only_one, both)
-    [parsed] = [known for known in PARSED_FORMATS if known.name == name]
-    parser = BlockParser(parsed, {"get": {}, "put": {}})
-    found = merge_parts(parser.feed(both) + parser.finish())
-    assert found == [ToolCall("get", '{"x": 12}'), ToolCall("put", '{"a": [1]}')]
 
 
 def test_an_answer_may_be_calls_or_what_the_response_format_asks_for() -> None:
     content = GrammarSpec.json_schema({"type": "integer"})
-    spec = ToolCallSpec("hermes", TOOLS, is_required=True, content=content).to_grammar("tools")
+    spec = ToolCallSpec(HERMES, TOOLS, is_required=True, content=content).to_grammar("tools")
     assert takes(spec, "12")
     assert takes(spec, '<tool_call>\n{"name": "get", "arguments": {"x": 1}}\n</tool_call>')
     assert not takes(spec, "text")
@@ -157,7 +150,7 @@ def test_control_tokens_are_no_text() -> None:
         "n": {"type": "number"}, "on": {"type": "boolean"}}, "required": ["n", "on"]}}, "required": ["deep"]}), ""),
     (GrammarSpec.regex(r"[a-z]+-\d+/x"), "abc"),
     (msgspec.structs.replace(GrammarSpec.json_object(), after="</think>"), "so I think"),
-    (ToolCallSpec("hermes", TOOLS, is_required=True).to_grammar("tools"), "<tool_call>\n"),
+    (ToolCallSpec(HERMES, TOOLS, is_required=True).to_grammar("tools"), "<tool_call>\n"),
 ])  # fmt: skip
 def test_a_way_to_the_end_is_one(spec: GrammarSpec, prefix: str) -> None:
     matcher = BACKEND.compile(BACKEND.text(spec))

@@ -413,7 +413,8 @@ class Processor:
 
     def _call_grammar(self, chat: Chat, rule: CallRule, content: GrammarSpec | None) -> GrammarSpec:
         param = "tool_choice" if rule.is_required else "tools"
-        if self.output_style.tool_format is None:
+        form = self.output_style.call_form
+        if form is None:
             raise ValidationError("The form in which this model writes tool calls cannot be enforced.", param=param)
         tools: list[ToolSpec] = []
         for tool in chat.tools or ():
@@ -422,7 +423,7 @@ class Processor:
                 is_enforced = rule.is_required or function["name"] in rule.strict_tools
                 tools.append(ToolSpec(function["name"], function.get("parameters") if is_enforced else None))
         spec = ToolCallSpec(
-            self.output_style.tool_format.name,
+            form,
             tools,
             # Text in which calls may stand is no alternative where the text itself has to obey a grammar.
             rule.is_required or content is not None,

@@ -21,7 +21,15 @@ from penstock.messages.engine import (
     StartupProgress,
     TokenLogprobs,
 )
-from penstock.messages.grammar import GrammarKind, GrammarSpec, ToolCallSpec, ToolSpec, Vocabulary
+from penstock.messages.grammar import (
+    CallForm,
+    CallStyle,
+    GrammarKind,
+    GrammarSpec,
+    ToolCallSpec,
+    ToolSpec,
+    Vocabulary,
+)
 from penstock.messages.pooling import PoolingParams
 from penstock.messages.sampling import SamplingParams
 from penstock.messages.step import (
@@ -36,6 +44,8 @@ from penstock.messages.step import (
 __all__ = [
     "AbortRequest",
     "BlockCopy",
+    "CallForm",
+    "CallStyle",
     "EngineFatal",
     "EngineInput",
     "EngineMessage",

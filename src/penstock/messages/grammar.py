@@ -89,15 +89,55 @@ class ToolSpec(msgspec.Struct, array_like=True):
     parameters: dict[str, Any] | None = None
 
 
+class CallStyle(enum.StrEnum):
+    """How a form writes the arguments of a call."""
+
+    JSON = "json"
+    TAGGED = "tagged"  # each between tags: text bare, anything else as JSON
+    PYTHON = "python"  # keyword arguments
+    GEMMA = "gemma"  # bare keys, text between `quote` and `quote`
+    HARMONY = "harmony"  # a channel of its own for each call; the members of CallForm count for nothing
+
+
+class CallForm(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """How a model writes calls: `open` call (`separator` call)* `close`, where a call is `before_name`, the name,
+    `after_name`, the arguments, `tail`. Empty members are nothing.
+
+    trigger: the beginning of all this that tells it from text. starts: characters that text does not begin with, where
+    only that tells calls from it. Without either, calls can be required, but not be watched for in text.
+    is_numbered: after the name comes a colon and the call's number. is_single: there is never more than one call.
+    before_key to not_in_text: of TAGGED. An argument is `before_key`, the key, `before_text` or `before_json`, the
+    value, `after_value`; not_in_text: what no bare text may hold. quote: of GEMMA.
+    """
+
+    name: str
+    style: CallStyle = CallStyle.JSON
+    trigger: str = ""
+    starts: str = ""
+    open: str = ""
+    before_name: str = ""
+    after_name: str = ""
+    tail: str = ""
+    separator: str = ""
+    close: str = ""
+    is_numbered: bool = False
+    is_single: bool = False
+    before_key: str = ""
+    before_text: str = ""
+    before_json: str = ""
+    after_value: str = ""
+    not_in_text: tuple[str, ...] = ()
+    quote: str = ""
+
+
 class ToolCallSpec(msgspec.Struct, array_like=True):
     """Which calls an output may or must hold, in the form the model was trained on.
 
-    format: a key of structured.tool_calls.FORMATS. is_required: the output is calls and nothing else; otherwise it is
-    text in which calls, where there are any, are well-formed. max_calls: None for any number. content: what the
-    output is where it is no call, in the place of text.
+    is_required: the output is calls and nothing else; otherwise it is text in which calls, where there are any, are
+    well-formed. max_calls: None for any number. content: what the output is where it is no call, in the place of text.
     """
 
-    format: str
+    form: CallForm
     tools: list[ToolSpec]
     is_required: bool
     max_calls: int | None = None

@@ -62,6 +62,8 @@ class GrammarCompiler:
         self._parts = self._threads.submit(lambda: (LlguidanceBackend(vocabulary), ClosingTokens(vocabulary)))
         if vocabulary.eos_token_ids:
             self._threads.submit(self._prover.start)
+            # The first grammar of a process takes 80 ms more than any other: code is loaded, memory is touched.
+            self.compile(GrammarSpec.json_object(), _nothing)
 
     def compile(self, spec: GrammarSpec, on_done: Callable[[], None]) -> Future[CompiledGrammar]:
         """The grammar, or a GrammarError, now or soon; on_done is called then, on any thread.

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from penstock.structured.backend import GrammarError
 from penstock.structured.json_schema import enforceable
+from penstock.structured.string_schema import string_values, text_patterns
 
 # Forced text has many spellings in tokens. The one that counts is the tokenizer's: see spelling.py.
 HEADER: Final = '%llguidance {"no_forcing": false}\n'
@@ -48,9 +49,13 @@ class LarkGrammar:
         parts.append(_quoted(text[position:]))
         return " ".join(part for part in parts if part)
 
-    def schema(self, schema: Any, where: str = "schema") -> str:
-        """JSON that a schema accepts. where: what to call it in an error. Raises GrammarError."""
-        return self.rule("%json " + json.dumps(enforceable(schema, where)))
+    def schema(self, schema: Any, where: str = "schema", *, escapes: str = "") -> str:
+        """JSON that a schema accepts. where: what to call it in an error. escapes: the only letters that may follow a
+        backslash. Raises GrammarError."""
+        checked = enforceable(schema, where)
+        if escapes:
+            checked["x-guidance"] = {**checked["x-guidance"], "json_allowed_escapes": escapes}
+        return self.rule("%json " + json.dumps(checked))
 
     def grammar(self, text: str) -> str:
         """A grammar of its own, whose names do not meet ours."""
@@ -64,6 +69,30 @@ class LarkGrammar:
         if self._pattern.fullmatch(marker):
             return self.rule(f"{text} <[{self._special[marker]}]>")
         return self.rule(f"{text} {_quoted(marker)}", attributes="[lazy]")
+
+    def bare_text(self, end: str, schema: Mapping[str, Any], not_in_text: Sequence[str] = (), where: str = "") -> str:
+        """Text that a string schema accepts, and `end`, which it does not hold, nor any of not_in_text.
+
+        White space at the beginning of `end` may be left out. Text with a least length or a pattern does not hold the
+        first character of `end` either: what is left of it could otherwise be nothing.
+        Raises GrammarError naming a keyword that cannot be enforced on text without quotes.
+        """
+        control = self._pattern.search(end)
+        plain = end[: control.start()] if control else end
+        if values := string_values(schema, where):
+            choice = self.terminal(alternatives(_quoted(value + plain) or '""' for value in values))
+            return self.rule(f"{choice} {self.literal(end[len(plain) :])}")
+        core = plain.strip()
+        space = "\\n?" if plain.startswith("\n") else ""
+        behind = plain.rstrip()
+        parts = [f"/{pattern}{space}{_escaped(core)}/" for pattern in text_patterns(schema, where)]
+        if core and schema.keys() & {"minLength", "pattern"}:
+            parts.append(f"/[^{_escaped(core[0])}]*{_escaped(core)}/")
+        barred = [marker for marker in not_in_text if not self._pattern.search(marker) and marker not in plain]
+        if barred:
+            parts.append(f"~/(?s:.*)({'|'.join(map(_escaped, barred))})(?s:.*)/")
+        text = self.rule(self.terminal(" & ".join(parts)), attributes="[lazy]" if core else "")
+        return self.rule(f"{text} {self.literal(end[len(behind) :])}")
 
     def after(self, marker: str, rule: str) -> str:
         """Free text up to and with the marker, perhaps some white space, then the rule."""
@@ -118,6 +147,11 @@ class LarkGrammar:
         """The whole grammar."""
         text = HEADER + "\n".join([f"start: {start}", *self._rules]) + "\n"
         return json.dumps({"grammars": [{"lark_grammar": text}, *self._inner]}) if self._inner else text
+
+
+def _escaped(text: str) -> str:
+    """For a regular expression between slashes."""
+    return re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", r"\\\g<0>", text).replace("\n", "\\n")
 
 
 def alternatives(names: Iterable[str]) -> str:

@@ -1,75 +1,39 @@
-"""The grammar of tool calls in the form a model was trained on. A form is data.
-
-A new form is one entry of FORMATS, under the name that its parser has in frontend.parsers.
-"""
+"""The grammar of tool calls in the form a model was trained on. A form is data: messages.CallForm."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 
-from penstock.messages import ToolCallSpec
+from penstock.messages import CallForm, CallStyle, ToolCallSpec, ToolSpec
 from penstock.structured.backend import GrammarError
+from penstock.structured.call_arguments import add_arguments
 from penstock.structured.lark import LarkGrammar, alternatives
 
-_NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object"}
-
-
-@dataclass(frozen=True, slots=True)
-class CallForm:
-    """`open` call (`separator` call)* `close`, where a call is head(name), the arguments as JSON, `tail`.
-
-    trigger: the beginning of all this that tells it from text; empty where nothing does, so that calls can be
-    required, but not be watched for in text.
-    """
-
-    trigger: str
-    open: str
-    head: Callable[[str], str]
-    tail: str
-    separator: str
-    close: str
-
-
-def _json_head(name_key: str, arguments_key: str, before: str = "{") -> Callable[[str], str]:
-    return lambda name: f'{before}"{name_key}": {json.dumps(name)}, "{arguments_key}": '
-
-
-FORMATS: Final[Mapping[str, CallForm]] = {
-    "hermes": CallForm(
-        "<tool_call>", "", _json_head("name", "arguments", "<tool_call>\n{"), "}\n</tool_call>", "\n", ""
-    ),
-    "mistral": CallForm("[TOOL_CALLS]", "[TOOL_CALLS] [", _json_head("name", "arguments"), "}", ", ", "]"),
-    "granite": CallForm("<|tool_call|>", "<|tool_call|>[", _json_head("name", "arguments"), "}", ", ", "]"),
-    "command_r": CallForm(
-        "<|START_ACTION|>", "<|START_ACTION|>[\n", _json_head("tool_name", "parameters"), "}", ",\n",
-        "\n]<|END_ACTION|>",
-    ),
-    "deepseek": CallForm(
-        "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁begin｜>", lambda name: f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>",
-        "<｜tool▁call▁end｜>", "", "<｜tool▁calls▁end｜>",
-    ),
-    "llama_json": CallForm("", "", _json_head("name", "parameters"), "}", "; ", ""),
-}  # fmt: skip
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object"}
+# Names stand bare in forms that are not JSON.
+_BARE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 
 def add_tool_calls(grammar: LarkGrammar, spec: ToolCallSpec) -> str:
     """The rule of the calls, or of text with calls. Raises GrammarError."""
-    form = FORMATS.get(spec.format)
-    if form is None or not (spec.is_required or form.trigger):
-        forms = [name for name, known in FORMATS.items() if spec.is_required or known.trigger]
-        raise GrammarError(
-            f"tool calls in the form of this model ({spec.format}) cannot be enforced",
-            remedy=f"Forms that can: {', '.join(forms)}.",
-        )
+    form = spec.form
     if not spec.tools:
         raise GrammarError("there is no tool to call")
+    if form.style is CallStyle.HARMONY:
+        return _harmony(grammar, spec)
     if spec.is_required:
         return _calls(grammar, form, spec, "")
-    triggered = [(form.trigger, _calls(grammar, form, spec, form.trigger))]
-    return grammar.text_between(triggered, at_least_one=False, only_one=spec.max_calls == 1)
+    if form.trigger:
+        triggered = [(form.trigger, _calls(grammar, form, spec, form.trigger))]
+        return grammar.text_between(triggered, at_least_one=False, only_one=spec.max_calls == 1 or form.is_single)
+    if not form.starts:
+        raise GrammarError(f"nothing tells tool calls in the form of this model ({form.name}) from text")
+    barred = re.escape(form.starts)
+    text = grammar.terminal(rf"/\s*[^\s{barred}](?s:.*)/")
+    return grammar.rule(f"{_calls(grammar, form, spec, '')} | {text}?")
 
 
 def _calls(grammar: LarkGrammar, form: CallForm, spec: ToolCallSpec, written: str) -> str:
@@ -77,12 +41,55 @@ def _calls(grammar: LarkGrammar, form: CallForm, spec: ToolCallSpec, written: st
     first: list[str] = []
     further: list[str] = []
     for tool in spec.tools:
-        arguments = grammar.schema(tool.parameters or _NO_PARAMETERS, f"tool {tool.name!r}")
-        rest = grammar.rule(f"{arguments} {grammar.literal(form.tail)}")
-        head = form.head(tool.name)
-        first.append(f"{grammar.literal((form.open + head).removeprefix(written))} {rest}")
-        further.append(f"{grammar.literal(form.separator + head)} {rest}")
+        rest = grammar.rule(f"{_after_name(grammar, form)} {_arguments(grammar, form, tool)}")
+        name = _name(form, tool)
+        first.append(f"{grammar.literal((form.open + form.before_name + name).removeprefix(written))} {rest}")
+        further.append(f"{grammar.literal(form.separator + form.before_name + name)} {rest}")
     calls = grammar.rule(alternatives(first))
-    if spec.max_calls != 1:
+    if spec.max_calls != 1 and not form.is_single:
         calls += f" {grammar.rule(alternatives(further))}*"
     return grammar.rule(f"{calls} {grammar.literal(form.close)}")
+
+
+def _name(form: CallForm, tool: ToolSpec) -> str:
+    if form.style is CallStyle.JSON and form.before_name.endswith('"'):
+        return json.dumps(tool.name, ensure_ascii=False)[1:-1]
+    if not _BARE_NAME.fullmatch(tool.name):
+        raise GrammarError(f"{tool.name[:100]!r} cannot be the name of a tool in the form of this model ({form.name})")
+    return tool.name
+
+
+def _after_name(grammar: LarkGrammar, form: CallForm) -> str:
+    number = f'":" {grammar.terminal("/[0-9]{1,2}/")} ' if form.is_numbered else ""
+    return f"{number}{grammar.literal(form.after_name)}"
+
+
+def _arguments(grammar: LarkGrammar, form: CallForm, tool: ToolSpec) -> str:
+    """The arguments and what ends the call."""
+    where = f"tool {tool.name!r}"
+    if form.style is CallStyle.JSON:
+        arguments = grammar.schema(tool.parameters or _NO_PARAMETERS, where)
+    else:
+        arguments = add_arguments(grammar, form, tool.parameters, where)
+    return f"{arguments} {grammar.literal(form.tail)}"
+
+
+def _harmony(grammar: LarkGrammar, spec: ToolCallSpec) -> str:
+    """Any number of messages for the model itself, then one call, or a final message.
+
+    A call ends with a token that ends the output, so there is one, and the token is not part of the grammar.
+    """
+    text = grammar.terminal(r"/(?s:.)*/")
+    aside = grammar.rule(
+        f'{grammar.literal("<|channel|>")} ("analysis" | "commentary") {grammar.literal("<|message|>")} '
+        f"{grammar.text_until('<|end|>')} {grammar.literal('<|start|>assistant')}"
+    )
+    calls: list[str] = []
+    for tool in spec.tools:
+        _name(spec.form, tool)
+        begin = grammar.literal(f"<|channel|>commentary to=functions.{tool.name} <|constrain|>json<|message|>")
+        calls.append(f"{begin} {grammar.schema(tool.parameters or _NO_PARAMETERS, f'tool {tool.name!r}')}")
+    ends = [grammar.rule(alternatives(calls))]
+    if not spec.is_required:
+        ends.append(grammar.rule(f"{grammar.literal('<|channel|>final<|message|>')} {text}"))
+    return grammar.rule(f"{aside}* ({alternatives(ends)})")

@@ -44,6 +44,11 @@ def test_the_probe_finds_the_markers(call: str, begin: str, end: str, written: s
         assert parser is not None
         parts = merge_parts([part for piece in pieces for part in parser.feed(piece)] + parser.finish())
         assert parts == [ToolCall("noop", '{"a": 1}')]
+    form = chosen.call_form
+    assert form is not None
+    assert form.before_name + "noop" + form.after_name + '{"a": 1}' + form.tail == written
+    assert written.startswith(form.trigger)
+    assert bool(form.trigger) == (not written.startswith("{"))
     parser = chosen.parser(TOOLS)
     assert parser is not None
     broken = written.replace(": 1", ": ")

@@ -24,9 +24,12 @@ from penstock.frontend.parsers import (
     qwen_coder,
 )
 from penstock.frontend.parsers.blocks import BlockParser, ToolFormat
+from penstock.frontend.parsers.call_forms import HARMONY_FORM, call_form
 from penstock.frontend.parsers.generic import learn_format
+from penstock.frontend.parsers.learnt_call_form import learn_call_form
 from penstock.frontend.parsers.parts import PartParser, ToolSchemas
 from penstock.frontend.parsers.reasoning import ReasoningParser, ReasoningTags, tags_of
+from penstock.messages import CallForm
 
 # The first whose signs a template shows: those with signs of their own before those whose signs others share.
 FORMATS: Final[tuple[ToolFormat, ...]] = (
@@ -47,11 +50,13 @@ FORMATS: Final[tuple[ToolFormat, ...]] = (
 
 @dataclass(frozen=True)
 class OutputStyle:
-    """How one model writes. tool_format: None where its template knows no calls."""
+    """How one model writes. tool_format: None where its template knows no calls. call_form: how it writes calls, where
+    that can be demanded of it."""
 
     tool_format: ToolFormat | None = None
     reasoning: ReasoningTags | None = None
     is_harmony: bool = False
+    call_form: CallForm | None = None
 
     @classmethod
     def of(cls, template: ChatTemplate) -> OutputStyle:
@@ -59,9 +64,12 @@ class OutputStyle:
         sources = sorted(template.sources.items(), key=lambda item: item[0] != "tool_use")
         texts = [source for _, source in sources]
         if any(map(harmony.is_spoken_by, texts)):
-            return cls(is_harmony=True)
-        known = (one for text in texts for one in FORMATS if one.is_spoken_by(text))
-        return cls(next(known, None) or learn_format(template), tags_of(texts))
+            return cls(is_harmony=True, call_form=HARMONY_FORM)
+        known = next((one for text in texts for one in FORMATS if one.is_spoken_by(text)), None)
+        if known is not None:
+            return cls(known, tags_of(texts), call_form=call_form(known.name, texts))
+        learnt = learn_format(template)
+        return cls(learnt, tags_of(texts), call_form=learn_call_form(template) if learnt is not None else None)
 
     @property
     def knows_calls(self) -> bool:

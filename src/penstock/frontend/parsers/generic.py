@@ -15,24 +15,30 @@ from penstock.frontend.parsers.call_readers import JsonCallReader, NamedCallRead
 from penstock.frontend.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS
 from penstock.frontend.parsers.parts import CallStart
 
-_NAME: Final = "probe_tool_name"
-_KEY: Final = "probe_key"
-_VALUE: Final = "probe value"
+PROBE_NAME: Final = "probe_tool_name"
+PROBE_KEY: Final = "probe_key"
+PROBE_VALUE: Final = "probe value"
 _ANSWER: Final = "probe answer"
 _MAX_MARKER_CHARS: Final = 200
 _USER: Final = {"role": "user", "content": "probe question"}
 _TOOL: Final = {
     "type": "function",
     "function": {
-        "name": _NAME,
+        "name": PROBE_NAME,
         "description": "A probe.",
-        "parameters": {"type": "object", "properties": {_KEY: {"type": "string"}}},
+        "parameters": {"type": "object", "properties": {PROBE_KEY: {"type": "string"}}},
     },
 }
 
 
 def learn_format(template: ChatTemplate) -> ToolFormat | None:
     """The format that the template writes an assistant's call in; None where it writes none that can be found again."""
+    written = written_call(template)
+    return None if written is None else _from_json(written) or _from_named(written)
+
+
+def written_call(template: ChatTemplate) -> str | None:
+    """What the template writes for a call of the probe tool."""
     if not template:
         return None
     try:
@@ -46,14 +52,13 @@ def learn_format(template: ChatTemplate) -> ToolFormat | None:
     if not called.startswith(asked) or _ANSWER not in answered:
         return None
     turn_end = answered[answered.rindex(_ANSWER) + len(_ANSWER) :].strip()
-    written = called[len(asked) :].rstrip().removesuffix(turn_end)
-    return _from_json(written) or _from_named(written)
+    return called[len(asked) :].rstrip().removesuffix(turn_end)
 
 
 def _call_message(template: ChatTemplate) -> dict[str, Any]:
-    arguments = {_KEY: _VALUE}
+    arguments = {PROBE_KEY: PROBE_VALUE}
     takes_text = template.takes_argument_text([_TOOL])
-    function = {"name": _NAME, "arguments": json.dumps(arguments) if takes_text else arguments}
+    function = {"name": PROBE_NAME, "arguments": json.dumps(arguments) if takes_text else arguments}
     return {
         "role": "assistant",
         "content": "",
@@ -64,7 +69,7 @@ def _call_message(template: ChatTemplate) -> dict[str, Any]:
 def _from_json(written: str) -> ToolFormat | None:
     """The call is one JSON value that holds name and arguments."""
     decoder = json.JSONDecoder()
-    for match in re.finditer(r"[\[{]", written[: max(written.find(_NAME), 0)]):
+    for match in re.finditer(r"[\[{]", written[: max(written.find(PROBE_NAME), 0)]):
         try:
             value, end = decoder.raw_decode(written, match.start())
         except ValueError:
@@ -81,9 +86,13 @@ def _keys_of(item: Mapping[str, Any]) -> tuple[str, str] | None:
     """The names of the members that hold the name and the arguments; ("", "") for OpenAI's nesting."""
     if isinstance(item.get("function"), dict):
         return ("", "")
-    name = next((key for key, value in item.items() if value == _NAME), None)
+    name = next((key for key, value in item.items() if value == PROBE_NAME), None)
     arguments = next(
-        (key for key, value in item.items() if value == {_KEY: _VALUE} or (isinstance(value, str) and _VALUE in value)),
+        (
+            key
+            for key, value in item.items()
+            if value == {PROBE_KEY: PROBE_VALUE} or (isinstance(value, str) and PROBE_VALUE in value)
+        ),
         None,
     )
     return None if name is None or arguments is None else (name, arguments)
@@ -96,7 +105,7 @@ def _json_reader(name_key: str, arguments_key: str, *, is_bare: bool) -> ReadCal
 
 def _from_named(written: str) -> ToolFormat | None:
     """The call is the bare name, a separator, and the arguments as JSON."""
-    start = written.find(_NAME)
+    start = written.find(PROBE_NAME)
     brace = written.find("{", start)
     if start < 0 or brace < 0:
         return None
@@ -104,8 +113,8 @@ def _from_named(written: str) -> ToolFormat | None:
         value, end = json.JSONDecoder().raw_decode(written, brace)
     except ValueError:
         return None
-    separator = written[start + len(_NAME) : brace]
-    if value != {_KEY: _VALUE} or not separator.strip():
+    separator = written[start + len(PROBE_NAME) : brace]
+    if value != {PROBE_KEY: PROBE_VALUE} or not separator.strip():
         return None
 
     mark = separator.strip()
