@@ -1,7 +1,8 @@
 """Structured output: what it must show, with figures.
 
 python benchmarks/structured/run.py corpus   [--count 2000] [--model DIR]   every finished output validates
-python benchmarks/structured/run.py overhead [--model DIR]                  decode with and without, in turn
+python benchmarks/structured/run.py overhead [--model DIR] [--steps 24]     decode with and without, in turn
+python benchmarks/structured/run.py jumps    [--model DIR]                  forced text drawn, and given out at once
 python benchmarks/structured/run.py cold                                    first token of new 200-key schemas
 python benchmarks/structured/run.py hostile  [--count 500]                  healthy streams beside hostile grammars
 """
@@ -93,6 +94,57 @@ def overhead(model: str, rounds: int = 4, steps: int = 24, rows: int = 32) -> No
                     ratios = [one[index] / free[index] for free, one in zip(taken["free"], taken[mode], strict=True)]
                     change = (statistics.median(ratios[1:]) - 1) * 100
                     print(f"{name}, {mode}: {what} {change:+.2f} % (pairs: {_shown(ratios[1:])})")
+
+
+# ---- jumps
+
+LONG_NAMES = (
+    "delivery address line",
+    "preferred time of day",
+    "is this a business address",
+    "number of parcels",
+    "country of destination",
+    "currency of the declared value",
+    "insurance is wanted",
+    "kind of service",
+    "leave with a neighbour",
+    "weight class of the heaviest parcel",
+    "language of the notice",
+    "priority",
+)
+KINDS: tuple[dict[str, Any], ...] = (
+    {"enum": ["standard", "express", "overnight"]}, {"type": "boolean"},
+    {"type": "integer", "minimum": 0, "maximum": 99},
+)  # fmt: skip
+
+
+def jumps(model: str, rounds: int = 3) -> None:
+    """Whole documents with much forced text: forced tokens drawn one by one, and given out at once, in turn."""
+    properties = {name: KINDS[index % 3] for index, name in enumerate(LONG_NAMES)}
+    schema = {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
+    grammar = GrammarSpec.json_schema(schema)
+    with LLM(model, max_num_seqs=32, max_model_len=1024) as llm:
+        core: EngineCore = llm._core
+        for rows in (1, 8, 32):
+            sampling = [
+                SamplingParams(temperature=0.8, seed=row, max_tokens=600, grammar=grammar) for row in range(rows)
+            ]
+            taken: dict[bool, list[float]] = {False: [], True: []}
+            steps, texts = {}, {}
+            for _, jumps in itertools.product(range(rounds + 1), (False, True)):
+                core.executor.runner._batch.masks.jumps = jumps  # type: ignore[attr-defined]
+                first, started = core.stats().num_steps, time.perf_counter()
+                generations = llm.generate(["An order:"] * rows, sampling)
+                taken[jumps].append(time.perf_counter() - started)
+                steps[jumps] = core.stats().num_steps - first
+                texts[jumps] = [one.outputs[0].token_ids for one in generations]
+            assert texts[False] == texts[True]
+            drawn, jumped = (statistics.median(taken[jumps][1:]) for jumps in (False, True))
+            num_tokens = sum(map(len, texts[True]))
+            print(
+                f"{rows} rows, {num_tokens} tokens: {steps[False]} steps in {drawn:.3f} s drawn, {steps[True]} in "
+                f"{jumped:.3f} s with jumps: {drawn / jumped:.2f} times as fast"
+            )
 
 
 def _shown(ratios: list[float]) -> str:
@@ -219,15 +271,19 @@ async def _attack(http: aiohttp.ClientSession, url: str, specs: Any, statuses: C
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["corpus", "overhead", "cold", "hostile"])
+    parser.add_argument("what", choices=["corpus", "overhead", "jumps", "cold", "hostile"])
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--model", default="")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--port", type=int, default=8210)
     options = parser.parse_args()
     if options.what == "corpus":
         corpus(options.count or 2000, options.model)
     elif options.what == "overhead":
-        overhead(options.model)
+        overhead(options.model, options.rounds, options.steps)
+    elif options.what == "jumps":
+        jumps(options.model)
     else:
         with server(options.port) as url:
             asyncio.run(cold(url) if options.what == "cold" else hostile(url, options.count or 500))

@@ -6,14 +6,14 @@ Templates of one format differ in how they write; the first form whose signs sta
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from penstock.messages import CallForm, CallStyle
 
 HARMONY_FORM: Final = CallForm(name="harmony", style=CallStyle.HARMONY)
 
 
-def _json(name: str, *, before: str = "", tail: str = "}", keys: tuple[str, str] = ("name", "arguments"), **more: str
+def _json(name: str, *, before: str = "", tail: str = "}", keys: tuple[str, str] = ("name", "arguments"), **more: Any
           ) -> CallForm:  # fmt: skip
     """A call is an object of name and arguments. before: what stands before its brace."""
     name_key, arguments_key = keys
@@ -59,7 +59,7 @@ def _invoke(open_tag: str, close_tag: str, prefix: str, typed: tuple[str, str]) 
     )  # fmt: skip
 
 
-def _python(open_tag: str, close_tag: str, separator: str = ", ", **more: str) -> CallForm:
+def _python(open_tag: str, close_tag: str, separator: str = ", ", **more: Any) -> CallForm:
     return CallForm(
         name="pythonic", style=CallStyle.PYTHON, open=open_tag, after_name="(", tail=")", separator=separator,
         close=close_tag, **more,
