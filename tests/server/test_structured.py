@@ -137,3 +137,14 @@ async def test_other_protocols_become_the_same(
     else:
         assert isinstance(request.prompts[0], Chat)
         assert request.prompts[0].call_rule == expected
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_an_answer_that_is_cut_off_is_flagged(server: RunningServer, is_streamed: bool) -> None:
+    body = {"model": "demo", "messages": MESSAGES, "max_tokens": 2, "response_format": {"type": "json_object"}}
+    async with httpx.AsyncClient() as http:
+        answer = await http.post(f"{server.url}/v1/chat/completions", json={**body, "stream": is_streamed})
+        free = await http.post(f"{server.url}/v1/chat/completions", json={**body, "response_format": {"type": "text"}})
+    assert '"warnings":[{"code":"unfinished_output"' in answer.text.replace(" ", "")
+    assert '"finish_reason":"length"' in answer.text.replace(" ", "")
+    assert "unfinished_output" not in free.text

@@ -20,7 +20,7 @@ from penstock.base.errors import DrainingError, PenstockError
 from penstock.frontend.beam_search import BeamSearchParams
 from penstock.frontend.output import LogprobEntry, TextOutput
 from penstock.frontend.parsers.parts import CallEnd, MessagePart, ParseWarning, Part, merge_parts
-from penstock.messages import ErrorInfo, FinishReason, RequestOutput
+from penstock.messages import ErrorInfo, FinishReason, GrammarKind, RequestOutput
 from penstock.observability.metrics import ServerMetrics
 from penstock.observability.usage import UsageRecord
 from penstock.server.beam_search import BeamSearchFailedError, search_beams
@@ -368,6 +368,9 @@ class _Run:
             choice.warnings += [part for part in delta.parts if isinstance(part, ParseWarning)]
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason.value, delta.stop_reason
+            grammar = choice.sequenced.request.sampling.grammar
+            if grammar is not None and grammar.kind is not GrammarKind.TEXT and choice.finish_reason == "length":
+                choice.warnings.append(ParseWarning("unfinished_output", grammar.param or grammar.kind.value))
             if choice.num_calls and choice.finish_reason == "stop":
                 choice.finish_reason = TOOL_CALLS
             if delta.must_abort and not choice.is_over:

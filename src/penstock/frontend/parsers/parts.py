@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-WarningKind = Literal["malformed_tool_call", "unknown_tool", "unfinished_tool_call"]
+WarningKind = Literal["malformed_tool_call", "unknown_tool", "unfinished_tool_call", "unfinished_output"]
 MAX_DETAIL_CHARS = 200
 
 
@@ -59,6 +59,7 @@ class ParseWarning:
     malformed_tool_call: it looked like a call and is none: it is in the content, or a call that is not complete.
     unfinished_tool_call: the same, where the text ended inside it.
     unknown_tool: a well-formed call of a tool that the request does not have.
+    unfinished_output: max_tokens cut off an answer that has to obey a grammar, so it does not.
     """
 
     kind: WarningKind
