@@ -254,6 +254,8 @@ async def attack(url: str, root: psutil.Process, seconds: float, seed: int) -> l
                 statuses[status] = statuses.get(status, 0) + count
             if await read_stream(session, url, healthy_body(0)) != twin:
                 problems.append("a healthy stream differs")
+            if piece == 0:  # the first piece fills what is filled once
+                level_bytes = resident_bytes(root)
         report = Report()
         await wait_idle(session, url, report)
         problems += report.problems

@@ -22,7 +22,7 @@ from offline import token_limit
 from process_tree import end_on_sigterm
 from report import machine_facts
 
-from server import Server, ServerCase, _free_port, command_of, served_copy
+from server import Server, ServerCase, command_of, free_port, served_copy
 
 RESULTS = HERE.parent / "results"
 
@@ -35,7 +35,7 @@ def cpu_s(pid: int) -> float:
 def measure(engine: Engine, options: argparse.Namespace) -> dict[str, Any]:
     """The rounds of one server: microseconds of its API process for each output token."""
     model, tokens = served_copy(options.model), token_limit(options.model)
-    port = _free_port()
+    port = free_port()
     server = Server(f"{engine.name}-api", command_of(engine, model, port, 2, True), engine.environment(), port)
     rounds: list[float] = []
     try:
