@@ -16,10 +16,10 @@ constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
 constexpr int kRowsOfWhole = 2, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #endif
 
-// What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, from `at` on,
-// `step` bytes apart.
+// What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, `step` bytes
+// apart, from `at` on and not beyond `end`, where another thread's tiles may begin.
 struct Ahead {
-    const char* at;
+    const char *at, *end;
     int64_t tile_stride, step;
     int lines;
 };
@@ -125,7 +125,7 @@ template <class Family, class Reader, int kRows, int kTiles>
                                                          const char*& ahead,
                                                          typename Family::Acc (&sums)[kRows][kTiles]) {
     for (int64_t u = 0; u < units; u += 4) {
-        for (int line = 0; line < block.ahead.lines; ++line, ahead += block.ahead.step)
+        for (int line = 0; line < block.ahead.lines && ahead < block.ahead.end; ++line, ahead += block.ahead.step)
             for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead + t * block.ahead.tile_stride, 0, 2);
         const auto multiply = [&]<int kPlace>() __attribute__((always_inline)) {
             Units w[kTiles];

@@ -127,6 +127,7 @@ private:
             }
             part.headers += part.header_tile_stride;
             part.ahead.at += tile_stride();
+            part.ahead.end += tile_stride();
         }
     }
 
@@ -179,7 +180,8 @@ private:
         const int64_t fetching = smaller(strip.end, divide_up(lines, turns));
         const int64_t per_turn = divide_up(lines, turns * fetching), place = strip.begin - (strip.end - fetching);
         if (place < 0) return {};
-        return {block.ahead + place * turns * per_turn * distance, tile_stride(), distance, int(per_turn)};
+        return {block.ahead + place * turns * per_turn * distance, block.ahead + steps * layout_.step_bytes,
+                tile_stride(), distance, int(per_turn)};
     }
 
     template <class Out>

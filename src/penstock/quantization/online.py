@@ -19,7 +19,7 @@ from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT4, INT8_CHANNEL, QuantizedLinear, WeightLayout, fp8
 from penstock.loader.gguf_file import TYPE_IDS, block_of
 from penstock.quantization.gguf_encode import encode, head_name, k_mixture
-from penstock.quantization.stored_format import StoredFormat, row_pieces
+from penstock.quantization.stored_format import MAPPED_PIECE_ELEMENTS, PIECE_ELEMENTS, StoredFormat, row_pieces
 from penstock.quantization.tensor_source import TensorSource
 
 EMBEDDING: Final = "model.embed_tokens"
@@ -51,14 +51,15 @@ class OnlineFormat(StoredFormat):
         self, source: TensorSource, name: str, shape: tuple[int, int], packed: QuantizedLinear, first_row: int, ops: Ops
     ) -> None:
         tensor = f"{name}.weight"
-        for begin, end in row_pieces(*shape):
+        by_kernel = packed.layout in (INT8_CHANNEL, INT4)
+        for begin, end in row_pieces(*shape, MAPPED_PIECE_ELEMENTS if by_kernel else PIECE_ELEMENTS):
             rows_RK = source.rows(tensor, shape, begin, end)
             if packed.layout == _FP8:
                 scales_R1 = (rows_RK.float().abs().amax(1, keepdim=True) / _LARGEST_E4M3).clamp(min=1e-12)
                 codes_RK = (rows_RK.float() / scales_R1).to(torch.float8_e4m3fn).view(torch.uint8)
                 groups = -(-shape[1] // packed.layout.group_size)
                 ops.pack_parts(packed, first_row + begin, codes_RK, scales_R1.expand(-1, groups).contiguous())
-            elif packed.layout in (INT8_CHANNEL, INT4):
+            elif by_kernel:
                 ops.quantize_into(packed, first_row + begin, rows_RK)
             else:
                 kind = k_mixture(name, self._model)
