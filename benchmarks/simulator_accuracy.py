@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.advisor.advice import Candidate, Platform, predict
+from penstock.advisor.advice import CONFIRMING_DRAWS, Candidate, Platform, predict
 from penstock.bench.arrivals import arrival_times, dated, parse_rate, unit_gaps
 from penstock.bench.calibration import (
     CalibrationLoad,
@@ -68,6 +68,10 @@ class Case:
     process: str = "poisson"
     is_held_out: bool = False
 
+    def title(self, scale: float) -> str:
+        """With its rate."""
+        return f"{self.name}, {self.process} {self.rate / scale:.3g}/s" if self.rate is not None else self.name
+
     def count(self, seconds: float, scale: float) -> int:
         per_second = self.rate if self.rate is not None else 4.0 * (self.users or 1)
         return max(8, round(per_second * seconds / scale))
@@ -104,12 +108,12 @@ def _talks(input_len: int, output_len: int, turns: int, think_s: float) -> Reque
 
 
 CASES = (
-    Case("random 200 +- half, 32 out, Poisson 20/s", _random(200, 32, 0.5), rate=20),
-    Case("prefix tree 256x4, 64x4, 64 of their own, 24 out, Poisson 25/s",
+    Case("random 200 +- half, 32 out", _random(200, 32, 0.5), rate=20),
+    Case("prefix tree 256x4, 64x4, 64 of their own, 24 out",
          _tree((256, 4), (64, 4), input_len=64, output_len=24), rate=25),
     Case("random 128, 48 out, 8 users", _random(128, 48), users=8),
-    Case("random 400, 16 out, gamma 0.3, 10/s", _random(400, 16), rate=10, process="gamma", is_held_out=True),
-    Case("random 32 +- half, 64 out, Poisson 15/s", _random(32, 64, 0.5), rate=15, is_held_out=True),
+    Case("random 400, 16 out", _random(400, 16), rate=10, process="gamma", is_held_out=True),
+    Case("random 32 +- half, 64 out", _random(32, 64, 0.5), rate=15, is_held_out=True),
     Case("prefix tree 400x2, 32 of their own, 40 out, 4 users", _tree((400, 2), input_len=32, output_len=40), users=4,
          is_held_out=True),
 )  # fmt: skip
@@ -200,10 +204,10 @@ def simulated(one: Measured, profile: Profile) -> tuple[Summary, float]:
 
 
 def advised(one: Measured, profile: Profile) -> Summary:
-    """What `penstock advise` says of this workload on one replica with the default settings, of another draw of it."""
+    """What `penstock advise` says of this workload on one replica with the default settings, of other draws of it."""
     platform = Platform("here", profile.step_time, profile.num_blocks, profile.block_size, profile.max_model_len)
     candidate = Candidate(platform, 1, EngineOptions().max_num_seqs, EngineOptions().max_num_batched_tokens)
-    return predict(candidate, one.workload, (), one.seeds[0]).summary
+    return predict(candidate, one.workload, (), 1, CONFIRMING_DRAWS).summary
 
 
 def compare(real: Summary, found: Summary) -> list[dict[str, Any]]:
@@ -259,7 +263,7 @@ def main() -> int:
             found, speedup = simulated(one, profile)
             speedups.append(speedup)
         results.append({
-            "name": one.case.name, "by": "advisor" if one.case.is_held_out else "simulator",
+            "name": one.case.title(options.scale), "by": "advisor" if one.case.is_held_out else "simulator",
             "step_ratio": step_ratio(within(log, one.windows), profile), "requests": real.num_attempted,
             "failed": real.num_failed, "void": real.void, "rows": compare(real, found),
         })  # fmt: skip

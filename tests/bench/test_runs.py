@@ -100,6 +100,21 @@ def test_a_recorded_turn_waits_for_its_time_and_its_predecessor() -> None:
     assert [at_s - start_s for at_s in server.arrivals_s] == pytest.approx([0.0, 3.0, 9.0])
 
 
+def test_a_turn_is_due_before_its_recorded_time_where_answers_come_sooner() -> None:
+    """Recorded on a server that took 10 s; here the answer takes 1 s, and the user still thinks for 2 s."""
+    server = FakeServer(lambda _body, _number: Behaviour(first_s=1.0))
+    plan = [
+        PlannedRequest([1], 1, 1, 0, at_s=0.0, session="a"),
+        PlannedRequest([2], 1, 1, 1, at_s=5.0),
+        PlannedRequest([3], 1, 1, 2, at_s=12.0, session="a", turn=1, think_s=2.0),
+    ]
+    record = drive(server, plan)
+    found = {seen.request.index: seen for seen in record.observations}
+    assert found[2].intended_s == pytest.approx(found[0].ended_s + 2.0)
+    assert found[2].started_s == pytest.approx(found[2].intended_s, abs=1e-3)
+    assert found[1].intended_s - record.start_s == pytest.approx(5.0)
+
+
 def test_what_cannot_be_said_is_not_sent() -> None:
     server = FakeServer(lambda _body, number: Behaviour(status=500) if number == 1 else Behaviour())
     plan = list(conversations(Shape(3, 3, turns=4, think_s=0.0), PromptMaker(as_chat=True), 4, 1))

@@ -100,7 +100,7 @@ class LoadRun:
         """Returns when all have ended. Raises what the plan raised."""
         self._ahead.extend(itertools.islice(self._plan, AHEAD))
         self.start_s = self._clock()
-        self._pump(None)
+        self._pump()
         await self._exhausted.wait()
         if self._error is not None:
             raise self._error
@@ -129,30 +129,30 @@ class LoadRun:
                 self._note_end(session, await ended)
                 due_s = self._clock()
 
-    def _pump(self, first: PlannedRequest | None) -> None:
+    def _pump(self) -> None:
         """Sends everything that is due, and comes back for the next."""
         now_s = self._clock()
         try:
-            request = first or self._next()
-            while request is not None:
+            while (request := self._peek()) is not None:
                 due_s = self.start_s + (request.at_s or 0.0) * self._scale
                 is_later_turn = request.turn > 0 and request.session in self._sessions
                 if due_s > now_s + EARLY_S and not (is_later_turn and request.at_s is None):
-                    self._loop.call_later(max(MIN_WAIT_S, due_s - now_s), self._pump, request)
+                    self._loop.call_later(max(MIN_WAIT_S, due_s - now_s), self._pump)
                     self._look_ahead()
                     return
+                self._ahead.popleft()
                 self._release(request, due_s)
-                request = self._next()
         except Exception as error:  # a plan that is read from a file can be malformed anywhere
             self._error = error
         self._exhausted.set()
 
-    def _next(self) -> PlannedRequest | None:
-        if self._ahead:
-            return self._ahead.popleft()
-        if self._broken is not None:
-            raise self._broken
-        return next(self._plan, None)
+    def _peek(self) -> PlannedRequest | None:
+        """The next request, which stays where it is. Raises what the plan raised."""
+        if not self._ahead:
+            if self._broken is not None:
+                raise self._broken
+            self._ahead.extend(itertools.islice(self._plan, 1))
+        return self._ahead[0] if self._ahead else None
 
     def _look_ahead(self) -> None:
         """Makes the next requests one at a time, between whatever else there is to do."""
@@ -215,7 +215,20 @@ class LoadRun:
     def _turn_ended(self, session: _Session, seen: Observation) -> None:
         session.is_busy = False
         self._note_end(session, seen)
+        if not session.waiting:
+            self._take_next_turn(session, seen.request.session)
         self._send_turn(session)
+
+    def _take_next_turn(self, session: _Session, name: str) -> None:
+        """Finds the next turn among the requests made ahead: where this server answers sooner than the recorded one, it
+        is due before its place in the file."""
+        for index, request in enumerate(self._ahead):
+            if request.session == name:
+                if request.think_s is not None:
+                    del self._ahead[index]
+                    session.waiting.append(request)
+                    self._num_waiting += 1
+                return
 
     def _note_end(self, session: _Session, seen: Observation) -> None:
         session.ended_s = seen.ended_s
