@@ -57,9 +57,7 @@ def test_a_heavy_load_needs_several() -> None:
     assert found.best is not None
     assert found.best.candidate.num_replicas >= 2
     assert any("replicas the worst limit is missed" in reason for reason in found.reasons), found.reasons
-    alone = predict(Candidate(PLATFORM, 1, 64, 512), workload(80.0), slo, 1)
-    assert not alone.keeps_slo
-    assert alone.busy_share > found.best.busy_share
+    assert not predict(Candidate(PLATFORM, 1, 64, 512), workload(80.0), slo, 1).keeps_slo
 
 
 def test_the_cache_is_a_reason() -> None:
@@ -89,14 +87,14 @@ def test_formats_are_compared() -> None:
 
 
 def test_the_number_of_replicas_has_an_interval() -> None:
-    found = advise([PLATFORM], workload(80.0), parse_slo(["ttft:p90=300ms"]), 1, 8)
+    """Steps of half or of one and a half times the time: about half, or half more, of the replicas."""
+    unsure = replace(PLATFORM, step_time=msgspec.structs.replace(STEPS, error=0.5))
+    found = advise([unsure], workload(80.0), parse_slo(["ttft:p90=300ms"]), 1, 8)
     assert found.best is not None
     low, high = found.replicas
-    assert low <= found.best.candidate.num_replicas
-    assert high is None or high >= found.best.candidate.num_replicas
-    unsure = replace(PLATFORM, step_time=msgspec.structs.replace(STEPS, error=0.5))
-    wide = advise([unsure], workload(80.0), parse_slo(["ttft:p90=300ms"]), 1, 8)
-    assert wide.replicas[0] < (wide.replicas[1] or 9)
+    assert high is not None
+    assert low <= found.best.candidate.num_replicas <= high
+    assert low < high
 
 
 def test_how_fast_a_machine_would_have_to_be() -> None:
