@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.bench.metrics import conclude
 from penstock.bench.observation import Observation
 from penstock.bench.plan import PlannedRequest
 from penstock.bench.response_reader import BrokenResponseError, ResponseReader
@@ -49,6 +50,23 @@ def test_cuts_do_not_matter(places: list[int]) -> None:
     assert (seen.prompt_tokens, seen.output_tokens, seen.cached_tokens) == (7, 3, 2)
     assert seen.text == "ab"
     assert reader.can_reuse
+
+
+def test_tokens_that_make_no_text_count_where_they_arrive() -> None:
+    """Halves of a character in the middle belong to the text that completes them; at the end, to the last event."""
+    seen = observation()
+    reader = ResponseReader(seen)
+    events = [("a", 1, None), ("", 2, None), ("é", 3, None), ("", 5, "length")]
+    reader.feed(chunked()[: -len(b"0\r\n\r\n")], 0.0)
+    for now_s, (text, total, reason) in enumerate(events, 1):
+        choice = {"delta": {"content": text}, "finish_reason": reason}
+        usage = {"prompt_tokens": 1, "completion_tokens": total}
+        event = b"data: " + json.dumps({"choices": [choice], "usage": usage}).encode() + b"\n\n"
+        reader.feed(b"%X\r\n%s\r\n" % (len(event), event), float(now_s))
+    reader.feed(b"E\r\ndata: [DONE]\n\n\r\n0\r\n\r\n", 9.0)
+    assert (list(seen.chunk_s), list(seen.chunk_tokens)) == ([1.0, 3.0], [1, 2])
+    assert (seen.output_tokens, seen.last_token_s, seen.failure) == (5, 4.0, "")
+    assert conclude(seen).tpot == (4.0 - 1.0) / 4
 
 
 @given(st.binary(max_size=400))

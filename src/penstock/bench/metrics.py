@@ -27,7 +27,7 @@ STEADY_FROM: Final = 0.1
 
 DEFINITIONS: Final[dict[str, str]] = {
     "ttft": "per request: intended send to the first chunk with output (text, reasoning, tool call or token ids)",
-    "tpot": "per request: (last - first chunk with output) / (output tokens after the first chunk)",
+    "tpot": "per request: (last token - first chunk with output) / (output tokens after the first chunk)",
     "itl": "per chunk: gap between successive chunks with output, over all requests",
     "itl_token": "per token: a gap before a chunk of k tokens counts as k gaps of a k-th of it, over all requests",
     "e2e": "per request: intended send to the end of the response ([DONE] of a stream)",
@@ -102,7 +102,7 @@ def conclude(seen: Observation) -> Outcome:
     num_tokens = tokens_of(seen)
     chunks = seen.chunk_s
     num_after = num_tokens - max(1, seen.chunk_tokens[0])
-    tpot = (chunks[-1] - chunks[0]) / num_after if num_after > 0 else None
+    tpot = (seen.last_token_s - chunks[0]) / num_after if num_after > 0 else None
     gaps = [after - before for before, after in itertools.pairwise(chunks)]
     return Outcome(chunks[0] - seen.intended_s, seen.ended_s - seen.intended_s, tpot, gaps, num_tokens, is_success=True)
 

@@ -36,7 +36,9 @@ class Observation:
     output_tokens: int = -1
     prompt_tokens: int = -1
     cached_tokens: int = -1
-    first_event_s: float = math.nan  # the first event with a choice, even an empty one: vLLM's first token
+    # The first and the last event with a choice, even an empty one: vLLM's first token, and where it ends a request.
+    first_event_s: float = math.nan
+    last_event_s: float = math.nan
     num_choice_events: int = 0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -46,6 +48,14 @@ class Observation:
     @property
     def is_success(self) -> bool:
         return not self.failure and not self.is_cancelled
+
+    @property
+    def last_token_s(self) -> float:
+        """Arrival of the last token: of the last output, or, where tokens that made no text came after it (the server
+        counted them), of the last event."""
+        told = sum(self.chunk_tokens)
+        ends_in_silence = 0 < told < self.output_tokens and 0 not in self.chunk_tokens
+        return max(self.last_event_s, self.chunk_s[-1]) if ends_in_silence else self.chunk_s[-1]
 
     def conclude(self, now_s: float) -> None:
         """The response ended. Success needs status 200, a finish_reason and, of a stream, [DONE]."""

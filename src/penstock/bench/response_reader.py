@@ -65,6 +65,7 @@ class ResponseReader:
         "_is_in_body",
         "_keeps_answer",
         "_left",
+        "_num_untold",
         "_seen",
         "can_reuse",
         "seen",
@@ -80,6 +81,7 @@ class ResponseReader:
         self._is_chunked = False
         self._left = _UNTIL_CLOSE
         self._seen = 0  # tokens in events so far, for servers that report usage with each
+        self._num_untold = 0  # of these, what no event with output has stood for yet
 
     def feed(self, data: bytes, now_s: float) -> bool:
         """Takes what has come; whether the response is complete. Raises BrokenResponseError."""
@@ -202,12 +204,14 @@ class ResponseReader:
             return
         if event.error:
             seen.failure = seen.failure or f"error event: {_error_name(event.error)}"
-        num_tokens = self._read_usage(event.usage) if event.usage is not None else 0
+        if event.usage is not None:
+            self._read_usage(event.usage)
         if not event.choices:
             return
         seen.num_choice_events += 1
         if math.isnan(seen.first_event_s):
             seen.first_event_s = now_s
+        seen.last_event_s = now_s
         choice = event.choices[0]
         if choice.finish_reason:
             seen.finish_reason = choice.finish_reason
@@ -215,21 +219,22 @@ class ResponseReader:
         text = choice.text or (part and (part.content or part.reasoning_content or part.reasoning)) or ""
         if text or choice.token_ids or (part is not None and part.tool_calls):
             seen.chunk_s.append(now_s)
-            seen.chunk_tokens.append(len(choice.token_ids) if choice.token_ids else num_tokens)
+            seen.chunk_tokens.append(len(choice.token_ids) if choice.token_ids else self._num_untold)
+            self._num_untold = 0
             if self._keeps_answer:
                 seen.text += text
                 seen.token_ids += choice.token_ids or ()
 
-    def _read_usage(self, usage: _Usage) -> int:
-        """Takes the counts; how many tokens are new since the last count."""
+    def _read_usage(self, usage: _Usage) -> None:
+        """Takes the counts; tokens that are new since the last one belong to the next event with output."""
         seen = self.seen
         seen.prompt_tokens = usage.prompt_tokens
         total = usage.completion_tokens
         seen.output_tokens = total if total is not None else -1
         if usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens is not None:
             seen.cached_tokens = usage.prompt_tokens_details.cached_tokens
-        num_new, self._seen = max(0, seen.output_tokens - self._seen), max(0, seen.output_tokens)
-        return num_new
+        self._num_untold += max(0, seen.output_tokens - self._seen)
+        self._seen = max(0, seen.output_tokens)
 
 
 def _error_name(error: Any) -> str:

@@ -65,7 +65,7 @@ def vllm_keys(record: RunRecord, summary: Summary) -> dict[str, Any]:
     """
     good = [seen for seen in record.observations if seen.is_success]
     ttft = [seen.first_event_s - seen.sent_s for seen in good]
-    e2el = [seen.chunk_s[-1] - seen.sent_s for seen in good]
+    e2el = [seen.last_event_s - seen.sent_s for seen in good]
     tpot = [
         (end - first) / (count - 1)
         for end, first, count in zip(e2el, ttft, map(tokens_of, good), strict=True)
@@ -117,6 +117,7 @@ def request_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
             "prompt_tokens": seen.prompt_tokens, "cached_tokens": seen.cached_tokens,
             "output_tokens": outcome.num_tokens, "planned_output_tokens": seen.request.output_tokens,
             "chunk_ms": [ms(moment_s) for moment_s in seen.chunk_s], "chunk_tokens": list(seen.chunk_tokens),
+            "last_event_ms": ms(seen.last_event_s),
         }  # fmt: skip
 
 
@@ -149,6 +150,6 @@ def _observation(row: dict[str, Any]) -> Observation:
     return Observation(
         request, seconds("intended_ms"), seconds("started_ms"), seconds("sent_ms"), seconds("ended_ms"),
         row["status"], True, row["finish_reason"], not row["failure"], row["failure"], row["cancelled"],
-        row["output_tokens"], row["prompt_tokens"], row["cached_tokens"],
+        row["output_tokens"], row["prompt_tokens"], row["cached_tokens"], last_event_s=seconds("last_event_ms"),
         chunk_s=array("d", [moment / 1e3 for moment in row["chunk_ms"]]), chunk_tokens=array("l", row["chunk_tokens"]),
     )  # fmt: skip
