@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from penstock.kernels.layouts import Layouts
+from typing import TYPE_CHECKING
+
 from penstock.kernels.reference.table import ReferenceOps
+from penstock.kernels.triton import activation, attention, norm, rope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from penstock.kernels.layouts import Layouts
 
 
 class TritonOps(ReferenceOps):
@@ -13,4 +20,27 @@ class TritonOps(ReferenceOps):
 
     def __init__(self, num_threads: int, layouts: Layouts) -> None:
         super().__init__(num_threads, layouts)
-        self.kind = "triton"
+        self.kind = self.isa = "triton"
+
+    rms_norm = staticmethod(norm.rms_norm)
+    add_rms_norm = staticmethod(norm.add_rms_norm)
+    layer_norm = staticmethod(norm.layer_norm)
+    gelu = staticmethod(activation.gelu)
+    silu_and_mul = staticmethod(activation.silu_and_mul)
+    rope_and_cache = staticmethod(rope.rope_and_cache)
+    copy_blocks = staticmethod(rope.copy_blocks)
+
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables_RW: Tensor,
+        context_lens_R: Tensor,
+        query_starts: Tensor,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        """The tables' shapes say what the host knows of the step: at most W blocks of context, T - R + 1 new tokens."""
+        caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
+        return attention.paged_attention(q_THD, caches, tables, scale, sliding_window)
