@@ -47,6 +47,7 @@ def build_parser() -> Parser:
     _add_run(commands)
     add_bench(commands, _command, Parser)
     _add_quantize(commands)
+    _add_compile(commands)
     _add_eval(commands)
     add_advise(commands, _command)
     _add_doctor(commands)
@@ -94,6 +95,15 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument("--to", metavar="FORMAT", required=True, help=formats)
     command.add_argument("--revision", help=SPECS["revision"].help)
     command.add_argument("--config", help=argparse.SUPPRESS)
+
+
+def _add_compile(commands: Any) -> None:
+    text = "pack a model's weights once, to start from them in seconds"
+    command = _command(commands, "compile", text, _run_compile)
+    command.add_argument("model", metavar="MODEL", help="a directory or hub id")
+    command.add_argument("output", metavar="OUT", help="the directory to write; `penstock serve OUT` starts from it")
+    names = ("revision", "dtype", "quantization", "num_threads", "device", "kernels")
+    _add_settings(command, [SPECS[name] for name in names])
 
 
 def _add_eval(commands: Any) -> None:
@@ -183,6 +193,14 @@ def _run_quantize(options: argparse.Namespace) -> int:
     from penstock.cli.quantize import quantize
 
     return quantize(options)
+
+
+def _run_compile(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from penstock.cli.compile import compile_model
+
+    return compile_model(settings_from(options), Path(options.output))
 
 
 def _run_perplexity(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 
 class Layouts(ABC):
-    """Sizes in bytes before anything is allocated, and empty memory of exactly these sizes. device: where it lies."""
+    """Sizes in bytes before anything is allocated, and empty memory of exactly these sizes. device: where it lies.
+
+    version: changes with the bytes of any packed weight, so that a compiled package is never read wrong.
+    """
 
     __slots__ = ("device",)
+    version: ClassVar[str]
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -59,9 +63,10 @@ class Layouts(ABC):
 
 class HostLayouts(Layouts):
     """Of the native and the reference kernels: in tiles of 16 outputs (packed.py, quantized.py) and pairs of bfloat16
-    (kv_layout.py), in huge pages of the host's memory."""
+    (kv_layout.py), in huge pages of the host's memory. The same for every instruction set."""
 
     __slots__ = ()
+    version = "host-1"
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))

@@ -10,6 +10,7 @@ from penstock.loader.gguf_checkpoint import GGUFCheckpoint
 from penstock.loader.gguf_file import GGUFFile
 from penstock.loader.hub import resolve
 from penstock.loader.mapped_tensor import TensorView
+from penstock.loader.package import PackageManifest, PackageReader, PackageWriter, is_package
 from penstock.loader.safetensors_file import SafetensorsFile
 
 __all__ = [
@@ -17,9 +18,13 @@ __all__ = [
     "Checkpoint",
     "GGUFCheckpoint",
     "GGUFFile",
+    "PackageManifest",
+    "PackageReader",
+    "PackageWriter",
     "SafetensorsCheckpoint",
     "SafetensorsFile",
     "TensorView",
+    "is_package",
     "open_checkpoint",
     "read_model_config",
     "resolve",

@@ -17,6 +17,7 @@ from penstock.config.model import ModelConfig, eos_token_ids
 from penstock.config.pooler import EMBED_TASKS, module_list, sentence_modules
 from penstock.loader.gguf_checkpoint import GGUFCheckpoint
 from penstock.loader.mapped_tensor import TensorView
+from penstock.loader.package import is_package, read_manifest
 from penstock.loader.safetensors_file import SafetensorsFile
 
 _MAX_JSON_BYTES: Final = 64 * 1024 * 1024
@@ -35,6 +36,8 @@ def read_model_config(path: Path) -> ModelConfig:
             return checkpoint.model_config()
     config = _read_json(path / "config.json")
     model = _with_sentence_modules(ModelConfig.from_hf(config), path)
+    if is_package(path):
+        model = msgspec.structs.replace(model, dtype=read_manifest(path).dtype)
     generation_path = path / "generation_config.json"
     if not generation_path.is_file():
         return model

@@ -69,6 +69,11 @@ class SafetensorsFile:
         entry = self._entries[name]
         return (entry.end - entry.begin) // max(entry.shape[0] if entry.shape else 1, 1)
 
+    def span(self, name: str) -> tuple[int, int]:
+        """First byte in the file and the one behind the last."""
+        entry = self._entries[name]
+        return entry.begin, entry.end
+
     def read(self, name: str, begin: int = 0, end: int | None = None) -> TensorView:
         """Rows [begin, end) of the tensor as a view of the mapping; the system reads ahead. Valid until close()."""
         entry = self._entries[name]

@@ -13,16 +13,28 @@ from typing import Final
 
 import torch
 
-from penstock.base.errors import ConfigError
+from penstock.base.errors import CheckpointError, ConfigError
 from penstock.config.engine import EngineConfig
+from penstock.kernels.layouts import Layouts
 from penstock.kernels.ops import Ops
 from penstock.layers import Weights
-from penstock.loader import BodyCheckpoint, Checkpoint, GGUFCheckpoint, open_checkpoint
+from penstock.loader import (
+    BodyCheckpoint,
+    Checkpoint,
+    GGUFCheckpoint,
+    PackageManifest,
+    PackageReader,
+    PackageWriter,
+    is_package,
+    open_checkpoint,
+)
+from penstock.loader.package import FORMAT_VERSION
 from penstock.models import ARCHITECTURES, LanguageModel, base_prefix, is_ignored_tensor
 from penstock.quantization import (
     CheckpointSource,
     DummySource,
     GGUFFormat,
+    LinearFormat,
     OnlineFormat,
     StoredFormat,
     TensorSource,
@@ -31,6 +43,7 @@ from penstock.quantization import (
     is_block_type,
 )
 from penstock.quantization.measuring import MeasuringFormat
+from penstock.quantization.packaged import PackagedFormat, PackagedSource, RecordingFormat, RecordingSource
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -63,6 +76,9 @@ def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
 
     Only the headers of quantised checkpoints are read: of floats, the configuration says it all.
     """
+    if _is_package(config):
+        with closing(open_package(config, ops.layouts)) as package:
+            return _measure(config, PackagedFormat(package), ops)
     if config.model.quantization is None and not Path(config.model_path).is_file():
         return _measure(config, linear_format(config, None), ops)
     with _opened(config) as checkpoint:
@@ -76,6 +92,10 @@ def load_model(
     on_packed: Callable[[float], None] | None = None,
 ) -> LanguageModel:
     """Builds the model. on_packed: gets the seconds that packing the linears took. Raises CheckpointError."""
+    if _is_package(config):
+        with closing(open_package(config, ops.layouts)) as package:
+            packed = PackagedFormat(package, _fractions(package, on_progress))
+            return _build(config, PackagedSource(package), packed, ops)
     with _opened(config) as checkpoint:
         chosen = linear_format(config, checkpoint)
         source: TensorSource
@@ -88,12 +108,78 @@ def load_model(
             )
         if isinstance(chosen, GGUFFormat):
             chosen.report_widened()
-        weights = Weights(source, chosen, torch_dtype(config.dtype), ops)
-        model = ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
-        source.finish()
+        model = _build(config, source, chosen, ops)
         if on_packed is not None:
             on_packed(chosen.packing_s)
         return model
+
+
+def write_package(config: EngineConfig, ops: Ops, output: Path, on_progress: Callable[[float], None]) -> None:
+    """Packs the weights as an engine of this configuration would, into the package at `output`.
+
+    Raises CheckpointError, ConfigError; then nothing of the package is left.
+    """
+    writer = PackageWriter(output)
+    try:
+        with _opened(config) as checkpoint:
+            chosen = linear_format(config, checkpoint)
+            assert checkpoint is not None
+            source = CheckpointSource(
+                checkpoint, lambda name: is_ignored_tensor(name, config.model) or chosen.ignores(name), on_progress
+            )
+            _build(config, RecordingSource(source, writer), RecordingFormat(chosen, writer), ops)
+        manifest = PackageManifest(
+            format_version=FORMAT_VERSION, layouts=ops.layouts.version, isa=ops.isa, dtype=config.dtype,
+            quantization=config.quantization,
+        )  # fmt: skip
+        writer.finish(manifest)
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def open_package(config: EngineConfig, layouts: Layouts) -> PackageReader:
+    """Raises CheckpointError, ConfigError when it was compiled for something else."""
+    path = Path(config.model_path)
+    reader = PackageReader(path)
+    manifest = reader.manifest
+    if manifest.layouts != layouts.version:
+        reader.close()
+        raise CheckpointError(
+            f"{path.name} was compiled for the kernels' layout {manifest.layouts}; this engine's is {layouts.version}.",
+            remedy="Compile the model again with this version, for this device, or serve the checkpoint itself.",
+        )
+    if config.dtype != manifest.dtype or config.quantization not in (None, manifest.quantization):
+        reader.close()
+        raise ConfigError(
+            f"{path.name} was compiled with dtype {manifest.dtype} and quantization {manifest.quantization or 'none'}.",
+            remedy="Leave --dtype and --quantization out, or compile the model again.",
+            param="dtype" if config.dtype != manifest.dtype else "quantization",
+        )
+    return reader
+
+
+def _is_package(config: EngineConfig) -> bool:
+    return config.load_format != "dummy" and is_package(Path(config.model_path))
+
+
+def _build(config: EngineConfig, source: TensorSource, chosen: LinearFormat, ops: Ops) -> LanguageModel:
+    weights = Weights(source, chosen, torch_dtype(config.dtype), ops)
+    model = ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
+    source.finish()
+    return model
+
+
+def _fractions(package: PackageReader, on_progress: Callable[[float], None]) -> Callable[[int], None]:
+    """Called with the bytes of each entry that was read; passes on the share of all."""
+    total, done = max(sum(entry.nbytes for entry in package.manifest.entries.values()), 1), 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        on_progress(min(done / total, 1.0))
+
+    return advance
 
 
 @contextmanager
@@ -107,7 +193,7 @@ def _opened(config: EngineConfig) -> Iterator[Checkpoint | None]:
         yield checkpoint if is_whole else BodyCheckpoint(checkpoint, prefix)
 
 
-def _measure(config: EngineConfig, chosen: StoredFormat, ops: Ops) -> int:
+def _measure(config: EngineConfig, chosen: LinearFormat, ops: Ops) -> int:
     measuring = MeasuringFormat(chosen)
     weights = Weights(measuring, measuring, torch_dtype(config.dtype), ops)
     ARCHITECTURES[config.model.architecture](config.model, weights, 1)

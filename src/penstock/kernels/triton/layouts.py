@@ -15,6 +15,7 @@ class TritonLayouts(TorchLayouts):
     """Caches of kv_layout.py. A block takes as many bytes as the host's."""
 
     __slots__ = ()
+    version = "triton-1"
 
     def empty_caches(
         self, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype

@@ -1,0 +1,167 @@
+"""A compiled package: a model directory whose weights were packed once, for one layout of the kernels.
+
+    config.json, tokenizer.json, ...   as in the checkpoint it was made from
+    penstock.json                      what was packed, and for which layouts (PackageManifest)
+    packed.safetensors                 the bytes: uint8 tensors, each from a page's boundary on
+
+Owns: the file while it is written.
+Never: knows what a layout looks like; trusts a number of the manifest that the file does not bear out.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from penstock.base.errors import CheckpointError
+from penstock.loader.safetensors_file import SafetensorsFile
+
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "penstock.json"
+WEIGHTS: Final = "packed.safetensors"
+_HEADER_BYTES: Final = (1 << 20) - 8  # reserved: the header is written last, over spaces
+_PAGE_BYTES: Final = 4096
+_PIECE_BYTES: Final = 8 << 20
+_NUM_READERS: Final = 4
+_MAX_MANIFEST_BYTES: Final = 64 << 20
+
+
+class PackedEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor of the file. kind: "linear" [n, k] of floats, "quantized" [n, k] of `layout`, "tensor" of `shape`.
+
+    dtype: of the values, or of the activations that a quantised weight is multiplied with. layout: the fields of
+    kernels.quantized.WeightLayout.
+    """
+
+    kind: str
+    dtype: str
+    nbytes: int
+    shape: tuple[int, ...]
+    layout: dict[str, int | str] = {}
+
+
+class PackageManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """layouts: the version of the kernels' layouts (Layouts.version). isa: of the machine that packed, to be told.
+
+    entries: by name; a fused linear's parts are "names joined by +", "#" and a number.
+    """
+
+    format_version: int
+    layouts: str
+    isa: str
+    dtype: str
+    quantization: str | None
+    entries: dict[str, PackedEntry] = {}
+
+
+def is_package(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(path: Path) -> PackageManifest:
+    """Raises CheckpointError."""
+    file = path / MANIFEST
+    try:
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{file} is too large to be a manifest.")
+        manifest = msgspec.json.decode(file.read_bytes(), type=PackageManifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.", remedy="Compile the model again.") from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path.name} is a package of format {manifest.format_version}; this version reads {FORMAT_VERSION}.",
+            remedy="Compile the model again.",
+        )
+    return manifest
+
+
+class PackageReader:
+    """The packed tensors of a package. Raises CheckpointError for a file that is not what its manifest says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+        file = SafetensorsFile(path / WEIGHTS)  # checks the header against the file's size
+        try:
+            spans = {name: file.span(name) for name in file.names()}
+        finally:
+            file.close()
+        for name, entry in self.manifest.entries.items():
+            begin, end = spans.get(name, (0, -1))
+            if not 0 < entry.nbytes <= end - begin:
+                raise CheckpointError(f"{WEIGHTS} does not hold {name[:80]!r}.", remedy="Compile the model again.")
+        self._begins = {name: begin for name, (begin, _) in spans.items()}
+        self._descriptor = os.open(path / WEIGHTS, os.O_RDONLY)
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="read-weights")
+
+    def entry(self, name: str) -> PackedEntry:
+        found = self.manifest.entries.get(name)
+        if found is None:
+            raise CheckpointError(
+                f"The package {self.path.name} has no {name!r}.", remedy="config.json and weights are not of one model."
+            )
+        return found
+
+    def read_into(self, name: str, target: memoryview) -> None:
+        """Fills `target`, which is as large as the entry. Straight from the file into its place, in parallel."""
+        memory = target.cast("B")
+        assert len(memory) == self.entry(name).nbytes, (name, len(memory))
+        begin = self._begins[name]
+
+        def read(offset: int) -> None:
+            piece, done = memory[offset : offset + _PIECE_BYTES], 0
+            while done < len(piece):
+                count = os.preadv(self._descriptor, [piece[done:]], begin + offset + done)
+                if count == 0:
+                    raise CheckpointError(f"{WEIGHTS} ended early.", remedy="Compile the model again.")
+                done += count
+
+        list(self._readers.map(read, range(0, len(memory), _PIECE_BYTES)))
+
+    def close(self) -> None:
+        self._readers.shutdown()
+        os.close(self._descriptor)
+
+
+class PackageWriter:
+    """Writes packed.safetensors as the tensors come, and the manifest when all are there (`finish`)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = (path / (WEIGHTS + ".part")).open("wb")
+        self._file.seek(8 + _HEADER_BYTES)
+        self._header: dict[str, dict[str, object]] = {}
+        self._end = 0
+        self.entries: dict[str, PackedEntry] = {}
+
+    def add(self, name: str, entry: PackedEntry, data: memoryview) -> None:
+        assert name not in self.entries, name
+        memory = data.cast("B")
+        assert len(memory) == entry.nbytes, (name, len(memory), entry)
+        padded = -(-entry.nbytes // _PAGE_BYTES) * _PAGE_BYTES
+        self._file.write(memory)
+        self._file.write(bytes(padded - entry.nbytes))
+        offsets = [self._end, self._end + padded]
+        self._header[name] = {"dtype": "U8", "shape": [padded], "data_offsets": offsets}
+        self._end += padded
+        self.entries[name] = entry
+
+    def finish(self, manifest: PackageManifest) -> None:
+        """The manifest's entries are those that were added. Only now is the package one."""
+        header = msgspec.json.encode(self._header)
+        assert len(header) <= _HEADER_BYTES, len(header)
+        self._file.seek(0)
+        self._file.write(_HEADER_BYTES.to_bytes(8, "little") + header.ljust(_HEADER_BYTES))
+        self._file.close()
+        (self._path / (WEIGHTS + ".part")).replace(self._path / WEIGHTS)
+        text = msgspec.json.encode(msgspec.structs.replace(manifest, entries=self.entries))
+        (self._path / MANIFEST).write_bytes(msgspec.json.format(text, indent=1))
+
+    def abandon(self) -> None:
+        """Removes what was written."""
+        self._file.close()
+        (self._path / (WEIGHTS + ".part")).unlink(missing_ok=True)
