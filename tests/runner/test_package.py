@@ -152,7 +152,7 @@ def test_a_failed_compile_leaves_no_package(tmp_path):
 
 
 # When packed bytes change, HostLayouts.version must: packages of before are then refused instead of read wrong.
-FINGERPRINTS = {"host-1": "FINGERPRINT"}
+FINGERPRINTS = {"host-1": "7b8b8d4df58b544e"}
 
 
 def test_a_version_of_the_layouts_is_of_these_bytes():

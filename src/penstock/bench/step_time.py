@@ -192,7 +192,7 @@ class HardwareStepTime:
 
     bandwidth: bytes a second. flops: multiplications and additions a second. efficiency: the share of both that a good
     kernel reaches. weight_bytes, num_parameters: of all layers and the head. kv_bytes: of one token, all layers.
-    attention_flops: of one (query, key) pair, all layers.
+    attention_flops: of one (query, key) pair, all layers. fixed_s: of a step, whatever is in it.
     """
 
     bandwidth: float
@@ -205,6 +205,7 @@ class HardwareStepTime:
     host_s: float = 0.0005
     wake_s: float = 0.0
     frontend: Frontend = USUAL_FRONTEND
+    fixed_s: float = 0.0
     error: float = 0.3  # a guess: limits say what cannot be beaten, not what is reached
 
     @classmethod
@@ -223,7 +224,7 @@ class HardwareStepTime:
         bandwidth, flops = self.bandwidth * self.efficiency, self.flops * self.efficiency
         linear = max(self.weight_bytes / bandwidth, 2 * self.num_parameters * work.num_tokens / flops)
         decode = work.decode_context * self.kv_bytes / bandwidth
-        return linear + decode + work.prefill_pairs * self.attention_flops / flops
+        return self.fixed_s + linear + decode + work.prefill_pairs * self.attention_flops / flops
 
     def spread(self, work: StepWork, drawn: float) -> float:  # noqa: ARG002 - a limit does not vary
         return 1.0

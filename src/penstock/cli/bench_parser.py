@@ -10,6 +10,7 @@ from typing import Any
 
 DATASETS = ("random", "prefix-tree", "conversations", "sharegpt", "custom", "trace")
 TRACE_FORMATS = ("auto", "penstock", "mooncake", "qwen", "burstgpt", "azure")
+CARD_NAMES = ("h200",)
 AddCommand = Callable[[Any, str, str, Any], Any]
 
 
@@ -118,6 +119,7 @@ def add_simulation(command: Any) -> None:
     """What a simulation needs: a platform, a workload, arrivals, an objective."""
     group = command.add_argument_group("Platform")
     group.add_argument("--config", type=Path, help="model directory, for a machine known by its limits only")
+    group.add_argument("--card", choices=CARD_NAMES, help="of --config: a GPU whose limits are known")
     group.add_argument("--bandwidth", type=float, help="of that machine's memory, GB/s")
     group.add_argument("--tflops", type=float, help="of that machine, 10^12 operations a second")
     group.add_argument("--weight-bits", type=float, default=16, help="bits a weight [16]")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from penstock.base.errors import ConfigError
 from penstock.bench.environment import manifest
+from penstock.bench.gpu_cards import CARDS
 from penstock.bench.metrics import summarise
 from penstock.bench.report import Report, ReportedRun
 from penstock.bench.results import run_json
@@ -64,14 +65,19 @@ def platform_of(options: argparse.Namespace, path: Path | None) -> tuple[StepTim
         num_blocks = options.num_blocks or profile.num_blocks
         engine = SimulatedEngine.of(wanted, num_blocks, profile.block_size, profile.max_model_len)
         return profile.step_time, engine
-    if options.config is None or not options.bandwidth or not options.tflops:
+    card = CARDS.get(options.card or "")
+    if options.config is None or (card is None and not (options.bandwidth and options.tflops)):
         raise ConfigError(
             "Nothing says how long a step takes.",
-            remedy="Give --profile, or --config, --bandwidth and --tflops of a machine.",
+            remedy="Give --profile, or --config with --card, or with --bandwidth and --tflops of a machine.",
         )
     from penstock.loader.checkpoint import read_model_config
 
     model = read_model_config(options.config)
+    if card is not None:
+        num_blocks = options.num_blocks or card.num_blocks(model, options.weight_bits, BLOCK_SIZE)
+        engine = SimulatedEngine.of(wanted, num_blocks, BLOCK_SIZE, model.max_context_len)
+        return card.step_time(model, options.weight_bits), engine
     step_time = HardwareStepTime.of_model(model, options.bandwidth * 1e9, options.tflops * 1e12, options.weight_bits)
     num_blocks = options.num_blocks or _DEFAULT_BLOCKS
     return step_time, SimulatedEngine.of(wanted, num_blocks, BLOCK_SIZE, model.max_context_len)

@@ -1,0 +1,362 @@
+"""One script for a card: builds nothing, checks everything, times everything, in under ten minutes.
+
+    PYTHONPATH=src python3 benchmarks/gpu/run.py --out benchmarks/results          (on a machine with a CUDA GPU)
+    TRITON_INTERPRET=1 python benchmarks/gpu/run.py --dry --out /tmp/gpu           (anywhere: tiny shapes, no figures)
+
+Needs torch, triton, numpy, msgspec, tokenizers, llguidance and safetensors; not the native core. Writes gpu.json and
+gpu.md: each figure beside its floor, the bytes or multiplications it needs over the card's limits measured in the same
+run. Random weights of Llama 3.1 8B's shape; the requests' tokens are random, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}  # fmt: skip
+DRY = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 512, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+@dataclass
+class Sizes:
+    """What is run: on a card, or dry."""
+
+    batches: tuple[int, ...] = (1, 8, 32, 128, 256)
+    context: int = 1024
+    decode_steps: int = 64
+    prefill: int = 8192
+    shared_prefix: int = 4096
+    shared_requests: int = 32
+    shared_output: int = 128
+    copy_bytes: int = 4 << 30
+    matrix: int = 8192
+    repeats: int = 20
+
+
+DRY_SIZES = Sizes((1, 3), 20, 3, 40, 32, 2, 2, 1 << 16, 32, 1)
+
+
+@dataclass
+class Report:
+    """Rows of figures and what they were made with."""
+
+    facts: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, what: str, seconds: float, floor_s: float, **more: Any) -> None:
+        row = {"what": what, "ms": seconds * 1e3, "floor_ms": floor_s * 1e3, "share": floor_s / seconds, **more}
+        self.rows.append(row)
+        print(f"{what:<44}{row['ms']:>10.3f} ms  floor {row['floor_ms']:>9.3f}  {row['share']:>6.1%}  {more or ''}")
+
+    def markdown(self) -> str:
+        facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
+        table = "\n".join(
+            f"| {row['what']} | {row['ms']:.3f} | {row['floor_ms']:.3f} | {row['share']:.2f} | "
+            + ", ".join(f"{name} {row[name]:,.1f}" for name in row if name not in ("what", "ms", "floor_ms", "share"))
+            + " |"
+            for row in self.rows
+        )
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        head = "| what | ms | floor, ms | floor / measured | |\n|---|---|---|---|---|"
+        return f"# One GPU\n\n{facts}\n\n{head}\n{table}\n\n{notes}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory for gpu.json and gpu.md")
+    parser.add_argument("--dry", action="store_true", help="on the CPU, interpreted, with tiny shapes")
+    parser.add_argument("--skip", action="append", default=[], help="tests, kernels, engine, fp8, transformers")
+    options = parser.parse_args()
+    if not options.dry:
+        os.environ["TRITON_INTERPRET"] = "0"
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    import torch
+
+    if options.dry:  # the interpreter's faults are corrected where the tests keep that
+        sys.path.insert(0, str(ROOT / "tests"))
+        import triton_interpreter
+
+        triton_interpreter.repair()
+    device = torch.device("cpu" if options.dry else "cuda")
+    sizes = DRY_SIZES if options.dry else Sizes()
+    report = Report(facts_of(torch, device))
+    bandwidth, flops = limits(torch, device, sizes)
+    report.facts |= {"copy bandwidth, TB/s": bandwidth / 1e12, "bf16 matrix rate, TFLOP/s": flops / 1e12}
+    phases: dict[str, Callable[[], None]] = {
+        "tests": lambda: run_tests(report, options.dry),
+        "kernels": lambda: time_kernels(torch, device, sizes, report, bandwidth),
+        "engine": lambda: time_engine(sizes, report, options.dry, (bandwidth, flops), None),
+        "fp8": lambda: time_engine(sizes, report, options.dry, (bandwidth, flops), "fp8"),
+        "transformers": lambda: time_transformers(torch, sizes, report, options.dry),
+    }
+    for name, run in phases.items():
+        if name in options.skip or (options.dry and name in ("fp8", "transformers")):
+            report.notes.append(f"{name}: not run")
+            continue
+        started = time.perf_counter()
+        try:
+            run()
+        except Exception as error:  # one phase must not take the others' figures with it
+            report.notes.append(f"{name}: failed: {type(error).__name__}: {error}")
+            if options.dry:
+                raise
+        report.facts[f"seconds of {name}"] = round(time.perf_counter() - started, 1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    content = {"facts": report.facts, "rows": report.rows, "notes": report.notes}
+    (options.out / "gpu.json").write_text(json.dumps(content, indent=1))
+    (options.out / "gpu.md").write_text(report.markdown())
+    print("\n".join(report.notes))
+    return 1 if any("failed" in note for note in report.notes) else 0
+
+
+def facts_of(torch: Any, device: Any) -> dict[str, Any]:
+    facts = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+    }
+    facts |= {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"card": properties.name, "multiprocessors": properties.multi_processor_count}
+        facts["memory, GB"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
+    else:
+        facts["card"] = "none: a dry run, its times mean nothing"
+    return facts
+
+
+def median_seconds(torch: Any, device: Any, call: Callable[[], Any], repeats: int) -> float:
+    """Of single calls, by events on a card; warmed up first."""
+    for _ in range(min(repeats, 3)):
+        call()
+    taken = []
+    for _ in range(repeats):
+        if device.type != "cuda":
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+            continue
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(taken)
+
+
+def limits(torch: Any, device: Any, sizes: Sizes) -> tuple[float, float]:
+    """(bytes a second of a copy, read and written; operations a second of a bf16 product), of random data."""
+    source = torch.randint(0, 255, (sizes.copy_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = median_seconds(torch, device, lambda: target.copy_(source), sizes.repeats)
+    a, b = (torch.randn((sizes.matrix, sizes.matrix), device=device).bfloat16() for _ in range(2))
+    multiplied = median_seconds(torch, device, lambda: a @ b, sizes.repeats)
+    return 2 * sizes.copy_bytes / copied, 2 * sizes.matrix**3 / multiplied
+
+
+def run_tests(report: Report, dry: bool) -> None:
+    """The parity of kernels and whole models on the card. Dry: that they are collected."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")]
+    if dry:
+        report.notes.append("tests: not run dry")
+        return
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False)
+    last = (found.stdout.strip().splitlines() or ["no output"])[-1]
+    report.notes.append(f"tests on the card: {'passed' if found.returncode == 0 else 'failed'}: {last}")
+
+
+def time_kernels(torch: Any, device: Any, sizes: Sizes, report: Report, bandwidth: float) -> None:
+    """Memory-bound kernels against the bytes they move."""
+    from penstock.kernels import ops as op_table
+
+    shape = DRY if device.type == "cpu" else LLAMA_8B
+    ops = op_table.load("triton", 1, device=device)
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    heads, groups = shape["num_attention_heads"], shape["num_key_value_heads"]
+    head_dim, dtype = hidden // heads, torch.bfloat16
+    for rows in sizes.batches:
+        x, weight = torch.randn((rows, hidden), device=device).to(dtype), torch.ones(hidden, device=device).to(dtype)
+        taken = median_seconds(torch, device, lambda x=x, w=weight: ops.rms_norm(x, w, 1e-5), sizes.repeats)
+        report.add(f"rms_norm [{rows}, {hidden}]", taken, 2 * x.nbytes / bandwidth)
+        gate_up = torch.randn((rows, 2 * inner), device=device).to(dtype)
+        taken = median_seconds(torch, device, lambda g=gate_up: ops.silu_and_mul(g), sizes.repeats)
+        report.add(f"silu_and_mul [{rows}, {2 * inner}]", taken, 1.5 * gate_up.nbytes / bandwidth)
+        blocks = -(-sizes.context // 16)
+        [(keys, values)] = ops.layouts.empty_caches(1, rows * blocks, groups, head_dim, dtype)
+        keys.copy_(torch.randn(keys.shape, device=device))
+        values.copy_(torch.randn(values.shape, device=device))
+        q = torch.randn((rows, heads, head_dim), device=device).to(dtype)
+        tables = torch.randperm(rows * blocks, device=device, dtype=torch.int32).view(rows, blocks)
+        lens = torch.full((rows,), sizes.context, dtype=torch.int32, device=device)
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        arguments = (q, keys, values, tables, lens, starts, head_dim**-0.5)
+        taken = median_seconds(torch, device, lambda a=arguments: ops.paged_attention(*a), sizes.repeats)
+        report.add(f"decode attention, {rows} x {sizes.context}", taken, 2 * keys.nbytes / bandwidth)
+
+
+def time_engine(
+    sizes: Sizes, report: Report, dry: bool, machine: tuple[float, float], quantization: str | None
+) -> None:
+    """Whole steps: decoding at several batches, a prefill, a shared prefix; and the phases of the start."""
+    with tempfile.TemporaryDirectory() as directory:
+        core, config, ready = build(Path(directory), dry, sizes, quantization)
+        try:
+            label = quantization or config.dtype
+            for phase, seconds in ready.phases:
+                report.facts[f"start {label}: {phase}, s"] = round(seconds, 2)
+            steps = Steps(core, config.model.vocab_size)
+            weight_bits = 8 if quantization else 16
+            for batch in sizes.batches:
+                time_decode(report, steps, config, (label, weight_bits, batch), sizes, machine)
+            time_prefill(report, steps, config, label, sizes, machine)
+            time_shared_prefix(report, steps, label, sizes)
+        finally:
+            core.close()
+
+
+def build(directory: Path, dry: bool, sizes: Sizes, quantization: str | None) -> tuple[Any, Any, Any]:
+    from penstock.config.resolve import EngineOptions, MachineFacts, resolve_engine_config
+    from penstock.engine.build import build_engine
+    from penstock.loader import read_model_config
+
+    (directory / "config.json").write_text(json.dumps({**LLAMA_8B, **(DRY if dry else {})}))
+    options = EngineOptions(
+        device="cpu" if dry else "cuda", kernels="triton", load_format="dummy", quantization=quantization or "none",
+        max_num_seqs=max(sizes.batches), max_num_batched_tokens=sizes.prefill, max_memory=64 << 20 if dry else 0,
+        max_model_len=min(512, 4 * sizes.prefill) if dry else sizes.prefill + sizes.shared_prefix,
+    )  # fmt: skip
+    model = read_model_config(directory)
+    config = resolve_engine_config(str(directory), model, options, MachineFacts(num_cores=1), target_step_s=0.0)
+    core, ready = build_engine(config, lambda _phase, _fraction: None)
+    return core, config, ready
+
+
+class Steps:
+    """Drives an engine and takes the time of its steps."""
+
+    def __init__(self, core: Any, vocab_size: int) -> None:
+        self.core = core
+        self._vocab_size = vocab_size
+        self._random = random.Random(1)
+        self._count = 0
+
+    def add(self, prompt: list[int], max_tokens: int) -> None:
+        from penstock.messages import EngineRequest, SamplingParams
+
+        self._count += 1
+        sampling = SamplingParams(temperature=0.0, ignore_eos=True)
+        request = EngineRequest(
+            request_id=str(self._count), prompt_token_ids=prompt, sampling=sampling, max_tokens=max_tokens
+        )
+        refusal = self.core.add(request)
+        assert refusal is None, refusal
+
+    def prompt(self, length: int) -> list[int]:
+        return [self._random.randrange(3, self._vocab_size) for _ in range(length)]
+
+    def drain(self) -> tuple[list[tuple[float, int]], float]:
+        """((seconds, tokens given) of each turn of the loop, seconds of all)."""
+        turns = []
+        begun = time.perf_counter()
+        while self.core.has_work():
+            started = time.perf_counter()
+            outputs = self.core.step()
+            assert not any(output.error for output in outputs), outputs
+            turns.append((time.perf_counter() - started, sum(len(output.token_ids) for output in outputs)))
+        return turns, time.perf_counter() - begun
+
+
+def parameter_count(model: Any) -> float:
+    from penstock.bench.step_time import HardwareStepTime
+
+    return HardwareStepTime.of_model(model, 1.0, 1.0).num_parameters
+
+
+def time_decode(
+    report: Report, steps: Steps, config: Any, case: tuple[str, int, int], sizes: Sizes, machine: tuple[float, float]
+) -> None:
+    """The median turn in which the whole batch got a token: what a user of a full batch sees."""
+    from penstock.bench.step_time import kv_bytes_per_token
+
+    label, weight_bits, batch = case
+    for _ in range(batch):
+        steps.add(steps.prompt(sizes.context), sizes.decode_steps)
+    turns, _ = steps.drain()
+    full = [seconds for seconds, tokens in turns if tokens == batch]
+    taken = statistics.median(full[len(full) // 4 :])
+    keys = batch * (sizes.context + sizes.decode_steps / 2) * kv_bytes_per_token(config.model)
+    floor_s = (parameter_count(config.model) * weight_bits / 8 + keys) / machine[0]
+    report.add(f"{label} decode step, batch {batch}", taken, floor_s, tokens_per_s=batch / taken)
+
+
+def time_prefill(
+    report: Report, steps: Steps, config: Any, label: str, sizes: Sizes, machine: tuple[float, float]
+) -> None:
+    steps.add(steps.prompt(sizes.prefill), 1)
+    _, taken = steps.drain()
+    flops = 2 * parameter_count(config.model) * sizes.prefill
+    report.add(f"{label} prefill of {sizes.prefill}", taken, flops / machine[1], tokens_per_s=sizes.prefill / taken)
+
+
+def time_shared_prefix(report: Report, steps: Steps, label: str, sizes: Sizes) -> None:
+    """Requests with one long beginning, which is in the cache: output tokens a second."""
+    prefix = steps.prompt(sizes.shared_prefix)
+    steps.add(prefix, 1)
+    steps.drain()
+    for _ in range(sizes.shared_requests):
+        steps.add(prefix + steps.prompt(8), sizes.shared_output)
+    _, taken = steps.drain()
+    rate = sizes.shared_requests * sizes.shared_output / taken
+    report.add(f"{label} shared prefix of {sizes.shared_prefix}", taken, taken, tokens_per_s=rate)
+    report.notes.append(f"{label} shared prefix: no floor is given")
+
+
+def time_transformers(torch: Any, sizes: Sizes, report: Report, dry: bool) -> None:
+    """transformers' generate on the same card, in the same shape, at the same batches."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    assert not dry
+    torch.cuda.empty_cache()
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA_8B)).to(torch.bfloat16).eval()
+    for batch in sizes.batches[:3]:
+        ids = torch.randint(3, LLAMA_8B["vocab_size"], (batch, sizes.context), device="cuda")
+
+        def generate(count: int, ids: Any = ids) -> float:
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+            torch.cuda.synchronize()
+            return time.perf_counter() - started
+
+        generate(2)
+        taken = (generate(34) - generate(2)) / 32
+        report.add(f"transformers generate, batch {batch}", taken, taken, tokens_per_s=batch / taken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
