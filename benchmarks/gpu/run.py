@@ -102,12 +102,13 @@ def main() -> int:
         triton_interpreter.repair()
     device = torch.device("cpu" if options.dry else "cuda")
     sizes = DRY_SIZES if options.dry else Sizes()
+    options.out.mkdir(parents=True, exist_ok=True)
     report = Report(facts_of(torch, device))
     bandwidth, flops = limits(torch, device, sizes)
     report.facts |= {"copy bandwidth, TB/s": bandwidth / 1e12, "bf16 matrix rate, TFLOP/s": flops / 1e12}
     phases: dict[str, Callable[[], None]] = {
         "tests": lambda: run_tests(report, options.dry),
-        "kernels": lambda: time_kernels(torch, device, sizes, report, bandwidth),
+        "kernels": lambda: time_kernels(report, options.out, options.dry),
         "engine": lambda: time_engine(sizes, report, options.dry, (bandwidth, flops), None),
         "fp8": lambda: time_engine(sizes, report, options.dry, (bandwidth, flops), "fp8"),
         "transformers": lambda: time_transformers(torch, sizes, report, options.dry),
@@ -124,7 +125,6 @@ def main() -> int:
             if options.dry:
                 raise
         report.facts[f"seconds of {name}"] = round(time.perf_counter() - started, 1)
-    options.out.mkdir(parents=True, exist_ok=True)
     content = {"facts": report.facts, "rows": report.rows, "notes": report.notes}
     (options.out / "gpu.json").write_text(json.dumps(content, indent=1))
     (options.out / "gpu.md").write_text(report.markdown())
@@ -189,33 +189,11 @@ def run_tests(report: Report, dry: bool) -> None:
     report.notes.append(f"tests on the card: {'passed' if found.returncode == 0 else 'failed'}: {last}")
 
 
-def time_kernels(torch: Any, device: Any, sizes: Sizes, report: Report, bandwidth: float) -> None:
-    """Memory-bound kernels against the bytes they move."""
-    from penstock.kernels import ops as op_table
-
-    shape = DRY if device.type == "cpu" else LLAMA_8B
-    ops = op_table.load("triton", 1, device=device)
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    heads, groups = shape["num_attention_heads"], shape["num_key_value_heads"]
-    head_dim, dtype = hidden // heads, torch.bfloat16
-    for rows in sizes.batches:
-        x, weight = torch.randn((rows, hidden), device=device).to(dtype), torch.ones(hidden, device=device).to(dtype)
-        taken = median_seconds(torch, device, lambda x=x, w=weight: ops.rms_norm(x, w, 1e-5), sizes.repeats)
-        report.add(f"rms_norm [{rows}, {hidden}]", taken, 2 * x.nbytes / bandwidth)
-        gate_up = torch.randn((rows, 2 * inner), device=device).to(dtype)
-        taken = median_seconds(torch, device, lambda g=gate_up: ops.silu_and_mul(g), sizes.repeats)
-        report.add(f"silu_and_mul [{rows}, {2 * inner}]", taken, 1.5 * gate_up.nbytes / bandwidth)
-        blocks = -(-sizes.context // 16)
-        [(keys, values)] = ops.layouts.empty_caches(1, rows * blocks, groups, head_dim, dtype)
-        keys.copy_(torch.randn(keys.shape, device=device))
-        values.copy_(torch.randn(values.shape, device=device))
-        q = torch.randn((rows, heads, head_dim), device=device).to(dtype)
-        tables = torch.randperm(rows * blocks, device=device, dtype=torch.int32).view(rows, blocks)
-        lens = torch.full((rows,), sizes.context, dtype=torch.int32, device=device)
-        starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        arguments = (q, keys, values, tables, lens, starts, head_dim**-0.5)
-        taken = median_seconds(torch, device, lambda a=arguments: ops.paged_attention(*a), sizes.repeats)
-        report.add(f"decode attention, {rows} x {sizes.context}", taken, 2 * keys.nbytes / bandwidth)
+def time_kernels(report: Report, out: Path, dry: bool) -> None:
+    """benchmarks/gpu/kernels.py, in a process of its own; its rows are written beside."""
+    command = [sys.executable, str(ROOT / "benchmarks/gpu/kernels.py"), "--json", str(out / "gpu-kernels.json")]
+    subprocess.run(command + ["--tiny"] * dry, check=True, timeout=240)
+    report.notes.append("kernels: in gpu-kernels.json")
 
 
 def time_engine(

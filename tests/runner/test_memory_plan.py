@@ -7,10 +7,11 @@ import re
 
 import msgspec
 import pytest
+import torch
 from driving import engine_config
 
 from penstock.base.errors import MemoryPlanError
-from penstock.runner import plan_memory
+from penstock.runner import memory, plan_memory
 from penstock.runner.memory import RESERVED_BYTES
 
 GIB = 1 << 30
@@ -105,3 +106,16 @@ def test_an_explicit_pool_is_taken_or_refused(config):
 def test_a_plan_is_a_value(config):
     plan = plan_memory(config(), 20 * GIB)
     assert msgspec.json.decode(msgspec.json.encode(plan), type=type(plan)) == plan
+
+
+def test_a_card_is_planned_from_its_own_free_memory_and_filled(config, monkeypatch):
+    on_card = msgspec.structs.replace(config(), device="cuda", kernels="triton")
+    monkeypatch.setattr(memory, "open_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100 * GIB, 140 * GIB))
+    plan = plan_memory(on_card)
+    assert plan.limit_bytes == 100 * GIB - memory.CARD_RESERVED_BYTES
+    left = plan.limit_bytes - plan.weights_bytes - plan.activation_bytes
+    assert 0 <= left - plan.kv_bytes < BLOCK_BYTES, "no share is left over"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (4 * GIB, 140 * GIB))
+    with pytest.raises(MemoryPlanError):
+        plan_memory(on_card)

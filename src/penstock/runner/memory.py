@@ -2,8 +2,9 @@
 
 The cache gets enough for max_num_seqs sequences of max_model_len tokens, but when no limit was set at most half of what
 is free beside weights and activations: a default must not take a whole machine. Under a limit (max_memory_bytes) it
-may take all that is left. Its pages become resident only as they are used. A max_model_len that the user left open is
-lowered until one sequence of that length fits the cache's share; one that was asked for is refused instead.
+may take all that is left, and on a GPU it does: a card's memory is for nobody else. On a CPU its pages become resident
+only as they are used. A max_model_len that the user left open is lowered until one sequence of that length fits the
+cache's share; one that was asked for is refused instead.
 
 Owns: nothing.
 Never: allocates; reads weights.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+import torch
 
 from penstock.base.errors import MemoryPlanError
 from penstock.config.defaults import available_memory_bytes
@@ -29,6 +31,8 @@ from penstock.runner.loading import torch_dtype, weights_nbytes
 # Left to the interpreter, torch's libraries, the server process and the system when the limit is what is free.
 RESERVED_BYTES: Final = 768 << 20
 KV_SHARE_OF_FREE: Final = 0.5
+# On a card: CUDA's and Triton's own, and what the allocator cannot use of its segments. Not measured yet.
+CARD_RESERVED_BYTES: Final = 3 << 30
 # Contexts are lowered to a multiple of this; below it a plan is not worth having.
 CONTEXT_STEP: Final = 128
 
@@ -52,12 +56,14 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
     config.max_memory_bytes 0: the limit is what is free here (or in this container) now; free_bytes replaces the
     measurement. config.cache.num_blocks above 0 asks for exactly that pool.
     """
-    ops = ReferenceOps(1, op_table.layouts(config.kernels, open_device(config.device)))
+    ops = ReferenceOps(1, op_table.layouts(config.kernels))  # sizes are the same wherever the memory is
+    device = open_device(config.device)
     needs = _Needs(config, weights_nbytes(config, ops), ops.layouts)
     is_measured = config.max_memory_bytes <= 0
     if is_measured:
-        free = available_memory_bytes() if free_bytes is None else free_bytes
-        limit, share = max(free - RESERVED_BYTES, 0), KV_SHARE_OF_FREE
+        reserved, share = (CARD_RESERVED_BYTES, 1.0) if device.type == "cuda" else (RESERVED_BYTES, KV_SHARE_OF_FREE)
+        free = _free_bytes(device) if free_bytes is None else free_bytes
+        limit = max(free - reserved, 0)
     else:
         limit, share = config.max_memory_bytes, 1.0
     length = config.scheduler.max_model_len
@@ -70,6 +76,8 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
     if left < least * needs.block:
         raise _refusal(config, needs, limit)
     most = config.scheduler.max_num_seqs * needs.least_blocks(length)
+    if device.type == "cuda" and not config.model.is_encoder:
+        most = max(most, left // needs.block)  # what no request runs in keeps prefixes
     num_blocks = asked or max(least, min(most, int(left * share) // max(needs.block, 1)))
     parts = {
         "limit_bytes": limit,
@@ -81,6 +89,10 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
     return MemoryPlan(
         num_blocks=num_blocks, block_size=config.cache.block_size, max_model_len=length, table=table, **parts
     )
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
 
 
 class _Needs:
@@ -106,7 +118,7 @@ class _Needs:
         keys = model.num_kv_heads * model.head_dim
         tokens = limits.max_num_batched_tokens
         attention = tokens * (2 * queries + 2 * keys)
-        mlp = min(tokens, MAX_TOKENS_AT_ONCE) * 3 * model.intermediate_size
+        mlp = (min(tokens, MAX_TOKENS_AT_ONCE) if config.device == "cpu" else tokens) * 3 * model.intermediate_size
         step = (max(attention, mlp) + tokens * 4 * model.hidden_size) * item + tokens * model.head_dim * 4
         logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
         rotary = limits.max_model_len * model.head_dim * 4

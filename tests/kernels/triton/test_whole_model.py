@@ -14,7 +14,6 @@ from penstock.config.engine import EngineConfig
 from whole_engine import build, engine_config, request, run
 
 FAMILIES = {
-    "llama": {"family": "llama"},
     "qwen3": {"family": "qwen3", "tie_word_embeddings": True},
     "mistral": {"family": "mistral", "sliding_window": 24},
 }

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from penstock.kernels.reference.table import ReferenceOps
-from penstock.kernels.triton import activation, attention, norm, rope
+from penstock.kernels.triton import activation, attention, full_attention, norm, rope, sampling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from penstock.kernels.layouts import Layouts
@@ -29,6 +35,9 @@ class TritonOps(ReferenceOps):
     silu_and_mul = staticmethod(activation.silu_and_mul)
     rope_and_cache = staticmethod(rope.rope_and_cache)
     copy_blocks = staticmethod(rope.copy_blocks)
+    full_attention = staticmethod(full_attention.full_attention)
+    sample = staticmethod(sampling.sample)
+    top_logprobs = staticmethod(sampling.top_logprobs)
 
     def paged_attention(
         self,
@@ -44,3 +53,13 @@ class TritonOps(ReferenceOps):
         """The tables' shapes say what the host knows of the step: at most W blocks of context, T - R + 1 new tokens."""
         caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
         return attention.paged_attention(q_THD, caches, tables, scale, sliding_window)
+
+    def mask_logits(self, logits_RV: Tensor, rows: Sequence[int], masks_KW: NDArray[np.int32]) -> None:
+        row_ids = torch.from_numpy(np.array(rows, dtype=np.int64))
+        sampling.mask_logits(logits_RV, self._sent(row_ids), self._sent(torch.from_numpy(masks_KW)))
+
+    def _sent(self, host: Tensor) -> Tensor:
+        """On the device, without waiting for it: only copies from pinned memory do not."""
+        if self.layouts.device.type == "cpu":
+            return host
+        return host.pin_memory().to(self.layouts.device, non_blocking=True)
