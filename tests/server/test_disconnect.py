@@ -38,6 +38,16 @@ async def test_before_the_first_token(server: RunningServer, is_stream: bool, n:
     assert [(record.outcome, record.status) for record in server.records] == [("cancelled", 499)]
 
 
+async def test_in_the_middle_of_a_beam_search(server: RunningServer) -> None:
+    server.engine.hold.clear()
+    _, writer = await connect(server, {**BODY, "use_beam_search": True, "n": 2, "max_tokens": 1000})
+    await server.until(lambda: server.engine.num_open == 1)
+    writer.close()
+    await server.until(lambda: len(server.engine.aborted) == 1)
+    await server.settled()
+    assert [(record.outcome, record.status) for record in server.records] == [("cancelled", 499)]
+
+
 @pytest.mark.parametrize("n", [1, 3])
 async def test_in_the_middle_of_a_stream(server: RunningServer, n: int) -> None:
     reader, writer = await connect(server, {**BODY, "stream": True, "n": n})

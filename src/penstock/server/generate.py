@@ -175,6 +175,7 @@ class _Run:
         self._opened = opened
         self._engine: Engine | None = None
         self._choices: list[Choice] = []
+        self._searching: asyncio.Future[list[RequestOutput]] | None = None
         self._is_gone = False
         self._is_interactive = False
         self._body = b""  # kept only while contents are recorded
@@ -259,6 +260,8 @@ class _Run:
 
     def _on_disconnect(self) -> None:
         self._is_gone = True
+        if self._searching is not None:
+            self._searching.cancel()
         self._stop(FinishReason.ABORT)
 
     def _stop(self, reason: FinishReason) -> None:
@@ -272,13 +275,16 @@ class _Run:
             self._choices.append(Choice(index, sequenced, stream, is_first_of_prompt=index % n == 0))
 
     async def _search(self, engine: Engine, sequences: Sequence[Sequenced], n: int, params: BeamSearchParams) -> None:
-        """Finished choices by beam search. A client that leaves is noticed at the end: nobody reads while it runs."""
+        """Finished choices by beam search, which ends where its client leaves."""
+        self._searching = asyncio.ensure_future(search_beams(engine, sequences, n, params))
         try:
-            outputs = await search_beams(engine, sequences, n, params)
+            outputs = await self._searching
         except BeamSearchFailedError as error:
             raise GenerationFailedError(error.info) from None
-        if self._is_gone:
-            raise ClientGoneError("The client left.")
+        except asyncio.CancelledError:
+            if self._is_gone:
+                raise ClientGoneError("The client left.") from None
+            raise
         for index, (sequenced, output) in enumerate(zip(sequences, outputs, strict=True)):
             choice = Choice(index, sequenced, _Ended(), is_first_of_prompt=index % n == 0, is_over=True)
             self._choices.append(choice)
