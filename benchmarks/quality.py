@@ -1,11 +1,16 @@
-"""What each weight format loses: perplexity and divergence on held-out text of the bundled model's world.
+"""What each weight format loses: perplexity and divergence of the bundled model, on two texts.
 
-    python benchmarks/quality.py [--tokens 8192] [--ggml PATH/libggml-base.so] [--markdown FILE]
+    python benchmarks/quality.py [--tokens 16384] [--llamacpp PYTHON] [--only TEXT] [--markdown FILE]
+
+"World": held-out conversations of the bundled model's world. "Own": their beginnings, continued by the bfloat16 model
+itself, sampled at temperature 1: there the logarithm of the change in perplexity is the divergence, but for chance. In
+the world's text names and numbers are made up, which no model can predict, and chance decides what a loss there costs.
 
 For each format the bundled model is written in it, served by our kernels, and compared with its bfloat16 original (KL
-divergence of the next-token distributions) and with the reference implementation of the format: the very same codes
-dequantised by the gguf package (or, for compressed-tensors, by their definition) and run by transformers in float32.
-With --ggml, the types that the gguf package cannot write are quantised by llama.cpp's own library.
+divergence of the next-token distributions), with the very same codes dequantised (by the gguf package, by transformers
+for compressed-tensors, else from the stored integers and scales) and run by transformers in float32, and, where
+--llamacpp names a Python with llama-cpp-python, with llama.cpp itself on the same file and tokens. That Python's
+library also quantises the types that the gguf package cannot write.
 """
 
 from __future__ import annotations
@@ -13,7 +18,10 @@ from __future__ import annotations
 import argparse
 import copy
 import ctypes
+import itertools
+import json
 import math
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,91 +40,193 @@ import msgspec  # noqa: E402
 from tools.bundled_model import corpus  # noqa: E402
 
 from gguf_files import write_gguf  # noqa: E402
+from hub_files import SCHEMES, write_hub  # noqa: E402
 from penstock.assets import BUNDLED_MODEL  # noqa: E402
 from penstock.config.defaults import machine_facts  # noqa: E402
 from penstock.config.resolve import EngineOptions, resolve_engine_config  # noqa: E402
-from penstock.conversion import convert  # noqa: E402
+from penstock.conversion import Calibration, Recipe, convert  # noqa: E402
 from penstock.frontend.tokenizer import Tokenizer  # noqa: E402
+from penstock.llm import LLM  # noqa: E402
 from penstock.llm.perplexity import Comparison, Predictor, compare  # noqa: E402
-from penstock.loader import read_model_config  # noqa: E402
+from penstock.loader import open_checkpoint, read_model_config  # noqa: E402
+from penstock.messages import SamplingParams  # noqa: E402
 
 WINDOW = 512
-PACKAGE_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
+PROMPT = 48  # tokens that the model's own text begins with
+PACKAGE_TYPES = ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
 GGML_TYPES = ("Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
+GGUF_TARGETS = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")
+CALIBRATED = {
+    **{target: (target, Recipe()) for target in ("q4_k_m", "q4_0", "q3_k_m", "q2_k", "w8a8", "w4a16", "awq")},
+    "w4a16, act-order": ("w4a16", Recipe(act_order=True)),
+    **{f"gptq {bits} bit": ("gptq", Recipe(bits=bits)) for bits in (2, 3, 4, 8)},
+    "gptq 4 bit, act-order": ("gptq", Recipe(act_order=True)),
+}
 Quantize = Callable[[np.ndarray, str], np.ndarray]
 
 
 class Row(NamedTuple):
-    """reference: perplexity of the same codes in the reference implementation; None where there is none."""
+    """Of both texts: found; exact: perplexity of the same codes dequantised, in float32; theirs: llama.cpp's."""
 
     name: str
     bits: float
-    found: Comparison
-    reference: float | None
+    found: list[Comparison]
+    exact: list[float] | None = None
+    theirs: list[float] | None = None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base.so, to quantise the K and IQ4 types")
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--llamacpp", type=Path, help="a Python that has llama-cpp-python")
+    parser.add_argument("--only", default="", help="formats whose name has this text")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    text = "".join(conversation.text() for conversation in corpus.held_out(0, 60))
-    tokens = Tokenizer.load(BUNDLED_MODEL).encode(text, add_special_tokens=False)[: options.tokens]
     with tempfile.TemporaryDirectory() as directory:
+        measuring = Measuring(Path(directory), options.tokens, options.llamacpp, options.only)
         lines = []
-        for line in table(measure(Path(directory), tokens, options.ggml)):
+        for line in table(measuring.rows()):
             print(line, flush=True)
             lines.append(line)
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n")
 
 
-def measure(directory: Path, tokens: list[int], ggml: Path | None) -> Iterator[Row]:
-    plain = predictor(BUNDLED_MODEL)
-    model = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
+class Measuring:
+    """Owns `directory`. Rows are made one after the other."""
 
-    def row(name: str, bits: float, path: Path, reference: float | None, **options: str) -> Row:
-        found = compare(predictor(path, **options), plain, tokens, WINDOW, lambda _share: None)
-        return Row(name, bits, found, reference)
+    def __init__(self, directory: Path, num_tokens: int, llamacpp: Path | None, only: str) -> None:
+        held_out = corpus.held_out(0, 60)
+        text = "".join(
+            held_out[index + 60 * maker].text() for index in range(60) for maker in range(len(held_out) // 60)
+        )
+        seen = "".join(conversation.text() for conversation in itertools.islice(corpus.training(9, 10**6), 400))
+        world = Tokenizer.load(BUNDLED_MODEL).encode(text, add_special_tokens=False)[: num_tokens // WINDOW * WINDOW]
+        self._texts = [world, continued(world)]
+        self._calibration = Calibration(seen)
+        self._directory = directory
+        self._llamacpp = llamacpp
+        self._only = only
+        self._plain = predictor(BUNDLED_MODEL)
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
+        (directory / "texts.json").write_text(json.dumps(self._texts))
 
-    yield row("bfloat16", 16, BUNDLED_MODEL, perplexity(model, tokens))
-    yield row("--quantization int8", 8, BUNDLED_MODEL, None, quantization="int8")
-    yield row("--quantization int4", 4.5, BUNDLED_MODEL, None, quantization="int4")
-    yield row("--quantization q4_k_m", 4.9, BUNDLED_MODEL, None, quantization="q4_k_m")
-    yield row("--quantization fp8", 8, BUNDLED_MODEL, None, quantization="fp8")
-    for target in ("q8_0", "q4_0", "q4_k_m"):
-        path = directory / f"{target}.gguf"
-        convert(BUNDLED_MODEL, path, target, lambda _share: None)
-        yield row(f"GGUF {target} (penstock quantize)", bits_of(path), path, None)
-    quantizers: list[tuple[Quantize, tuple[str, ...]]] = [(by_package, PACKAGE_TYPES)]
-    if ggml is not None:
-        quantizers.append((by_ggml(ggml), GGML_TYPES))
-    for quantize, kinds in quantizers:
-        for kind in kinds:
-            path = directory / f"{kind}.gguf"
-            write_gguf(path, BUNDLED_MODEL, kind, tokenizer=False, quantize=quantize)
-            reference = perplexity(dequantised(model, kind, quantize), tokens)
-            yield row(f"GGUF {kind}", bits_of(path), path, reference)
-    for target in ("w8a8", "w4a16"):
-        path = directory / target
-        convert(BUNDLED_MODEL, path, target, lambda _share: None)
-        reader = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        yield row(f"compressed-tensors {target}", bits_of(path / "model.safetensors"), path, perplexity(reader, tokens))
+    def rows(self) -> Iterator[Row]:
+        for row in itertools.chain(
+            self._online(), self._gguf_types(), self._written(), self._calibrated(), self._hub()
+        ):
+            if row is not None:
+                yield row
+
+    def _row(self, name: str, bits: float, path: Path, exact: list[float] | None = None, **options: str) -> Row:
+        model = predictor(path, **options)
+        found = [compare(model, self._plain, text, WINDOW, lambda _share: None) for text in self._texts]
+        theirs = self._by_llamacpp(path) if path.suffix == ".gguf" and self._llamacpp is not None else None
+        return Row(name, bits, found, exact, theirs)
+
+    def _wanted(self, name: str) -> bool:
+        return self._only in name
+
+    def _online(self) -> Iterator[Row]:
+        if self._wanted("bfloat16"):
+            yield self._row("bfloat16", 16, BUNDLED_MODEL, self._exact(self._model))
+        for kind in ("int8", "fp8"):
+            if self._wanted(f"--kv-cache-dtype {kind}"):
+                yield self._row(f"--kv-cache-dtype {kind}", 16, BUNDLED_MODEL, kv_cache_dtype=kind)
+        for kind, bits in (("int8", 8.0), ("fp8", 8.0), ("q4_k_m", 4.9), ("int4", 4.5)):
+            if self._wanted(f"--quantization {kind}"):
+                yield self._row(f"--quantization {kind}", bits, BUNDLED_MODEL, quantization=kind)
+
+    def _gguf_types(self) -> Iterator[Row]:
+        quantizers: list[tuple[Quantize, tuple[str, ...]]] = [(by_package, PACKAGE_TYPES)]
+        if self._llamacpp is not None:
+            quantizers.append((by_ggml(self._llamacpp), GGML_TYPES))
+        for quantize, kinds in quantizers:
+            for kind in filter(lambda kind: self._wanted(f"GGUF {kind}"), kinds):
+                path = self._directory / f"{kind}.gguf"
+                write_gguf(path, BUNDLED_MODEL, kind, quantize=quantize)
+                exact = self._exact(dequantised(self._model, kind, quantize))
+                yield self._row(f"GGUF {kind}", bits_of(path), path, exact)
+
+    def _written(self) -> Iterator[Row]:
+        for target in filter(lambda target: self._wanted(f"quantize --to {target}"), GGUF_TARGETS):
+            path = self._directory / f"{target}.gguf"
+            convert(BUNDLED_MODEL, path, target, lambda _share: None)
+            yield self._row(f"quantize --to {target}", bits_of(path), path)
+        for target in filter(lambda target: self._wanted(f"quantize --to {target}"), ("w8a8", "w4a16")):
+            path = self._directory / target
+            convert(BUNDLED_MODEL, path, target, lambda _share: None)
+            yield self._row(f"quantize --to {target}", bits_of(path), path, self._by_transformers(path))
+
+    def _calibrated(self) -> Iterator[Row]:
+        for name, (target, recipe) in CALIBRATED.items():
+            if not self._wanted(f"calibrated: {name}"):
+                continue
+            path = self._directory / (f"c-{name}.gguf" if target in GGUF_TARGETS else f"c-{name}")
+            convert(BUNDLED_MODEL, path, target, lambda _share: None, recipe, self._calibration)
+            exact = self._by_transformers(path) if target in ("w8a8", "w4a16") else None
+            yield self._row(f"calibrated: {name}", bits_of(path), path, exact)
+
+    def _hub(self) -> Iterator[Row]:
+        for name, scheme in SCHEMES.items():
+            if not self._wanted(f"hub: {name}"):
+                continue
+            path = self._directory / f"hub-{name}"
+            values = write_hub(BUNDLED_MODEL, path, scheme)
+            model = copy.deepcopy(self._model)
+            model.load_state_dict(values, strict=False)
+            yield self._row(f"hub: {name}", bits_of(path), path, self._exact(model))
+
+    def _exact(self, model: Any) -> list[float]:
+        return [perplexity(model, text) for text in self._texts]
+
+    def _by_transformers(self, path: Path) -> list[float]:
+        return self._exact(transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
+
+    def _by_llamacpp(self, path: Path) -> list[float]:
+        script = Path(__file__).parent / "peers" / "llamacpp_perplexity.py"
+        command = [str(self._llamacpp), str(script), str(self._directory / "texts.json"), str(WINDOW), str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return [float(found) for found in json.loads(done.stdout.splitlines()[-1])]
 
 
 def table(rows: Iterator[Row]) -> Iterator[str]:
-    yield "| format | bits a weight | perplexity | against bfloat16 | KL divergence | same best token | reference |"
-    yield "|---|---|---|---|---|---|---|"
-    for name, bits, found, reference in rows:
-        assert found.reference is not None
-        change = found.model.perplexity / found.reference.perplexity - 1
-        theirs = "" if reference is None else f"{reference:.4f} ({found.model.perplexity / reference - 1:+.2%})"
-        yield (
-            f"| {name} | {bits:.2f} | {found.model.perplexity:.4f} | {change:+.2%} | {found.divergence:.5f} "
-            f"| {found.same_best:.2%} | {theirs} |"
-        )
+    yield (
+        "| format | bits a weight | world | own | KL divergence | same best token "
+        "| same codes in float32: world, own | llama.cpp: world, own |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, bits, found, exact, theirs in rows:
+        ours = [f"{one.model.perplexity:.4f} ({change(one):+.2%})" for one in found]
+        others = [compared(found, other) for other in (exact, theirs)]
+        cells = [name, f"{bits:.2f}", *ours, f"{found[0].divergence:.5f}", f"{found[0].same_best:.2%}", *others]
+        yield f"| {' | '.join(cells)} |"
+
+
+def change(found: Comparison) -> float:
+    assert found.reference is not None
+    return found.model.perplexity / found.reference.perplexity - 1
+
+
+def compared(found: list[Comparison], others: list[float] | None) -> str:
+    """Others' perplexities, and where ours lie from them."""
+    pairs = zip(found, others or [], strict=False)
+    return ", ".join(f"{other:.4f} ({one.model.perplexity / other - 1:+.2%})" for one, other in pairs)
+
+
+def continued(tokens: list[int]) -> list[int]:
+    """The first tokens of each window, and what the model itself would go on with."""
+    prompts = [tokens[begin : begin + PROMPT] for begin in range(0, len(tokens), WINDOW)]
+    length = WINDOW - PROMPT
+    sampling = [SamplingParams(seed=seed, max_tokens=length, ignore_eos=True) for seed in range(len(prompts))]
+    with LLM(str(BUNDLED_MODEL), max_model_len=WINDOW) as llm:
+        done = llm.generate(prompts, sampling)
+    return [
+        token
+        for prompt, generation in zip(prompts, done, strict=True)
+        for token in (*prompt, *generation.outputs[0].token_ids)
+    ]
 
 
 def predictor(path: Path, **options: str) -> Predictor:
@@ -140,9 +250,11 @@ def by_package(values: np.ndarray, kind: str) -> np.ndarray:
     return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
 
 
-def by_ggml(path: Path) -> Quantize:
+def by_ggml(python: Path) -> Quantize:
     """llama.cpp's quantisation without an importance matrix."""
-    function = ctypes.CDLL(str(path)).ggml_quantize_chunk
+    where = "import importlib.util as u; print(u.find_spec('llama_cpp').submodule_search_locations[0])"
+    package = subprocess.run([str(python), "-c", where], check=True, capture_output=True, text=True).stdout.strip()
+    function = ctypes.CDLL(f"{package}/lib/libggml-base.so").ggml_quantize_chunk
     function.restype = ctypes.c_size_t
     number = ctypes.c_int64
     function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, number, number, number, ctypes.c_void_p]
@@ -170,21 +282,19 @@ def dequantised(model: Any, kind: str, quantize: Quantize) -> Any:
 
 
 def bits_of(path: Path) -> float:
-    """Of the file, over the weights of the model."""
-    count = sum(math.prod(shape) for shape in SHAPES)
-    return path.stat().st_size * 8 / count
+    """Of the file's tensors, over the weights of the model."""
+    file = path if path.is_file() else path / "model.safetensors"
+    return file.stat().st_size * 8 / NUM_WEIGHTS
 
 
-def _shapes() -> list[tuple[int, ...]]:
-    from penstock.loader import open_checkpoint
-
+def _count_weights() -> int:
     checkpoint = open_checkpoint(BUNDLED_MODEL)
-    shapes = [checkpoint.shape(name) for name in checkpoint.names()]
+    count = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names())
     checkpoint.close()
-    return shapes
+    return count
 
 
-SHAPES = _shapes()
+NUM_WEIGHTS = _count_weights()
 
 if __name__ == "__main__":
     main()

@@ -178,14 +178,15 @@ struct SignedTable {
     }
 };
 
-// Signed bytes, exact in bf16.
-static inline Units bf16_of_int8(__m256i codes) {
-    const __m512i words = _mm512_cvtepi8_epi16(codes);
+// Integers of -128 to 255, exact in bf16.
+static inline Units bf16_of_int16(__m512i words) {
     const __m512 odd = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
     const __m512 even = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
     const __m512i upper = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32(int(0xffff0000u)));
     return {_mm512_or_si512(upper, _mm512_srli_epi32(_mm512_castps_si512(even), 16))};
 }
+
+static inline Units bf16_of_int8(__m256i codes) { return bf16_of_int16(_mm512_cvtepi8_epi16(codes)); }
 
 template <>
 inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, char* units) {
@@ -202,14 +203,15 @@ inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, c
         return;
     }
     const auto* pairs = reinterpret_cast<const __m256i*>(codes);
-    if (layout.offset == 0) {
+    if (layout.offset == 0 && layout.minimums == MinimumKind::none) {
         const SignedTable table(layout.table);
         for (int u = 0; u < layout.step / 2; ++u, to += kLanes) store_units(to, table.of(_mm256_loadu_si256(pairs + u)));
         return;
     }
-    // Integers: code - 128.
+    // Integers: code - offset; with a zero point the code itself, which the minimum moves.
+    const __m512i offset = _mm512_set1_epi16(short(layout.offset));
     for (int u = 0; u < layout.step / 2; ++u, to += kLanes)
-        store_units(to, bf16_of_int8(_mm256_xor_si256(_mm256_loadu_si256(pairs + u), _mm256_set1_epi8(-128))));
+        store_units(to, bf16_of_int16(_mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256(pairs + u)), offset)));
 }
 
 #endif

@@ -30,6 +30,7 @@ from penstock.kernels.reference.quantized import dequantize, quantize_activation
 REFERENCE = ops.load("reference", 1)
 PART_LAYOUTS = [
     INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, W8A8, W8A16, NF4, w4a16(128), w4a16(32, "bf16"), w4a16(64, "f16", "point"),
+    WeightLayout(8, 64, "float", "f16", "point"),
     w4a16(256, "f32", "point"), fp8(), fp8("e5m2", 128, "bf16"), WeightLayout(4, 64, "int8", "f32", "point"),
     WeightLayout(8, 128, "int8", "bf16", offset=128),
 ]  # fmt: skip

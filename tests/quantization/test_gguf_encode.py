@@ -33,7 +33,9 @@ def test_simple_types_equal_ggml(name: str) -> None:
 
 
 # Root mean square error relative to the values'.
-@pytest.mark.parametrize(("name", "most"), [("Q4_K", 0.080), ("Q6_K", 0.021)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("Q2_K", 0.36), ("Q3_K", 0.19), ("Q4_K", 0.080), ("Q5_K", 0.042), ("Q6_K", 0.021)]
+)
 def test_k_types_are_close(name: str, most: float) -> None:
     values = torch.from_numpy(rows("normal"))
     blocks = encode(name, values)
@@ -44,4 +46,16 @@ def test_k_types_are_close(name: str, most: float) -> None:
     error = (again - values)[used].square().mean(1).sqrt() / values[used].square().mean(1).sqrt()
     assert error.max() < most
     assert not again[3, 256:512].any()
-    assert set(ENCODABLE) >= {"Q4_K", "Q6_K", "Q8_0", "Q4_0", "F16", "BF16", "F32"}
+    assert set(ENCODABLE) == {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "F16", "BF16", "F32"}
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0"])
+def test_importance_moves_the_error(name: str) -> None:
+    """From inputs that are large to those that are small."""
+    values = torch.from_numpy(rows("normal"))[5:]
+    importance = torch.randn(1024, generator=torch.Generator().manual_seed(1)).mul(1.5).exp()
+    errors = [
+        ((dequantize(name, encode(name, values, chosen)) - values).square() * importance).mean().item()
+        for chosen in (None, importance)
+    ]
+    assert errors[1] < 0.93 * errors[0]

@@ -9,13 +9,12 @@ from typing import Final
 
 import msgspec
 
-from penstock.base.errors import ConfigError
 from penstock.cli.checkpoint import engine_config, find_checkpoint
 from penstock.cli.progress import ShareBar
+from penstock.cli.text_input import read_text
 from penstock.config.engine import EngineConfig
 from penstock.config.settings import ResolvedSettings, Settings
 
-MAX_TEXT_BYTES: Final = 256 << 20
 DEFAULT_WINDOW: Final = 512
 
 
@@ -26,7 +25,7 @@ def eval_perplexity(resolved: ResolvedSettings, options: argparse.Namespace) -> 
 
     settings = resolved.values
     path = find_checkpoint(settings)
-    tokens = Tokenizer.load(path).encode(_read_text(Path(options.text)), add_special_tokens=False)
+    tokens = Tokenizer.load(path).encode(read_text(Path(options.text)), add_special_tokens=False)
     if options.max_tokens:
         tokens = tokens[: options.max_tokens]
     config = _config(settings, path, options.context)
@@ -53,12 +52,3 @@ def _config(settings: Settings, path: Path, window: int) -> EngineConfig:
     config = engine_config(settings, path)
     length = min(window, config.scheduler.max_model_len)
     return msgspec.structs.replace(config, scheduler=msgspec.structs.replace(config.scheduler, max_model_len=length))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB.", remedy="Take a part of it.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The text {path} cannot be read: {error}.", remedy="Name a UTF-8 text file.") from error

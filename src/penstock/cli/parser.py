@@ -88,11 +88,18 @@ def _add_run(commands: Any) -> None:
 def _add_quantize(commands: Any) -> None:
     command = _command(commands, "quantize", "write a float model as a smaller file", _run_quantize)
     command.add_argument("input", metavar="INPUT", help="a directory or hub id of a float model")
-    command.add_argument(
-        "output", metavar="OUTPUT", help="the .gguf file or, for w8a8 and w4a16, the directory to write"
+    command.add_argument("output", metavar="OUTPUT", help="the .gguf file, or for other formats the directory to write")
+    formats = (
+        "q8_0, q6_k, q5_k_m, q4_k_m, q4_0, q3_k_m, q2_k, f16, bf16 (GGUF); w8a8, w4a16 (compressed-tensors); gptq; awq"
     )
-    formats = "q8_0, q4_0, q4_k_m, f16, bf16 (GGUF); w8a8, w4a16 (compressed-tensors)"
     command.add_argument("--to", metavar="FORMAT", required=True, help=formats)
+    command.add_argument("--calibration", metavar="FILE", help="UTF-8 text like what the model will meet")
+    tokens = "use so many tokens of it [16384]"
+    command.add_argument("--calibration-tokens", metavar="N", type=int, default=16384, help=tokens)
+    command.add_argument("--bits", metavar="N", type=int, default=4, help="of gptq: 2, 3, 4 or 8 [4]")
+    group = "inputs that share a scale, for w4a16, gptq and awq: 32, 64, 128 or 256 [128]"
+    command.add_argument("--group-size", metavar="N", type=int, default=128, help=group)
+    command.add_argument("--act-order", action="store_true", help="gptq and w4a16: round the largest inputs first")
     command.add_argument("--revision", help=SPECS["revision"].help)
     command.add_argument("--config", help=argparse.SUPPRESS)
 

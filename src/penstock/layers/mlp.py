@@ -10,16 +10,19 @@ from torch import Tensor
 
 from penstock.kernels.ops import Ops
 from penstock.layers.linear import Linear
+from penstock.quantization import WholeStepWeight
 
 # The inner activations are the widest of a step. More tokens than this go through in pieces: the memory stays bounded
 # and stays with the allocator (it returns larger buffers to the system, and each new one costs its page faults again).
 MAX_TOKENS_AT_ONCE: Final = 512
 
 
-def in_pieces(block: Callable[[Tensor], Tensor], x_TD: Tensor) -> Tensor:
-    """block(x), of at most MAX_TOKENS_AT_ONCE tokens at a time; on a GPU, which wants large matrices, of all."""
+def in_pieces(block: Callable[[Tensor], Tensor], x_TD: Tensor, first: Linear) -> Tensor:
+    """block(x), of at most MAX_TOKENS_AT_ONCE tokens at a time; of all on a GPU, which wants large matrices, and where
+    the block's first linear wants to see them all."""
+    is_whole = not x_TD.is_cpu or isinstance(first.weight, WholeStepWeight)
     num_tokens = x_TD.shape[0]
-    if num_tokens <= MAX_TOKENS_AT_ONCE or not x_TD.is_cpu:
+    if num_tokens <= MAX_TOKENS_AT_ONCE or is_whole:
         return block(x_TD)
     begins = range(0, num_tokens, MAX_TOKENS_AT_ONCE)
     return torch.cat([block(x_TD[begin : begin + MAX_TOKENS_AT_ONCE]) for begin in begins])
@@ -35,7 +38,9 @@ class GatedMLP:
         self.down = down
 
     def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        return in_pieces(lambda piece_TD: self.down(ops.silu_and_mul(self.gate_up(piece_TD, ops)), ops), x_TD)
+        return in_pieces(
+            lambda piece_TD: self.down(ops.silu_and_mul(self.gate_up(piece_TD, ops)), ops), x_TD, self.gate_up
+        )
 
 
 class GeluMLP:
@@ -48,4 +53,4 @@ class GeluMLP:
         self.down = down
 
     def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        return in_pieces(lambda piece_TD: self.down(ops.gelu(self.up(piece_TD, ops)), ops), x_TD)
+        return in_pieces(lambda piece_TD: self.down(ops.gelu(self.up(piece_TD, ops)), ops), x_TD, self.up)

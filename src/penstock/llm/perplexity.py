@@ -19,8 +19,8 @@ from penstock.config.engine import EngineConfig
 from penstock.kernels import ops as op_table
 from penstock.kernels.devices import open_device
 from penstock.layers import AttentionMetadata
-from penstock.runner.kv_pool import KVPool
-from penstock.runner.loading import load_model, torch_dtype
+from penstock.runner.kv_pool import KVPool, cache_dtype
+from penstock.runner.loading import load_model
 
 LOGIT_ROWS_PER_PIECE = 64
 
@@ -66,7 +66,7 @@ class Predictor:
         self._model = load_model(config, self._ops, on_progress)
         self._block_size = config.cache.block_size
         self._num_blocks = -(-config.scheduler.max_model_len // self._block_size)
-        self._pool = KVPool(config.model, self._num_blocks, torch_dtype(config.dtype), self._ops.layouts)
+        self._pool = KVPool(config.model, self._num_blocks, cache_dtype(config), self._ops.layouts)
         self.vocab_size = config.model.vocab_size
 
     def start(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:

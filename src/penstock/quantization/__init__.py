@@ -6,7 +6,7 @@ Never: knows about models.
 
 from penstock.quantization.gguf import GGUFFormat, is_block_type
 from penstock.quantization.hub_formats import hub_format
-from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight
+from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight, WholeStepWeight
 from penstock.quantization.online import OnlineFormat
 from penstock.quantization.stored_format import StoredFormat
 from penstock.quantization.tensor_source import CheckpointSource, DummySource, TensorSource
@@ -23,6 +23,7 @@ __all__ = [
     "StoredFormat",
     "TensorSource",
     "UnquantizedFormat",
+    "WholeStepWeight",
     "hub_format",
     "is_block_type",
 ]

@@ -1,8 +1,9 @@
-"""Float rows to GGUF blocks: Q8_0 and Q4_0 by ggml's rule bit for bit, Q4_K and Q6_K by a search of the same kind.
+"""Float rows to GGUF blocks: Q8_0 and Q4_0 by ggml's rule bit for bit, the K types by a search of the same kind.
 
 The K types choose scale and minimum of a group by weighted least squares over several starting scales, as
-ggml-quants.c does (make_qkx2_quants, make_qx_quants): large values weigh more. Scales are then rounded themselves, and
-codes are taken anew for the rounded ones.
+ggml-quants.c does (make_qkx2_quants, make_qx_quants): large values weigh more, and so do inputs that are large in
+calibration data (an importance matrix). Scales are then rounded themselves, and codes are taken anew for the rounded
+ones.
 
 Shapes: R rows, N blocks, G groups of a block, E values of a group.
 """
@@ -18,19 +19,29 @@ from torch import Tensor
 from penstock.config.model import ModelConfig
 from penstock.loader.gguf_file import block_of
 
-_Q4_K_STEPS: Final = 21
-_Q6_K_STEPS: Final = 19
+_STEPS: Final = 21
 _TINY: Final = 1e-15
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# A mixture's type of most matrices, and of those whose rounding hurts more; the head is always Q6_K.
+MIXTURES: Final = {
+    "q2_k": ("Q2_K", "Q4_K"), "q3_k_m": ("Q3_K", "Q5_K"), "q4_k_m": ("Q4_K", "Q6_K"), "q5_k_m": ("Q5_K", "Q6_K"),
+    "q6_k": ("Q6_K", "Q6_K"),
+}  # fmt: skip
 
 
-def encode(tensor_type: str, rows_RK: Tensor) -> Tensor:
-    """Float rows -> uint8 [R, row bytes] of a type of ENCODABLE. K is a multiple of the type's block."""
+def encode(tensor_type: str, rows_RK: Tensor, importance_K: Tensor | None = None) -> Tensor:
+    """Float rows -> uint8 [R, row bytes] of a type of ENCODABLE. K is a multiple of the type's block.
+
+    importance_K: the mean square of each input, float32; left out, all are alike.
+    """
     if tensor_type in _FLOATS:
         return rows_RK.to(_FLOATS[tensor_type]).contiguous().view(torch.uint8)
     items, _ = block_of(tensor_type)
-    blocks = _ENCODERS[tensor_type](rows_RK.float().reshape(-1, items))
-    return blocks.reshape(rows_RK.shape[0], -1)
+    blocks = rows_RK.float().reshape(-1, items)
+    weights = None
+    if importance_K is not None:
+        weights = importance_K.view(1, -1).expand(rows_RK.shape).reshape(-1, items)
+    return _ENCODERS[tensor_type](blocks, weights).reshape(rows_RK.shape[0], -1)
 
 
 def head_name(model: ModelConfig) -> str:
@@ -38,15 +49,16 @@ def head_name(model: ModelConfig) -> str:
     return "model.embed_tokens" if model.tie_word_embeddings else "lm_head"
 
 
-def k_mixture(name: str, model: ModelConfig) -> str:
-    """The type of a linear (named without suffix) in llama.cpp's Q4_K_M: the head and some of v and down are finer."""
+def k_mixture(name: str, model: ModelConfig, mixture: str = "q4_k_m") -> str:
+    """The type of a linear (named without suffix): the head and some of v and down are finer, as llama.cpp has it."""
+    coarse, fine = MIXTURES[mixture]
     if name == head_name(model):
         return "Q6_K"
     if name.endswith(("v_proj", "down_proj")):
         layer, eighth = int(name.split(".")[2]), model.num_layers // 8
         if layer < eighth or layer >= 7 * model.num_layers // 8 or (layer - eighth) % 3 == 2:
-            return "Q6_K"
-    return "Q4_K"
+            return fine
+    return coarse
 
 
 def _halves(values_NV: Tensor) -> Tensor:
@@ -63,31 +75,43 @@ def _inverse(values: Tensor) -> Tensor:
     return torch.where(values == 0, 0.0, 1 / values)
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
+def _q8_0(blocks: Tensor, weights: Tensor | None) -> Tensor:  # noqa: ARG001  8 bits lose nothing worth weighing
     scales = blocks.abs().amax(1, keepdim=True) / 127
     codes = _round_away(blocks * _inverse(scales)).to(torch.int8)
     return torch.cat([_halves(scales), codes.view(torch.uint8)], 1)
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
+def _q4_0(blocks: Tensor, weights: Tensor | None) -> Tensor:
     """The value of the largest magnitude becomes -8: codes have one more level on that side."""
-    largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
-    scales = largest / -8
-    codes = (blocks.double() * _inverse(scales).double()).float().add_(8.5).trunc_().clamp_(0, 15).to(torch.uint8)
+    if weights is None:
+        largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+        scales = largest / -8
+        codes = (blocks.double() * _inverse(scales).double()).float().add_(8.5).trunc_().clamp_(0, 15)
+    else:
+        scales = _symmetric_scale(blocks[:, None], 8, _emphasis(blocks[:, None], weights[:, None]))[:, 0].half().float()
+        codes = (blocks * _inverse(scales)).round_().clamp_(-8, 7).add_(8)
+    codes = codes.to(torch.uint8)
     return torch.cat([_halves(scales), codes[:, :16] | (codes[:, 16:] << 4)], 1)
 
 
-def _scale_and_minimum(x_NGE: Tensor) -> tuple[Tensor, Tensor]:
-    """x = scale * code - minimum with codes 0 to 15 and minimum >= 0: both [N, G, 1]."""
-    weight = x_NGE.abs() + x_NGE.square().mean(2, keepdim=True).sqrt()
+def _emphasis(x_NGE: Tensor, weights: Tensor | None) -> Tensor:
+    """How much the error of each value counts: more for large ones, and for inputs that are large."""
+    if weights is None:
+        return x_NGE.abs() + x_NGE.square().mean(2, keepdim=True).sqrt()
+    mean = x_NGE.square().mean((1, 2), keepdim=True)
+    return weights.view(x_NGE.shape) * (mean + x_NGE.square()).sqrt()
+
+
+def _scale_and_minimum(x_NGE: Tensor, top: int, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """x = scale * code - minimum with codes 0 to `top` and minimum >= 0: both [N, G]."""
     low, high = x_NGE.amin(2, keepdim=True).clamp(max=0), x_NGE.amax(2, keepdim=True)
     sum_w, sum_x = weight.sum(2, keepdim=True), (weight * x_NGE).sum(2, keepdim=True)
-    best_scale, best_low = (high - low).clamp(min=_TINY) / 15, low
-    codes = ((x_NGE - low) / best_scale).round_().clamp_(0, 15)
+    best_scale, best_low = (high - low).clamp(min=_TINY) / top, low
+    codes = ((x_NGE - low) / best_scale).round_().clamp_(0, top)
     best_error = (weight * (best_scale * codes + low - x_NGE).square_()).sum(2, keepdim=True)
-    for step in range(_Q4_K_STEPS):
+    for step in range(_STEPS):
         span = (high - best_low).clamp(min=_TINY)
-        codes = ((x_NGE - best_low) * ((14 + 0.1 * step) / span)).round_().clamp_(0, 15)
+        codes = ((x_NGE - best_low) * ((top - 1 + 0.1 * step) / span)).round_().clamp_(0, top)
         weighted = weight * codes
         sum_l, sum_l2 = weighted.sum(2, keepdim=True), (weighted * codes).sum(2, keepdim=True)
         sum_xl = (weighted * x_NGE).sum(2, keepdim=True)
@@ -102,19 +126,29 @@ def _scale_and_minimum(x_NGE: Tensor) -> tuple[Tensor, Tensor]:
         best_scale = torch.where(better, scale, best_scale)
         best_low = torch.where(better, new_low, best_low)
         best_error = torch.where(better, error, best_error)
-    return best_scale, -best_low
+    return best_scale.squeeze(2), -best_low.squeeze(2)
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    x_NGE = blocks.view(-1, 8, 32)
-    scales, minimums = (part.squeeze(2) for part in _scale_and_minimum(x_NGE))
-    d, scale_codes = _six_bits(scales)
-    d_min, minimum_codes = _six_bits(minimums)
+def _affine(x_NGE: Tensor, top: int, top_scale: int, weights: Tensor | None) -> tuple[Tensor, ...]:
+    """Types with minimums -> codes [N, 256] uint8, both float16 scales as bytes, both codes [N, G] uint8."""
+    scales, minimums = _scale_and_minimum(x_NGE, top, _emphasis(x_NGE, weights))
+    d, scale_codes = _whole_multiples(scales, top_scale)
+    d_min, minimum_codes = _whole_multiples(minimums, top_scale)
     rounded = (d.half().float() * scale_codes)[:, :, None]
     offset = (d_min.half().float() * minimum_codes)[:, :, None]
-    codes = ((x_NGE + offset) * _inverse(rounded)).round_().clamp_(0, 15).to(torch.uint8)
-    low, high = scale_codes.to(torch.uint8), minimum_codes.to(torch.uint8)
-    packed = torch.cat(
+    codes = ((x_NGE + offset) * _inverse(rounded)).round_().clamp_(0, top).to(torch.uint8).flatten(1)
+    return codes, torch.cat([_halves(d), _halves(d_min)], 1), scale_codes.to(torch.uint8), minimum_codes.to(torch.uint8)
+
+
+def _whole_multiples(values_NG: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Numbers >= 0 as a scale [N, 1] times codes 0 to `top` [N, G]."""
+    d = values_NG.amax(1, keepdim=True) / top
+    return d, (values_NG * _inverse(d)).round().clamp(0, top)
+
+
+def _six_bit_scales(low: Tensor, high: Tensor) -> Tensor:
+    """Eight scales and minimums of six bits each -> 12 bytes."""
+    return torch.cat(
         [
             (low[:, :4] & 63) | ((low[:, 4:] >> 4) << 6),
             (high[:, :4] & 63) | ((high[:, 4:] >> 4) << 6),
@@ -122,25 +156,42 @@ def _q4_k(blocks: Tensor) -> Tensor:
         ],
         1,
     )
-    nibbles = codes.view(-1, 4, 2, 32)
-    return torch.cat([_halves(d), _halves(d_min), packed, (nibbles[:, :, 0] | (nibbles[:, :, 1] << 4)).flatten(1)], 1)
 
 
-def _six_bits(values_NG: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers >= 0 as a scale [N, 1] times codes 0 to 63 [N, G]."""
-    d = values_NG.amax(1, keepdim=True) / 63
-    return d, (values_NG * _inverse(d)).round().clamp(0, 63)
+def _fields(codes_NK: Tensor, bits: int, run: int) -> Tensor:
+    """Codes of `bits` bits: of each (8 / bits) runs of values the first fill the lowest bits of a run of bytes."""
+    count = 8 // bits
+    runs = codes_NK.view(codes_NK.shape[0], -1, count, run)
+    packed = runs[:, :, 0].clone()
+    for index in range(1, count):
+        packed |= runs[:, :, index] << (bits * index)
+    return packed.flatten(1)
 
 
-def _symmetric_scale(x_NGE: Tensor) -> Tensor:
-    """x = scale * code with codes -32 to 31: [N, G, 1]."""
-    weight = x_NGE.square()
+def _q2_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, halves, scales, minimums = _affine(blocks.view(-1, 16, 16), 3, 15, weights)
+    return torch.cat([scales | (minimums << 4), _fields(codes, 2, 32), halves], 1)
+
+
+def _q4_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, halves, scales, minimums = _affine(blocks.view(-1, 8, 32), 15, 63, weights)
+    return torch.cat([halves, _six_bit_scales(scales, minimums), _fields(codes, 4, 32)], 1)
+
+
+def _q5_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, halves, scales, minimums = _affine(blocks.view(-1, 8, 32), 31, 63, weights)
+    high = _fields(codes >> 4, 1, 32)
+    return torch.cat([halves, _six_bit_scales(scales, minimums), high, _fields(codes & 15, 4, 32)], 1)
+
+
+def _symmetric_scale(x_NGE: Tensor, half: int, weight: Tensor) -> Tensor:
+    """x = scale * code with codes -half to half - 1: [N, G, 1]."""
     largest = x_NGE.gather(2, x_NGE.abs().argmax(2, keepdim=True))
     usable = torch.where(largest.abs() < _TINY, 1.0, largest)
     best_scale = torch.zeros_like(largest)
     best = torch.full_like(largest, -1.0)
-    for step in range(_Q6_K_STEPS):
-        codes = (x_NGE * (-(32 + 0.1 * (step - 9)) / usable)).round_().clamp_(-32, 31)
+    for step in range(_STEPS):
+        codes = (x_NGE * (-(half + 0.1 * (step - _STEPS // 2)) / usable)).round_().clamp_(-half, half - 1)
         weighted = weight * codes
         sum_xl, sum_l2 = (weighted * x_NGE).sum(2, keepdim=True), (weighted * codes).sum(2, keepdim=True)
         gained = sum_xl.square() / sum_l2.clamp(min=_TINY)
@@ -150,21 +201,33 @@ def _symmetric_scale(x_NGE: Tensor) -> Tensor:
     return torch.where(largest.abs() < _TINY, 0.0, best_scale)
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _symmetric(blocks: Tensor, half: int, top_scale: int, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Types of 16 groups without minimums -> codes [N, 256] >= 0, the float16 scale as bytes, signed codes [N, 16]."""
     x_NGE = blocks.view(-1, 16, 16)
-    scales = _symmetric_scale(x_NGE).squeeze(2)
+    weight = x_NGE.square() if weights is None else _emphasis(x_NGE, weights)
+    scales = _symmetric_scale(x_NGE, half, weight).squeeze(2)
     largest = scales.gather(1, scales.abs().argmax(1, keepdim=True))
-    d = largest / -128
-    scale_codes = (scales * _inverse(d)).round().clamp(-128, 127)
+    d = largest / -top_scale
+    scale_codes = (scales * _inverse(d)).round().clamp(-top_scale, top_scale - 1)
     rounded = (d.half().float() * scale_codes)[:, :, None]
-    codes = ((x_NGE * _inverse(rounded)).round_().clamp_(-32, 31) + 32).to(torch.uint8).view(-1, 2, 128)
-    nibbles = (codes & 15).view(-1, 2, 2, 64)
-    low = nibbles[:, :, 0] | (nibbles[:, :, 1] << 4)
-    pairs = (codes >> 4).view(-1, 2, 4, 32)
-    high = pairs[:, :, 0] | (pairs[:, :, 1] << 2) | (pairs[:, :, 2] << 4) | (pairs[:, :, 3] << 6)
-    signed = scale_codes.to(torch.int8).view(torch.uint8)
-    return torch.cat([low.flatten(1), high.flatten(1), signed, _halves(d)], 1)
+    codes = ((x_NGE * _inverse(rounded)).round_().clamp_(-half, half - 1) + half).to(torch.uint8)
+    return codes.flatten(1), _halves(d), scale_codes.to(torch.int8)
 
 
-_ENCODERS: Final[dict[str, Callable[[Tensor], Tensor]]] = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_K": _q4_k, "Q6_K": _q6_k}
+def _q3_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, d, signed = _symmetric(blocks, 4, 32, weights)
+    scales = (signed + 32).to(torch.uint8)
+    packed = torch.cat([_fields(scales & 15, 4, 8), _fields(scales >> 4, 2, 4)], 1)
+    return torch.cat([_fields(codes >> 2, 1, 32), _fields(codes & 3, 2, 32), packed, d], 1)
+
+
+def _q6_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, d, signed = _symmetric(blocks, 32, 128, weights)
+    low, high = _fields(codes & 15, 4, 64), _fields(codes >> 4, 2, 32)
+    return torch.cat([low, high, signed.view(torch.uint8), d], 1)
+
+
+_ENCODERS: Final[dict[str, Callable[[Tensor, Tensor | None], Tensor]]] = {
+    "Q8_0": _q8_0, "Q4_0": _q4_0, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
+}  # fmt: skip
 ENCODABLE: Final = (*_FLOATS, *_ENCODERS)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _GROUP_SIZES = (256, 128, 64, 32, 16)
+_WORD = 0xFFFFFFFF
 
 
 def unpack_words(words_WN: Tensor, bits: int, count: int) -> Tensor:
@@ -25,7 +26,7 @@ def unpack_words(words_WN: Tensor, bits: int, count: int) -> Tensor:
 
 def _unpack_three(words_WN: Tensor) -> Tensor:
     """32 codes of three bits in three words; two of them cross from one word to the next."""
-    triples = (words_WN.long() & 0xFFFFFFFF).view(-1, 3, words_WN.shape[1])
+    triples = (words_WN.long() & _WORD).view(-1, 3, words_WN.shape[1])
     codes = []
     for index in range(32):
         word, shift = divmod(3 * index, 32)
@@ -34,6 +35,20 @@ def _unpack_three(words_WN: Tensor) -> Tensor:
             code = code | (triples[:, word + 1] << (32 - shift))
         codes.append((code & 7).to(torch.uint8))
     return torch.stack(codes, 1).flatten(0, 1)
+
+
+def pack_words(codes_KN: Tensor, bits: int) -> Tensor:
+    """The inverse of unpack_words: uint8 [K, N], K a multiple of 32, to int32 [K * bits / 32, N]."""
+    runs = codes_KN.view(-1, 32, codes_KN.shape[1])
+    words = torch.zeros(runs.shape[0], bits, runs.shape[2], dtype=torch.int64)
+    for index in range(32):
+        word, shift = divmod(bits * index, 32)
+        code = runs[:, index].long()
+        words[:, word] |= code << shift & _WORD
+        if shift + bits > 32:
+            words[:, word + 1] |= code >> (32 - shift)
+    signed = torch.where(words > _WORD >> 1, words - _WORD - 1, words)
+    return signed.to(torch.int32).flatten(0, 1)
 
 
 def kernel_group(group_size: int) -> int:

@@ -28,6 +28,10 @@ class LinearWeight(Protocol):
         ...
 
 
+class WholeStepWeight:
+    """A LinearWeight that is to see all tokens of a step at once: blocks do not cut them into pieces for it."""
+
+
 class EmbeddingWeight(LinearWeight, Protocol):
     """A weight that can also be read by rows: an embedding, which a tied output head multiplies too."""
 
