@@ -66,13 +66,17 @@ Quantize = Callable[[np.ndarray, str], np.ndarray]
 
 
 class Row(NamedTuple):
-    """Of both texts: found; exact: perplexity of the same codes dequantised, in float32; theirs: llama.cpp's."""
+    """Of both texts: found; exact: perplexity of the same codes dequantised, in float32; theirs: llama.cpp's.
+
+    wide: ours with --dtype float32, as llama.cpp keeps activations.
+    """
 
     name: str
     bits: float
     found: list[Comparison]
     exact: list[float] | None = None
     theirs: list[float] | None = None
+    wide: list[Comparison] | None = None
 
 
 def main() -> None:
@@ -120,10 +124,13 @@ class Measuring:
                 yield row
 
     def _row(self, name: str, bits: float, path: Path, exact: list[float] | None = None, **options: str) -> Row:
-        model = predictor(path, **options)
-        found = [compare(model, self._plain, text, WINDOW, lambda _share: None) for text in self._texts]
-        theirs = self._by_llamacpp(path) if path.suffix == ".gguf" and self._llamacpp is not None else None
-        return Row(name, bits, found, exact, theirs)
+        found = self._score(predictor(path, **options))
+        if path.suffix != ".gguf" or self._llamacpp is None:
+            return Row(name, bits, found, exact)
+        return Row(name, bits, found, exact, self._by_llamacpp(path), self._score(predictor(path, dtype="float32")))
+
+    def _score(self, model: Predictor) -> list[Comparison]:
+        return [compare(model, self._plain, text, WINDOW, lambda _share: None) for text in self._texts]
 
     def _wanted(self, name: str) -> bool:
         return self._only in name
@@ -194,12 +201,12 @@ class Measuring:
 def table(rows: Iterator[Row]) -> Iterator[str]:
     yield (
         "| format | bits a weight | world | own | KL divergence | same best token "
-        "| same codes in float32: world, own | llama.cpp: world, own |"
+        "| same codes in float32: world, own | llama.cpp: world, own | llama.cpp, ours with --dtype float32 |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
-    for name, bits, found, exact, theirs in rows:
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, bits, found, exact, theirs, wide in rows:
         ours = [f"{one.model.perplexity:.4f} ({change(one):+.2%})" for one in found]
-        others = [compared(found, other) for other in (exact, theirs)]
+        others = [compared(found, exact), compared(found, theirs), compared(wide or [], theirs)]
         cells = [name, f"{bits:.2f}", *ours, f"{found[0].divergence:.5f}", f"{found[0].same_best:.2%}", *others]
         yield f"| {' | '.join(cells)} |"
 

@@ -69,4 +69,4 @@ def test_bitsandbytes_as_transformers_reads_it(name: str, source: tuple[Path, An
     write_hub(source[0], tmp_path / "out", SCHEMES[name])
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, device_map="cpu")
     expected = their_logprobs(model)
-    assert our_logprobs(tmp_path / "out", "float32") == pytest.approx(expected, abs=0.04)
+    assert our_logprobs(tmp_path / "out", "float32") == pytest.approx(expected, abs=0.06)

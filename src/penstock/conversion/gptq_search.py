@@ -70,6 +70,7 @@ def _inverse_factor(moments_KK: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             continue
+        upper: Tensor
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed:
             return upper

@@ -140,7 +140,7 @@ class AWQObserver:
 def _moments(x_TK: Tensor) -> Tensor:
     """X^T X, float32 [K, K]"""
     total = torch.zeros(x_TK.shape[1], x_TK.shape[1])
-    for piece in x_TK.split(_PIECE_TOKENS):
+    for piece in torch.split(x_TK, _PIECE_TOKENS):
         wide = piece.float()
         total.addmm_(wide.T, wide)
     return total
@@ -148,9 +148,9 @@ def _moments(x_TK: Tensor) -> Tensor:
 
 def _mean_squares(x_TK: Tensor) -> Tensor:
     """float32 [K]"""
-    return torch.stack([piece.float().square().sum(0) for piece in x_TK.split(_PIECE_TOKENS)]).sum(0) / len(x_TK)
+    return torch.stack([piece.float().square().sum(0) for piece in torch.split(x_TK, _PIECE_TOKENS)]).sum(0) / len(x_TK)
 
 
 def _mean_magnitudes(x_TK: Tensor) -> Tensor:
     """float32 [K]"""
-    return torch.stack([piece.float().abs().sum(0) for piece in x_TK.split(_PIECE_TOKENS)]).sum(0) / len(x_TK)
+    return torch.stack([piece.float().abs().sum(0) for piece in torch.split(x_TK, _PIECE_TOKENS)]).sum(0) / len(x_TK)
