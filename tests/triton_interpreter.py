@@ -5,7 +5,7 @@ It keeps bfloat16 and float8 as the integers of their bits, and then
 - truncates float32 to bfloat16, where the GPU rounds to nearest even;
 - loses the carry into the exponent when it rounds to float8, and knows neither ties nor saturation;
 - cannot take a tensor as the bound of a range: numpy has ceased to convert arrays of one element to int.
-Arithmetic on bfloat16 tensors is wrong too: kernels widen to float32 first, as the hardware does.
+- adds and multiplies the bits of bfloat16, and knows no bfloat16 constants (other operations on it stay wrong: widen).
 It also patches the language anew for every call of a device function, tl.sum included, which takes most of its time.
 """
 
@@ -32,7 +32,10 @@ def repair() -> None:
     # The conversions between two types all call self.cast_impl, so they follow.
     builder.cast_impl = lambda self, src, to: _cast(src, to) if _is_kept_as_bits(src, to) else cast(self, src, to)
     builder.create_fp_to_fp = lambda self, src, to, _rounding: self.cast_impl(src, to)
-    builder.create_dot = lambda self, a, b, *rest: dot(self, _widened(a), _widened(b), *rest)
+    builder.create_dot = lambda self, a, b, d, *rest: _dot(a, b, d) if _is_float(d) else dot(self, a, b, d, *rest)
+    builder.get_bf16 = lambda self, value: _cast(self.get_fp32(value), tl.bfloat16)
+    for name in ("create_fadd", "create_fsub", "create_fmul"):
+        setattr(builder, name, _in_float32(getattr(builder, name)))
     patch_tensor, patch_language = interpreter._patch_lang_tensor, interpreter._patch_lang
 
     def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
@@ -65,6 +68,27 @@ def _cast(src: Any, to: Any) -> Any:
     bits = torch.int16 if target == tl.bfloat16 else torch.uint8
     data = values.to(_TORCH[target]).view(bits).numpy().view(interpreter._get_np_dtype(target))
     return interpreter.TensorHandle(data, target)
+
+
+def _is_float(operand: Any) -> bool:
+    return operand.dtype.scalar.is_floating()
+
+
+def _dot(a: Any, b: Any, d: Any) -> Any:
+    """a @ b + d in float64, rounded once: so the order of its sums does not show, whatever the sizes."""
+    product = _widened(a).data.astype(np.float64) @ _widened(b).data.astype(np.float64)
+    return interpreter.TensorHandle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
+
+
+def _in_float32(operation: Any) -> Any:
+    """An operation on two floats that is right for bfloat16: computed in float32 and rounded once, as the GPU's is."""
+
+    def apply(self: Any, a: Any, b: Any) -> Any:
+        if a.dtype.scalar != tl.bfloat16:
+            return operation(self, a, b)
+        return _cast(operation(self, _widened(a), _widened(b)), tl.bfloat16)
+
+    return apply
 
 
 def _widened(operand: Any) -> Any:

@@ -84,7 +84,8 @@ class StoredFormat(ABC):
             for index in members:
                 self._pack(source, names[index], (num_rows[index], num_columns), packed, first_row, ops)
                 first_row += num_rows[index]
-            parts.append(PackedWeight(packed, orders[members[0]]))
+            order = orders[members[0]]
+            parts.append(PackedWeight(packed, None if order is None else order.to(packed.data.device)))
         return parts[0] if len(parts) == 1 else SplitWeight(parts)
 
     def load_embedding(

@@ -38,3 +38,15 @@ def test_products_are_of_values(dtype: torch.dtype) -> None:
     out = torch.empty(32, 32)
     _dot_kernel[(1,)](a, b, out, SIZE=32)
     torch.testing.assert_close(out, a.float() @ b.float(), rtol=1e-4, atol=1e-4)
+
+
+@triton.jit
+def _arithmetic_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, SIZE))
+    tl.store(out_ptr + tl.arange(0, SIZE), (x - 3.5) * x + x)
+
+
+def test_bfloat16_is_added_and_multiplied_rounded_once_each() -> None:
+    x, out = torch.randn(64).bfloat16(), torch.empty(64, dtype=torch.bfloat16)
+    _arithmetic_kernel[(1,)](x, out, SIZE=64)
+    assert torch.equal(out, (x - 3.5) * x + x)

@@ -216,12 +216,11 @@ def embedding(ids_T: Tensor, weight: QuantizedLinear) -> Tensor:
 # ---- rounding
 
 
-def quantize_into(packed: QuantizedLinear, first_row: int, source: Tensor) -> None:
-    """See Ops.quantize_into."""
-    layout, x = packed.layout, source.float()
+def rounded_rows(layout: WeightLayout, k: int, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Float rows [R, K] as codes (uint8 [R, K]) and a scale a group (float32 [R, G]); see Ops.quantize_into."""
     assert layout.values == "integer" and layout.minimums == "none" and layout.scales != "super", layout
-    group = layout.group_size or packed.k
-    groups = split_dim(_pad(x, group), 1, -1, group)
+    group = layout.group_size or k
+    groups = split_dim(_pad(source.float(), group), 1, -1, group)
     if layout.bits == INT4.bits:
         # The largest magnitude becomes -8: the codes have one more level on that side (llama.cpp's rule).
         most = groups.gather(2, groups.abs().argmax(2, keepdim=True))
@@ -232,5 +231,10 @@ def quantize_into(packed: QuantizedLinear, first_row: int, source: Tensor) -> No
     # Halves are rounded as llama.cpp does: upwards in 4 bits, away from zero in 8.
     nearest = (scaled + 0.5).floor() if layout.bits == INT4.bits else (scaled.abs() + 0.5).floor().copysign(scaled)
     codes = nearest.clamp(-layout.offset, layout.offset - 1) + layout.offset
-    codes_RK = codes.flatten(1)[:, : packed.k].to(torch.uint8)
-    write_rows(packed, first_row, codes_RK, {"scales": scales[..., 0]})
+    return codes.flatten(1)[:, :k].to(torch.uint8), scales[..., 0]
+
+
+def quantize_into(packed: QuantizedLinear, first_row: int, source: Tensor) -> None:
+    """See Ops.quantize_into."""
+    codes_RK, scales_RG = rounded_rows(packed.layout, packed.k, source)
+    write_rows(packed, first_row, codes_RK, {"scales": scales_RG})
