@@ -93,7 +93,10 @@ def compile_one(specialization: Specialization, capability: int) -> CompiledKern
         cubin_size=len(compiled.asm["cubin"]),
         shared_size=compiled.metadata.shared,
         seconds=round(time.monotonic() - started, 2),
-        **usage,
+        registers=usage["registers"],
+        spill_store_size=usage["spill_store_size"],
+        spill_load_size=usage["spill_load_size"],
+        stack_size=usage["stack_size"],
     )
     return msgspec.structs.replace(result, problem=judge(result, spills_allowed=specialization.spills_allowed))
 

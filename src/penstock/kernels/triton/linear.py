@@ -160,7 +160,7 @@ def family_of(weight: PackedLinear | QuantizedLinear) -> str:
 def _by_vendor(
     x_TK: Tensor, weight: PackedLinear | QuantizedLinear, bias_N: Tensor | None, out_dtype: torch.dtype | None
 ) -> Tensor:
-    matrix = weight.data if isinstance(weight, DeviceLinear) else dequantize(weight)  # type: ignore[arg-type]
+    matrix = dequantize(weight) if isinstance(weight, DeviceQuantized) else weight.data
     if out_dtype in (None, x_TK.dtype):
         return torch.nn.functional.linear(x_TK, matrix, bias_N)
     assert out_dtype is torch.float32, out_dtype
@@ -174,8 +174,11 @@ def _by_vendor(
 def _multiply(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, job: _Multiplication) -> None:
     if job.num_rows == 0:
         return
-    is_codes = isinstance(weight, DeviceQuantized) and weight.kind == "codes"
-    step = device_step(weight.layout) if is_codes else _BF16_STEP if isinstance(weight, DeviceLinear) else DENSE_STEP
+    if isinstance(weight, DeviceLinear):
+        step = _BF16_STEP
+    else:
+        assert isinstance(weight, DeviceQuantized), type(weight)
+        step = device_step(weight.layout) if weight.kind == "codes" else DENSE_STEP
     launch = _launch(x_TK.device, family_of(weight), job, weight.k, step)
     partial = job.out
     if launch.is_split:
@@ -183,8 +186,8 @@ def _multiply(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, job: _Multip
         partial = torch.empty(shape, dtype=torch.float32, device=x_TK.device)
     tiles = triton.cdiv(job.num_rows, launch.block_m) if job.routing is None else job.routing.tile_experts.shape[0]
     grid = (tiles, triton.cdiv(job.n_rows, launch.block_n), launch.num_splits if launch.is_split else 1)
-    if is_codes:
-        _multiply_codes(x_TK, weight, job, launch, grid, partial)  # type: ignore[arg-type]
+    if isinstance(weight, DeviceQuantized) and weight.kind == "codes":
+        _multiply_codes(x_TK, weight, job, launch, grid, partial)
     else:
         _multiply_dense(x_TK, weight, job, launch, grid, partial)
     if launch.is_split:
