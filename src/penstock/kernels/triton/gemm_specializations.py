@@ -109,7 +109,7 @@ def _matrix(
             aligned=_ALIGNED,
             min_capability=oldest,
             max_capability=newest,
-            in_test=name in _IN_TEST and use in ("decode", "prefill by tensor"),
+            in_test=name in _IN_TEST and use == "decode",
         )
 
 
