@@ -91,7 +91,7 @@ def group_scales(
         if HAS_SUPERS:
             place = (group + index) * GROUP // 256 * n_total + columns
             scale *= tl.load(supers_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        scales += (scale,)
+        scales += (scale,)  # type: ignore[assignment]
     return scales
 
 

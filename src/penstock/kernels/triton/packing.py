@@ -107,4 +107,5 @@ def _words(codes_RK: Tensor, fields: int, lanes: int, lanes_a_word: int) -> Tens
     width = 32 // (fields * lanes_a_word)
     shifts = width * torch.arange(fields * lanes_a_word, dtype=torch.int32, device=codes_RK.device)
     by_field = codes_RK.unflatten(1, (-1, fields, lanes // lanes_a_word, lanes_a_word)).permute(1, 0, 3, 4, 2)
-    return (by_field.flatten(3).int() << shifts).sum(3, dtype=torch.int32)
+    words: Tensor = (by_field.flatten(3).int() << shifts).sum(3, dtype=torch.int32)
+    return words
