@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from penstock.kernels.reference.table import ReferenceOps
-from penstock.kernels.triton import activation, attention, full_attention, norm, rope, sampling
+from penstock.kernels.triton import activation, attention, full_attention, norm, packing, rope, sampling
+from penstock.kernels.triton import linear as linear_family
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,13 @@ class TritonOps(ReferenceOps):
         super().__init__(num_threads, layouts)
         self.kind = self.isa = "triton"
 
+    pack_into = staticmethod(packing.pack_into)
+    pack_parts = staticmethod(packing.pack_parts)
+    pack_gguf = staticmethod(packing.pack_gguf)
+    quantize_into = staticmethod(packing.quantize_into)
+    dequantize = staticmethod(linear_family.dequantize)
+    linear = staticmethod(linear_family.linear)
+    embedding = staticmethod(linear_family.embedding)
     rms_norm = staticmethod(norm.rms_norm)
     add_rms_norm = staticmethod(norm.add_rms_norm)
     layer_norm = staticmethod(norm.layer_norm)
