@@ -225,9 +225,10 @@ def test_structured_output_and_forced_tools_with_the_official_client(served: tup
             Weather.model_validate_json(call.function.arguments)
         stream = client.chat.completions.create(**arguments, tools=tools, tool_choice=choice, stream=True)
         deltas = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or []]
-        assert [delta.function.arguments for delta in deltas if delta.function] == [
-            call.function.arguments for call in whole.message.tool_calls
-        ]
+        streamed = [""] * len(whole.message.tool_calls)
+        for delta in deltas:
+            streamed[delta.index] += (delta.function and delta.function.arguments) or ""
+        assert streamed == [call.function.arguments for call in whole.message.tool_calls]
 
     for stream_it in (False, True):
         schema = {"type": "array", "uniqueItems": True}
