@@ -7,7 +7,7 @@ one, or given out at once (jump-forward).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -19,8 +19,6 @@ from penstock.structured.compiler import CompiledGrammar
 # The way to the end is looked for when so many draws are left beside it, and kept track of from there.
 CLOSING_MARGIN: Final = 24
 CLOSING_INTERVAL: Final = 8
-# A jump over fewer tokens saves no step: when it is known, the step for the first of them is planned.
-MIN_JUMP: Final = 3
 _BITS: Final = (np.uint32(1) << np.arange(32, dtype=np.uint32)).view(np.int32)
 
 
@@ -34,12 +32,17 @@ class ConstrainedRow:
     """
 
     def __init__(
-        self, grammar: CompiledGrammar, mask: NDArray[np.int32], slot: int, budget: int | None, *, jumps: bool
+        self,
+        grammar: CompiledGrammar,
+        mask: NDArray[np.int32],
+        slot: int,
+        budget: int | None,
+        min_jump: Callable[[], int] | None,
     ) -> None:
-        """jumps: forced tokens are given out at once."""
+        """min_jump: how many forced tokens are given out at once, at the least; None: they are all drawn."""
         self.grammar = grammar
         self.slot = slot
-        self.jumps = jumps
+        self._min_jump = min_jump
         self._first_budget = budget
         self._closing_from = 2 * (grammar.num_closing_tokens or 0) + 2 * CLOSING_MARGIN
         self._spare: NDArray[np.int32] | None = None
@@ -53,7 +56,7 @@ class ConstrainedRow:
 
     def renewed(self, mask: NDArray[np.int32]) -> ConstrainedRow:
         """The same row at the beginning of its output, sharing nothing with this one."""
-        return ConstrainedRow(self.grammar, mask, self.slot, self._first_budget, jumps=self.jumps)
+        return ConstrainedRow(self.grammar, mask, self.slot, self._first_budget, self._min_jump)
 
     def restart(self) -> None:
         """Back to the beginning of the output."""
@@ -133,7 +136,8 @@ class ConstrainedRow:
             self.forced = self.matcher.forced_tokens()
             if self.budget is not None:  # the last token is drawn in any case: whether it ends the output shows then
                 del self.forced[max(0, self.budget - 1) :]
-            self.jump = self.forced if self.jumps and len(self.forced) >= MIN_JUMP else []
+            jumps = self._min_jump is not None and len(self.forced) >= self._min_jump()
+            self.jump = self.forced if jumps else []
         if self.forced and not self.jump:
             self.mask.fill(0)
             token_id = self.forced[0]

@@ -27,6 +27,8 @@ from penstock.structured.llguidance_backend import LlguidanceBatch
 # A mask takes microseconds and the library's own limits end the worst within some milliseconds. Should one ever take
 # longer than this, its request ends; the thread that is lost in it is left behind.
 MAX_MASK_S: Final = 0.25
+# A jump over fewer tokens saves no step: when it is known, the step for the first of them is planned.
+MIN_JUMP: Final = 3
 
 # (row, tokens to take, position of the first in its output)
 Work = tuple[ConstrainedRow, Sequence[int], int]
@@ -159,9 +161,15 @@ class TokenMasks:
     ) -> None:
         """A request takes `row`. output_ids: what it drew before a preemption. budget: of its whole output.
         jumps: nothing but the grammar decides about a token that it forces, and nobody asks for its probability."""
-        constrained = ConstrainedRow(grammar, self._masks[row], row, budget, jumps=jumps and self.jumps)
+        min_jump = self._min_jump if jumps and self.jumps else None
+        constrained = ConstrainedRow(grammar, self._masks[row], row, budget, min_jump)
         self._rows[row] = constrained
         self._submit(_Job([(constrained, list(output_ids), 0)]))
+
+    def _min_jump(self) -> int:
+        """A jump voids the draw that is planned for its first token already. Alone, that costs nothing where weights
+        are read anyway; among many rows, it costs what a token costs, and only a long jump is worth it."""
+        return max(MIN_JUMP, len(self._rows) // 2)
 
     def remove(self, row: int) -> None:
         self._rows.pop(row, None)
