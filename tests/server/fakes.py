@@ -51,6 +51,7 @@ REPLY = "You said: "
 EOS = 3
 STYLE = OutputStyle(hermes.FORMAT, ReasoningTags("<think>", "</think>"))
 MAX_MODEL_LEN = 4096
+VOCAB_SIZE = 0x110000
 
 
 class FakeEngine:
@@ -58,7 +59,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.ready = EngineReady(
-            max_model_len=MAX_MODEL_LEN, vocab_size=0x110000, block_size=16, num_blocks=64, max_num_seqs=8,
+            max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE, block_size=16, num_blocks=64, max_num_seqs=8,
             max_num_batched_tokens=64, dtype="float32", instruction_set="fake", phases=[("load weights", 0.1)],
         )  # fmt: skip
         self.stats = EngineStats(num_blocks=64, num_free_blocks=60, num_cached_blocks=2)
@@ -132,6 +133,8 @@ class FakeEngine:
         prompt = "".join(map(chr, prompt_ids))
         answer = REPLY + prompt.rsplit("\n", 1)[-1] if self.script is None else self.script
         tokens = [*map(ord, answer), EOS]
+        if EOS not in request.stop_token_ids:
+            tokens *= 1 + request.max_tokens // len(tokens)
         prompt_logprobs = None
         if sampling.prompt_logprobs is not None:
             prompt_logprobs = [_logprob(token, sampling.prompt_logprobs) for token in prompt_ids[1:]]
@@ -255,9 +258,7 @@ class FakeText:
         return "{{ messages }}<tool_call><think>"
 
     async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
-        ids = _prompt_ids(source)
-        if not ids:
-            raise ValidationError("The prompt is empty.", param="prompt")
+        ids = _checked_ids(source)
         return Prompt(ids, self.decode(ids))
 
     async def prepare(self, request: GenerationRequest) -> list[Sequenced]:
@@ -268,9 +269,7 @@ class FakeText:
         self.tasks.check("generate")
         sequences: list[Sequenced] = []
         for number, source in enumerate(request.prompts):
-            ids = _prompt_ids(source)
-            if not ids:
-                raise ValidationError("The prompt is empty.", param="prompt")
+            ids = _checked_ids(source)
             max_tokens = request.sampling.max_tokens or MAX_MODEL_LEN - len(ids)
             if len(ids) + max_tokens > MAX_MODEL_LEN:
                 raise ContextOverflowError(
@@ -296,7 +295,7 @@ class FakeText:
         ids = first + list(map(ord, source.second)) if isinstance(source, Pair) else first
         limit = MAX_MODEL_LEN if request.truncate_tokens == -1 else request.truncate_tokens
         ids = ids[:limit]
-        if not 0 < len(ids) <= MAX_MODEL_LEN or min(ids) < 0:
+        if not 0 < len(ids) <= MAX_MODEL_LEN or not all(0 <= token_id < VOCAB_SIZE for token_id in ids):
             raise ValidationError("The input does not fit.", param="input")
         if isinstance(source, Pair):
             pooling = msgspec.structs.replace(pooling, second_text_start=len(first))
@@ -314,6 +313,15 @@ def _prompt_ids(source: str | list[int] | Chat) -> list[int]:
         return list(map(ord, source))
     texts = [message["content"] if isinstance(message["content"], str) else "" for message in source.messages]
     return list(map(ord, "\n".join(texts)))
+
+
+def _checked_ids(source: str | list[int] | Chat) -> list[int]:
+    ids = _prompt_ids(source)
+    if not ids:
+        raise ValidationError("The prompt is empty.", param="prompt")
+    if not all(0 <= token_id < VOCAB_SIZE for token_id in ids):
+        raise ValidationError("The prompt holds a token outside the vocabulary.", param="prompt")
+    return ids
 
 
 @dataclass
