@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
                 self.close()
             self._client.end(exchange)
 
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, _error: Exception | None) -> None:
         self.is_closed = True
         self._client.forget(self)
         exchange, reader = self._exchange, self._reader

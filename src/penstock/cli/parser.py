@@ -216,7 +216,7 @@ def _run_perplexity(options: argparse.Namespace) -> int:
     return eval_perplexity(settings_from(options), options)
 
 
-def _run_doctor(options: argparse.Namespace) -> int:  # noqa: ARG001 - the commands' one signature
+def _run_doctor(_options: argparse.Namespace) -> int:
     from penstock.cli.doctor import doctor
 
     return doctor()

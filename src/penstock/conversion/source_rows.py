@@ -20,7 +20,7 @@ class SourceRows:
     def __init__(self, checkpoint: Checkpoint, model: ModelConfig) -> None:
         self.model = model
         self._checkpoint = checkpoint
-        self.source = CheckpointSource(checkpoint, lambda name: True, lambda fraction: None)  # noqa: ARG005
+        self.source = CheckpointSource(checkpoint, lambda _name: True, lambda _fraction: None)
         self.names = sorted(
             (name for name in checkpoint.names() if not is_ignored_tensor(name, model)), key=_model_order
         )

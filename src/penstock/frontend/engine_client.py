@@ -285,5 +285,5 @@ class _Protocol(asyncio.Protocol):
         for body in self._frames.feed(data):
             self._client.message_received(body)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._client.connection_lost()

@@ -75,7 +75,7 @@ def _inverse(values: Tensor) -> Tensor:
     return torch.where(values == 0, 0.0, 1 / values)
 
 
-def _q8_0(blocks: Tensor, weights: Tensor | None) -> Tensor:  # noqa: ARG001  8 bits lose nothing worth weighing
+def _q8_0(blocks: Tensor, _weights: Tensor | None) -> Tensor:  # 8 bits lose nothing worth weighing
     scales = blocks.abs().amax(1, keepdim=True) / 127
     codes = _round_away(blocks * _inverse(scales)).to(torch.int8)
     return torch.cat([_halves(scales), codes.view(torch.uint8)], 1)

@@ -111,7 +111,7 @@ def routes(state: ServerState) -> list[Route]:
     completions = GenerationEndpoint(state, CompletionFormat(state))
     embeddings = GenerationEndpoint(state, EmbeddingFormat(state))
 
-    async def document(body: bytes, exchange: Exchange) -> object:  # noqa: ARG001 - a Handler
+    async def document(_body: bytes, _exchange: Exchange) -> object:
         from penstock.server.openapi import openapi_document
 
         return openapi_document(ROUTES, state.info.version, state.model_names)
@@ -242,14 +242,14 @@ class HealthRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
-    async def live(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+    async def live(self, _request: Request) -> Response:
         return _json(200, {"status": "ok"})
 
-    async def ready(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+    async def ready(self, _request: Request) -> Response:
         verdict = self._state.readiness()
         return _json(200 if verdict.is_ok else 503, {"status": verdict.reason})
 
-    async def progress(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+    async def progress(self, _request: Request) -> Response:
         engine = self._state.engine
         if engine is None:
             return _json(503, {"status": self._state.phase.value})
@@ -258,7 +258,7 @@ class HealthRoutes:
         report = progress_report(engine.stats, engine.seconds_since_progress(now_s), now_s)
         return _json(200 if verdict.is_ok else 503, {"status": verdict.reason, **report})
 
-    async def metrics(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+    async def metrics(self, _request: Request) -> Response:
         body = self._state.metrics.render(self._state.snapshot())
         return Response(body, headers={"content-type": CONTENT_TYPE})
 
@@ -279,5 +279,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return Response(body, error.status_code, dict(error.headers or {}), "application/json")
 
 
-async def _unexpected_error(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+async def _unexpected_error(_request: Request, error: Exception) -> Response:
     return Response(error_body(ErrorInfo.of(error)), 500, media_type="application/json")

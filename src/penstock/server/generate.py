@@ -10,9 +10,9 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -462,9 +462,9 @@ class _Ended:
         raise StopAsyncIteration
 
 
-async def _all(coroutines: Sequence[object]) -> None:
+async def _all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> None:
     """Runs coroutines side by side; the first failure cancels the others and is raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]  # type: ignore[call-overload]
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)
     finally:

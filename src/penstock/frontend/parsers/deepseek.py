@@ -18,7 +18,7 @@ _FENCED: Final = re.compile(r"\s*function\s*" + _SEPARATOR + r"([^`{}]+)```(?:js
 _PLAIN: Final = re.compile(r"([^`{}]+)" + _SEPARATOR + r"\s*")
 
 
-def read(schemas: ToolSchemas) -> CallReader:  # noqa: ARG001 - a ReadCalls
+def read(_schemas: ToolSchemas) -> CallReader:
     return NamedCallReader(lambda head, is_end: parse_marked_heads(head, _CALL, _CALL_END, _start, is_end=is_end))
 
 

@@ -15,7 +15,7 @@ _CALL_END: Final = "<|tool_call_end|>"
 _ARGUMENTS: Final = "<|tool_call_argument_begin|>"
 
 
-def read(schemas: ToolSchemas) -> CallReader:  # noqa: ARG001 - a ReadCalls
+def read(_schemas: ToolSchemas) -> CallReader:
     return NamedCallReader(lambda head, is_end: parse_marked_heads(head, _CALL, _CALL_END, _start, is_end=is_end))
 
 

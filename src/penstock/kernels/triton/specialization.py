@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -50,10 +50,13 @@ def specialization(
     types: Mapping[str, str],
     constants: Mapping[str, object],
     launch: tuple[int, int],
-    **flags: object,
+    **flags: Any,
 ) -> Specialization:
-    """types: of the arguments that are no constants; the rest must be in `constants`. launch: (warps, stages)."""
+    """types: of the arguments that are no constants; the rest must be in `constants`. launch: (warps, stages).
+
+    flags: the fields of `Specialization` from `aligned` on.
+    """
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
     missing = [a for a, kind in signature.items() if (kind == "constexpr") != (a in constants)]
     assert not missing, (name, missing)
-    return Specialization(name, kernel, signature, constants, *launch, **flags)  # type: ignore[arg-type]
+    return Specialization(name, kernel, signature, constants, *launch, **flags)

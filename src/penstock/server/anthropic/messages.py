@@ -238,7 +238,7 @@ class CountTokens:
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
-    async def __call__(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def __call__(self, body: bytes, _exchange: Exchange) -> object:
         _, text = self._state.parts()
         request, ignored = decode.decode_count(body, lenient=self._state.settings.lenient)
         self._state.check_model(request.model)

@@ -112,7 +112,7 @@ def _chat_fields(content: str, reasoning: str, calls: Sequence[ToolCall]) -> dic
     return {"message": message}
 
 
-def _generate_fields(content: str, reasoning: str, calls: Sequence[ToolCall]) -> dict[str, Any]:  # noqa: ARG001 - a Wrap
+def _generate_fields(content: str, reasoning: str, _calls: Sequence[ToolCall]) -> dict[str, Any]:
     return {"response": content, "thinking": reasoning} if reasoning else {"response": content}
 
 

@@ -22,20 +22,20 @@ class OllamaModels:
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
-    async def tags(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def tags(self, _body: bytes, _exchange: Exchange) -> object:
         return {"models": [self._entry(name) for name in self._state.model_names]}
 
-    async def running(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def running(self, _body: bytes, _exchange: Exchange) -> object:
         engine = self._state.engine
         if engine is None:
             return {"models": []}
         extra = {"expires_at": _NEVER, "size_vram": 0, "context_length": engine.ready.max_model_len}
         return {"models": [{**self._entry(name), **extra} for name in self._state.model_names]}
 
-    async def version(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def version(self, _body: bytes, _exchange: Exchange) -> object:
         return {"version": OLLAMA_VERSION, "penstock": self._state.info.version}
 
-    async def show(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def show(self, body: bytes, _exchange: Exchange) -> object:
         name = model_name(self._state, decode.decode_show(body))
         engine, text = self._state.parts()
         family = self._state.facts.family or "unknown"

@@ -76,7 +76,7 @@ class Batches:
 
     # Routes: each is a `call.Handler`
 
-    async def create(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def create(self, body: bytes, _exchange: Exchange) -> object:
         request, ignored = decode_body(_decoder, body, lenient=self._state.settings.lenient)
         if request.output_expires_after is not None:
             raise ValidationError("output_expires_after is not supported.", param="output_expires_after")
@@ -108,15 +108,15 @@ class Batches:
         self.start()
         return with_ignored(batch, ignored)
 
-    async def retrieve(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def retrieve(self, _body: bytes, exchange: Exchange) -> object:
         return self._files.store.batch(_id_of(exchange))
 
-    async def list_batches(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def list_batches(self, _body: bytes, exchange: Exchange) -> object:
         query = query_of(exchange, ("after", "limit"))
         data, has_more = self._files.store.batches(query.get("after"), limit_of(query, 20, MAX_LISTED))
         return page(data, has_more=has_more)
 
-    async def cancel(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def cancel(self, _body: bytes, exchange: Exchange) -> object:
         batch = self._files.store.batch(_id_of(exchange))
         if batch["status"] in ("validating", "in_progress"):
             batch |= {"status": "cancelling", "cancelling_at": int(self._state.now_s())}

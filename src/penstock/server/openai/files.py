@@ -61,7 +61,7 @@ class Files:
         name = form["file"].filename[: MAX_ENTRIES["user_chars"]]
         return _describe(self.store.file(self.add(name, purpose, form["file"].data)))
 
-    async def list_files(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def list_files(self, _body: bytes, exchange: Exchange) -> object:
         """Newest first."""
         query = query_of(exchange, ("after", "limit", "purpose"))
         limit, purpose = limit_of(query, MAX_LISTED, MAX_LISTED), query.get("purpose")
@@ -71,13 +71,13 @@ class Files:
         data = [_describe(file) for file in files[start : start + limit]]
         return page(data, has_more=len(files) > start + limit)
 
-    async def retrieve(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def retrieve(self, _body: bytes, exchange: Exchange) -> object:
         return _describe(self.store.file(_id_of(exchange)))
 
-    async def content(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def content(self, _body: bytes, exchange: Exchange) -> object:
         return self.store.content(_id_of(exchange))
 
-    async def delete(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def delete(self, _body: bytes, exchange: Exchange) -> object:
         file_id = _id_of(exchange)
         self.store.delete_file(file_id)
         return {"id": file_id, "object": "file", "deleted": True}

@@ -35,7 +35,7 @@ class ModelRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
-    async def list_models(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+    async def list_models(self, _request: Request) -> Response:
         body = _ModelList([self._describe(name) for name in self._state.model_names])
         return Response(render.encode(body), media_type="application/json")
 

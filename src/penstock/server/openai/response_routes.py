@@ -85,23 +85,23 @@ class Responses:
 
     # Routes: each is a `call.Handler`
 
-    async def retrieve(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def retrieve(self, _body: bytes, exchange: Exchange) -> object:
         return self.store.get(_id_of(exchange), self._state.now_s()).body
 
-    async def input_items(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def input_items(self, _body: bytes, exchange: Exchange) -> object:
         response_id = _id_of(exchange)
         items = msgspec.json.decode(self.store.get(response_id, self._state.now_s()).input)
         shown = [{"id": f"in_{response_id.removeprefix('resp_')}_{at}", **item} for at, item in enumerate(items)]
         edges = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {}
         return {"object": "list", "data": shown[::-1], "has_more": False, **edges}
 
-    async def delete(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def delete(self, _body: bytes, exchange: Exchange) -> object:
         response_id = _id_of(exchange)
         self.store.delete(response_id, self._state.now_s())
         self._leave(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
-    async def cancel(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def cancel(self, _body: bytes, exchange: Exchange) -> object:
         """Ends a background response; one that is over stays as it is."""
         response_id = _id_of(exchange)
         found = self.store.get(response_id, self._state.now_s())

@@ -24,7 +24,7 @@ class TokenRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
-    async def tokenize(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def tokenize(self, body: bytes, _exchange: Exchange) -> object:
         engine, text = self._state.parts()
         request, ignored = decode_body(_tokenize_decoder, body, lenient=self._state.settings.lenient)
         self._check_model(request.model)
@@ -40,7 +40,7 @@ class TokenRoutes:
             answer["token_strs"] = text.token_texts(ids)
         return with_ignored(answer, ignored)
 
-    async def detokenize(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def detokenize(self, body: bytes, _exchange: Exchange) -> object:
         engine, text = self._state.parts()
         request, ignored = decode_body(_detokenize_decoder, body, lenient=self._state.settings.lenient)
         self._check_model(request.model)
@@ -49,7 +49,7 @@ class TokenRoutes:
             raise ValidationError(f"tokens takes at most {max_tokens} ids below {vocab_size}.", param="tokens")
         return with_ignored({"prompt": text.decode(request.tokens)}, ignored)
 
-    async def render(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def render(self, body: bytes, _exchange: Exchange) -> object:
         """What /v1/chat/completions would make of the same body."""
         _, text = self._state.parts()
         request, ignored = decode.decode_chat(body, lenient=self._state.settings.lenient)

@@ -22,7 +22,7 @@ class TgiRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
 
-    async def info(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def info(self, _body: bytes, _exchange: Exchange) -> object:
         engine, _ = self._state.parts()
         ready, info = engine.ready, self._state.info
         return {
@@ -44,7 +44,7 @@ class TgiRoutes:
             "version": info.version,
         }
 
-    async def tokenize(self, body: bytes, exchange: Exchange) -> object:  # noqa: ARG002 - a Handler
+    async def tokenize(self, body: bytes, _exchange: Exchange) -> object:
         """Each token with its text and where in the input it stands (in characters), as a bare list: no warnings."""
         _, text = self._state.parts()
         request, _ = decode_body(_decoder, body)
