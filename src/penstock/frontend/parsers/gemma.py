@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.frontend.parsers.blocks import Block, ToolFormat, read_whole
+from penstock.frontend.parsers.cursor import Cursor
 from penstock.frontend.parsers.json_calls import object_json
 from penstock.frontend.parsers.parts import Part, ToolSchemas, whole_call
 
@@ -14,33 +15,30 @@ _QUOTES: Final = ("<escape>", '<|"|>')
 _MAX_DEPTH: Final = 64
 
 
-def parse(text: str, schemas: ToolSchemas) -> list[Part] | None:  # noqa: ARG001 - a ParseBlock
+def parse(text: str, _schemas: ToolSchemas) -> list[Part] | None:
     stripped = text.strip()
     name, mark, _ = stripped.partition("{")
     if not stripped.startswith("call:") or not mark:
         return None
-    reader = _Reader(stripped, len(name))
     try:
-        values = reader.read_object(0)
+        values = _Reader(stripped, len(name)).read()
     except ValueError:
         return None
     arguments = object_json(values)
     name = name.removeprefix("call:").strip()
-    return whole_call(name, arguments) if name and arguments is not None and reader.is_done else None
+    return whole_call(name, arguments) if name and arguments is not None else None
 
 
-class _Reader:
+class _Reader(Cursor):
     """One pass over the text from `position`. Raises ValueError where it is malformed."""
 
-    def __init__(self, text: str, position: int) -> None:
-        self._text = text
-        self._position = position
+    def read(self) -> dict[str, Any]:
+        values = self._object(0)
+        if not self._is_at_end():
+            raise ValueError("more than an object")
+        return values
 
-    @property
-    def is_done(self) -> bool:
-        return self._position == len(self._text)
-
-    def read_object(self, depth: int) -> dict[str, Any]:
+    def _object(self, depth: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
         self._expect("{")
         while not self._takes("}"):
@@ -70,7 +68,7 @@ class _Reader:
         if quoted is not None:
             return quoted
         if self._text.startswith("{", self._position):
-            return self.read_object(depth)
+            return self._object(depth)
         if self._text.startswith("[", self._position):
             return self._list(depth)
         bare = self._until(",}]").strip()
@@ -96,21 +94,6 @@ class _Reader:
         while self._position < len(self._text) and self._text[self._position] not in ends:
             self._position += 1
         return self._text[start : self._position]
-
-    def _takes(self, character: str) -> bool:
-        self._skip_space()
-        if self._text.startswith(character, self._position):
-            self._position += 1
-            return True
-        return False
-
-    def _expect(self, character: str) -> None:
-        if not self._takes(character):
-            raise ValueError(f"{character} is missing")
-
-    def _skip_space(self) -> None:
-        while self._text[self._position : self._position + 1].isspace():
-            self._position += 1
 
 
 FORMAT = ToolFormat(

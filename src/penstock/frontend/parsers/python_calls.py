@@ -6,6 +6,7 @@ import ast
 import re
 from typing import Any, Final
 
+from penstock.frontend.parsers.cursor import Cursor
 from penstock.frontend.parsers.json_calls import object_json
 from penstock.frontend.parsers.parts import Part, whole_call
 
@@ -32,12 +33,10 @@ def read_python_calls(text: str) -> list[Part] | None:
         return None
 
 
-class _Reader:
+class _Reader(Cursor):
     """One pass over the text. Raises ValueError where it is malformed."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._position = 0
+    space = _SPACE
 
     def read(self) -> list[Part]:
         found: list[Part] = []
@@ -142,26 +141,6 @@ class _Reader:
             raise ValueError("something else was expected")
         self._position = match.end()
         return match[0]
-
-    def _takes(self, character: str) -> bool:
-        self._skip_space()
-        if self._text.startswith(character, self._position):
-            self._position += 1
-            return True
-        return False
-
-    def _expect(self, character: str) -> None:
-        if not self._takes(character):
-            raise ValueError(f"{character} is missing")
-
-    def _is_at_end(self) -> bool:
-        self._skip_space()
-        return self._position == len(self._text)
-
-    def _skip_space(self) -> None:
-        match = _SPACE.match(self._text, self._position)
-        assert match is not None
-        self._position = match.end()
 
 
 def _literal(token: str) -> Any:
