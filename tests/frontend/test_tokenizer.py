@@ -97,7 +97,9 @@ def test_any_ids_decode_like_the_reference(
     name: str, data: st.DataObject, tokenizer_of: Callable, reference_of: Callable
 ) -> None:
     ours, reference = tokenizer_of(name), reference_of(name)
-    ids = data.draw(st.lists(st.integers(0, ours.vocab_size + 400), max_size=40))
+    # Not those that a class of the reference adds to the file's own, as Gemma's does <mask>.
+    some_id = st.integers(0, ours.vocab_size - 1) | st.integers(len(reference), len(reference) + 400)
+    ids = data.draw(st.lists(some_id, max_size=40))
     for skip in (False, True):
         assert ours.decode(ids, skip_special_tokens=skip) == reference.decode(ids, skip_special_tokens=skip)
 
