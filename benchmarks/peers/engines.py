@@ -70,6 +70,7 @@ def catalogue(threads: int) -> dict[str, Engine]:
         Engine("penstock", Path(sys.executable), 1.15, 2.0),
         Engine("vllm", _environment_python("vllm"), 2.2, 3.5, _vllm_variables(threads)),
         Engine("openvino", _environment_python("openvino"), 1.3, 3.5),
+        Engine("onnxruntime", _environment_python("onnxruntime"), 1.3, 3.0),
         Engine("transformers", _environment_python("transformers"), 1.1, 2.0, count),
         Engine("llamacpp", _environment_python("llamacpp"), 1.1, 2.0, count),
     )

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Quantised weights beside other engines: the same model in 8 and 4 bits, one run, engines in turn.
 
-    quantized.py --model DIR [--bits 8,4] [--engines penstock,llamacpp,vllm,openvino] [--threads 2] [--rounds 2]
+    quantized.py --model DIR [--bits 8,4] [--engines penstock,llamacpp,vllm] [--threads 2] [--rounds 2]
 
 Each engine reads the format that it is made for; the files are written once, by `penstock quantize` (GGUF and
-compressed-tensors) and by OpenVINO's exporter, below $BENCH_WORK. All engines of one width are loaded together and take
-turns case by case; who is not on the clock is stopped. Writes quantized-<model>.json and .md to benchmarks/results/.
+compressed-tensors) and by the exporters of OpenVINO and ONNX Runtime, below $BENCH_WORK. All engines of one width are
+loaded together and take turns case by case; who is not on the clock is stopped. Writes quantized-<model>.json and .md
+to benchmarks/results/.
 With `--prepare` only the files are written.
 """
 
@@ -65,6 +66,7 @@ ENTRIES = (
     Entry(4, "llamacpp", "Q4_K_M", "q4_k_m"),
     Entry(4, "vllm", "W4A16", "w4a16"),
     Entry(4, "openvino", "int4", options={"weight_format": "int4"}),
+    Entry(4, "onnxruntime", "int4"),
 )
 
 
@@ -242,7 +244,7 @@ def rate(record: Record, case: Case) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory, in bf16")
-    parser.add_argument("--engines", default="penstock,llamacpp,vllm,openvino")
+    parser.add_argument("--engines", default="penstock,llamacpp,vllm,openvino,onnxruntime")
     parser.add_argument("--bits", default="8,4")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)

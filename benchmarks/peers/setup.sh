@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes one environment a peer, each from the package registry, below benchmarks/peers/envs (ignored by git).
-#   benchmarks/peers/setup.sh vllm openvino llamacpp transformers
+#   benchmarks/peers/setup.sh vllm openvino onnxruntime llamacpp transformers
 # torch is pinned first everywhere, so that no CUDA build is pulled in. vLLM's advised allocator: apt-get install libtcmalloc-minimal4.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -27,6 +27,10 @@ for peer in "$@"; do
         $pip torch==2.13.0 "optimum-intel[openvino,nncf]" \
             openvino-genai==2026.4.1.0 openvino==2026.4.1 openvino-tokenizers==2026.4.1.0
         "$envs/$peer/bin/python" -m pip uninstall --quiet --yes torchvision
+        ;;
+    onnxruntime)
+        $pip torch==2.13.0
+        $pip onnxruntime-genai==0.18.0 onnx onnx_ir transformers
         ;;
     llamacpp)
         # The instruction sets are named: a native build can use one that the virtual machine hides.
