@@ -6,7 +6,8 @@ Starts `penstock serve` and sends, to every route it documents: valid bodies wit
 with bytes flipped or cut off; plain noise; NaN, huge numbers, deep nesting; wrong methods, content types and query
 strings; requests whose connection is cut in the middle of the head, the body or the answer. Between them a healthy
 stream has to say what it said before. Afterwards the engine must be the same process, idle, its blocks free or cached,
-its invariants kept.
+its invariants kept; and in the second half no process may have grown. (In the first half they do: the KV cache's pages
+are touched one by one, and the caches of grammars and of the tokenizer's words fill up.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import aiohttp
 import psutil
-from hostile import MODEL, Report, healthy_body, read_stream, resident_bytes, wait_idle, wait_ready
+from hostile import MODEL, Report, healthy_body, read_stream, wait_idle, wait_ready
 
 MESSAGES = [{"role": "user", "content": "Hello?"}]
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
@@ -33,6 +34,8 @@ SAMPLED: dict[str, Any] = {
     "logit_bias": {"5": 1.0}, "metadata": {"a": "b"}, "dry_multiplier": 0.5, "top_k": 5,
 }  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, "b"]}}, "required": ["a"]}
+MAX_GROWTH_MIB = 12.0
+SHORTEST_MEASURED_S = 300.0  # of a run whose second half says something about memory
 # Bodies that are served; what is not named here gets an empty one.
 SEEDS: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [
@@ -237,12 +240,33 @@ async def fuzz(url: str, seconds: float, seed: int, concurrency: int = 12) -> Fu
     return fuzzer
 
 
+def resident_mib(root: psutil.Process) -> dict[str, float]:
+    """Of the processes that stay: the worker forks a short-lived one for every new grammar."""
+    processes = {"server": root}
+    for name in ("engine", "worker"):
+        parent = list(processes.values())[-1]
+        children = sorted(parent.children(), key=lambda process: process.pid)
+        if children:
+            processes[name] = children[0]
+    return {name: process.memory_info().rss / 2**20 for name, process in processes.items()}
+
+
+def growth_problems(levels: list[dict[str, float]]) -> list[str]:
+    """levels: of every piece of a run, in turn."""
+    half, last = levels[len(levels) // 2], levels[-1]
+    return [
+        f"memory of the {name} grew by {last[name] - half[name]:.1f} MiB in the second half"
+        for name in last
+        if last[name] - half.get(name, 0.0) > MAX_GROWTH_MIB
+    ]
+
+
 async def attack(url: str, root: psutil.Process, seconds: float, seed: int) -> list[str]:
     problems: list[str] = []
     async with aiohttp.ClientSession() as session:
         twin = await read_stream(session, url, healthy_body(0))
-        engines = sorted(process.pid for process in root.children(recursive=True))
-        level_bytes = resident_bytes(root)
+        engine = root.children()[0].pid
+        levels = [resident_mib(root)]
         num_sent, statuses = 0, dict[str, int]()
         pieces = max(1, round(seconds / 20))
         for piece in range(pieces):
@@ -253,16 +277,18 @@ async def attack(url: str, root: psutil.Process, seconds: float, seed: int) -> l
                 statuses[status] = statuses.get(status, 0) + count
             if await read_stream(session, url, healthy_body(0)) != twin:
                 problems.append("a healthy stream differs")
-            if piece == 0:  # the first piece fills what is filled once
-                level_bytes = resident_bytes(root)
+            levels.append(resident_mib(root))
         report = Report()
         await wait_idle(session, url, report)
         problems += report.problems
-        now = sorted(process.pid for process in root.children(recursive=True))
-        if now[0] != engines[0]:
-            problems.append(f"the engine's process changed: {engines} {now}")
-        growth = (resident_bytes(root) - level_bytes) / 2**20
-    print(f"{num_sent} requests in {seconds:.0f} s: {dict(sorted(statuses.items()))}; memory {growth:+.1f} MiB")
+        if [process.pid for process in root.children()] != [engine]:
+            problems.append(f"the engine's process changed: {engine} {root.children()}")
+    print(f"{num_sent} requests in {seconds:.0f} s: {dict(sorted(statuses.items()))}")
+    for name in levels[-1]:
+        shown = ", ".join(f"{levels[len(levels) * part // 8].get(name, 0.0):.1f}" for part in range(8))
+        print(f"memory of the {name}, MiB: {shown}, {levels[-1][name]:.1f}")
+    if seconds >= SHORTEST_MEASURED_S:
+        problems += growth_problems(levels)
     return problems
 
 

@@ -1,10 +1,10 @@
 """Structured output: what it must show, with figures.
 
-python benchmarks/structured/run.py corpus   [--count 2000] [--model DIR]   every finished output validates
+python benchmarks/structured/run.py corpus   [--count 2000] [--model DIR] [--rows 32] [--seed 100]  all outputs validate
 python benchmarks/structured/run.py overhead [--model DIR] [--steps 24]     decode with and without, in turn
 python benchmarks/structured/run.py jumps    [--model DIR]                  forced text drawn, and given out at once
 python benchmarks/structured/run.py cold                                    first token of new 200-key schemas
-python benchmarks/structured/run.py hostile  [--count 500]                  healthy streams beside hostile grammars
+python benchmarks/structured/run.py hostile  [--count 500] [--seed 11]      healthy streams beside hostile grammars
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import re
@@ -36,20 +37,24 @@ from penstock.messages import EngineRequest, GrammarKind
 
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)
 NUM_STREAMS = 16
+QUIET_WINDOW_S = 3.0
+HOSTILE_IN_WINDOW = 25
 
 
 # ---- corpus
 
 
-def corpus(count: int, model: str) -> None:
-    chosen = list(itertools.islice(cases(seed=100), count))
+def corpus(count: int, model: str, rows: int, seed: int) -> None:
+    """rows: few of them take short jumps over forced text too."""
+    chosen = list(itertools.islice(cases(seed), count))
     sampling = [
         SamplingParams(temperature=TEMPERATURES[i % 5], seed=i, max_tokens=200, grammar=case.spec)
         for i, case in enumerate(chosen)
     ]
     started = time.monotonic()
-    with LLM(model, max_num_seqs=32) as llm:
+    with LLM(model, max_num_seqs=rows) as llm:
         generations = llm.generate(["Give me one:"] * count, sampling)
+        num_steps = llm._core.stats().num_steps
     counts: Counter[tuple[str, str]] = Counter()
     invalid = []
     for case, generation in zip(chosen, generations, strict=True):
@@ -61,7 +66,9 @@ def corpus(count: int, model: str) -> None:
             print("refused:", completion.error.message if completion.error else "", case.spec.text[:100])
     for (kind, reason), number in sorted(counts.items()):
         print(f"{kind:12s} {reason:7s} {number}")
-    print(f"{count} cases in {time.monotonic() - started:.1f} s; finished but not valid: {len(invalid)}")
+    num_tokens = sum(len(generation.outputs[0].token_ids) for generation in generations)
+    print(f"{num_tokens} tokens in {num_steps} steps of {rows} rows and {time.monotonic() - started:.1f} s")
+    print(f"{count} cases; finished but not valid: {len(invalid)}")
     for spec, text in invalid[:5]:
         print(spec, repr(text))
 
@@ -222,8 +229,9 @@ async def cold(url: str) -> None:
             print(f"{name}: first token after {statistics.median(taken) * 1e3:.1f} ms (in turn: {shown})")
 
 
-async def hostile(url: str, count: int) -> None:
-    specs = hostile_specs(seed=11)
+async def hostile(url: str, count: int, seed: int) -> None:
+    """Windows with hostile requests, one after another, and windows without, in turn."""
+    specs = itertools.islice(hostile_specs(seed), count)
     ticks: list[list[float]] = [[] for _ in range(NUM_STREAMS)]
     statuses: Counter[int] = Counter()
     took: list[float] = []
@@ -231,13 +239,11 @@ async def hostile(url: str, count: int) -> None:
         healthy = [asyncio.create_task(_stream_forever(http, url, index, ticks[index])) for index in range(NUM_STREAMS)]
         await asyncio.sleep(2)
         quiet, attacked = [], []
-        per_window = count // 5
-        for _ in range(5):
-            quiet.append(await _rate(ticks, lambda: asyncio.sleep(3)))
-            attacked.append(
-                await _rate(ticks, lambda: _attack(http, url, itertools.islice(specs, per_window), statuses, took))
-            )
-        quiet.append(await _rate(ticks, lambda: asyncio.sleep(3)))
+        while len(took) < count:
+            quiet.append(await _rate(ticks, lambda: asyncio.sleep(QUIET_WINDOW_S)))
+            window = itertools.islice(specs, HOSTILE_IN_WINDOW)
+            attacked.append(await _rate(ticks, functools.partial(_attack, http, url, window, statuses, took)))
+        quiet.append(await _rate(ticks, lambda: asyncio.sleep(QUIET_WINDOW_S)))
         for task in healthy:
             task.cancel()
     print(f"hostile: {sum(statuses.values())} requests, statuses {dict(statuses)}, slowest {max(took):.2f} s")
@@ -276,17 +282,19 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8210)
     options = parser.parse_args()
     if options.what == "corpus":
-        corpus(options.count or 2000, options.model)
+        corpus(options.count or 2000, options.model, options.rows, options.seed or 100)
     elif options.what == "overhead":
         overhead(options.model, options.rounds, options.steps)
     elif options.what == "jumps":
         jumps(options.model)
     else:
         with server(options.port) as url:
-            asyncio.run(cold(url) if options.what == "cold" else hostile(url, options.count or 500))
+            asyncio.run(cold(url) if options.what == "cold" else hostile(url, options.count or 500, options.seed or 11))
 
 
 if __name__ == "__main__":
