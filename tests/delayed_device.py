@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class DelayedEvent:
             copy()
         self._copies = []
 
+    def wait(self) -> None:
+        """Of work beside the steps: it is done now, as late as it may be."""
+        self._backend.catch_up(self)
+
 
 class DelayedBackend:
     """log: "up" for each copy to the device, "down" for each piece of results that the host waited for."""
@@ -37,6 +42,8 @@ class DelayedBackend:
         self.waiting: list[Callable[[], object]] = []
         self.pinned_memory: dict[int, Tensor] = {}  # kept: an address must not be given out again
         self.log: list[str] = []
+        self.beside_work: list[tuple[DelayedEvent, Callable[[], None]]] = []
+        self.is_beside = False
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         memory = torch.full(shape, GARBAGE if dtype == torch.int64 else 77, dtype=dtype)
@@ -44,6 +51,9 @@ class DelayedBackend:
         return memory
 
     def copy(self, destination: Tensor, source: Tensor) -> None:
+        if self.is_beside:
+            destination.copy_(source)
+            return
         if destination.untyped_storage().data_ptr() not in self.pinned_memory:
             self.log.append("up")
             destination.copy_(source)
@@ -58,6 +68,23 @@ class DelayedBackend:
 
     def event(self) -> DelayedEvent:
         return DelayedEvent(self)
+
+    def beside(self, work: Callable[[], None], after: DelayedEvent) -> DelayedEvent:
+        end = DelayedEvent(self)
+        self.beside_work.append((end, work))
+        return end
+
+    def catch_up(self, end: DelayedEvent) -> None:
+        """Does the work beside the steps up to and with the one that `end` is the end of."""
+        assert any(event is end for event, _ in self.beside_work), "waited for twice, or for nothing"
+        self.is_beside = True
+        while self.beside_work:
+            event, work = self.beside_work.pop(0)
+            self.log.append(work.func.__name__ if isinstance(work, partial) else "beside")
+            work()
+            if event is end:
+                break
+        self.is_beside = False
 
 
 def delayed_device(config: EngineConfig, backend: DelayedBackend) -> AsyncDevice:

@@ -58,7 +58,10 @@ class Row:
 
 class FakeRunner:
     """Executes plans in order of launch. fails(request_id): whether this share of a step ends in an error.
-    jumps: some draws give several tokens, as where a grammar forces them."""
+    jumps: some draws give several tokens, as where a grammar forces them.
+
+    Copies from the host tier arrive as late as they may: before the next step, unless this one awaits them.
+    updated_step: the last step whose result the scheduler has heard; only what it wrote may go to the host tier."""
 
     def __init__(self, block_size: int, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.block_size = block_size
@@ -66,6 +69,10 @@ class FakeRunner:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.rows: dict[str, Row] = {}
         self.slots: dict[int, int] = {}
+        self.written_in: dict[int, int] = {}  # block -> step
+        self.host: dict[int, list[int | None]] = {}
+        self.arriving: list[tuple[list[int | None], int]] = []
+        self.updated_step = 0
         self.pools_every_token = False
         self.jumps = False
         self.fails: Callable[[str], bool] = lambda request_id: False
@@ -78,6 +85,7 @@ class FakeRunner:
         for new in output.new_requests:
             self._add_row(new)
         assert len(self.rows) <= self.max_num_seqs
+        self._move_blocks(output)
         for copy in output.block_copies:
             for offset in range(self.block_size):
                 source = self.slots.get(copy.source * self.block_size + offset)
@@ -88,6 +96,30 @@ class FakeRunner:
         for share in output.scheduled:
             self._compute(share, result)
         return result
+
+    def _move_blocks(self, output: SchedulerOutput) -> None:
+        self._arrive()
+        assert len({copy.destination for copy in output.offloads}) == len(output.offloads)
+        for copy in output.offloads:
+            assert self.written_in[copy.source] <= self.updated_step, "a block left before its step was heard of"
+            self.host[copy.destination] = [self.slots.get(slot) for slot in self._slots_of(copy.source)]
+        for copy in output.restores:
+            self.arriving.append((self.host.pop(copy.source), copy.destination))
+            for slot in self._slots_of(copy.destination):
+                self.slots[slot] = -1  # nobody may read it yet
+        if output.awaits_restores:
+            self._arrive()
+
+    def _arrive(self) -> None:
+        for digests, block in self.arriving:
+            self.written_in[block] = 0
+            for slot, digest in zip(self._slots_of(block), digests, strict=True):
+                assert digest is not None
+                self.slots[slot] = digest
+        self.arriving = []
+
+    def _slots_of(self, block: int) -> range:
+        return range(block * self.block_size, (block + 1) * self.block_size)
 
     def _check_plan(self, output: SchedulerOutput) -> None:
         assert output.step_id == self.step_id + 1
@@ -123,6 +155,7 @@ class FakeRunner:
             last = first + share.num_tokens - 1
             for index in range(first // self.block_size, last // self.block_size + 1):
                 assert writers.setdefault(row.block_ids[index], share.request_id) == share.request_id
+                self.written_in[row.block_ids[index]] = self.step_id
             for index in range(first // self.block_size):
                 readers[row.block_ids[index]] = share.request_id
         for block, reader in readers.items():

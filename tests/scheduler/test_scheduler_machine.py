@@ -32,12 +32,17 @@ BLOCK_SIZE = 4
 class Driver:
     """The engine's loop with `depth` steps in flight beyond the one being planned, and a ledger of what came out."""
 
-    def __init__(self, depth: int, num_blocks: int, caching: bool, config: SchedulerConfig) -> None:
+    def __init__(
+        self, depth: int, num_blocks: int, caching: bool, config: SchedulerConfig, num_host_blocks: int = 0
+    ) -> None:
         self.depth = depth
         self.now = 0.0
         self.kv = KVCacheManager(
-            CacheConfig(block_size=BLOCK_SIZE, num_blocks=num_blocks, enable_prefix_caching=caching)
-        )
+            CacheConfig(
+                block_size=BLOCK_SIZE, num_blocks=num_blocks, enable_prefix_caching=caching,
+                num_host_blocks=num_host_blocks,
+            )
+        )  # fmt: skip
         self.scheduler = Scheduler(config, self.kv)
         self.runner = FakeRunner(BLOCK_SIZE, config.max_num_seqs, config.max_num_batched_tokens)
         self.in_flight: deque[tuple[SchedulerOutput, StepResult]] = deque()
@@ -76,7 +81,9 @@ class Driver:
         if output is not None:
             self.in_flight.append((output, self.runner.execute(output)))
         while len(self.in_flight) > (self.depth if output is not None else 0):
-            self.collect(self.scheduler.update(*self.in_flight.popleft(), self.now))
+            done, result = self.in_flight.popleft()
+            self.collect(self.scheduler.update(done, result, self.now))
+            self.runner.updated_step = done.step_id
         if output is None:
             assert not self.in_flight
         self.scheduler.check()
@@ -153,7 +160,7 @@ shapes = st.builds(
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         depth=st.integers(1, 2),
-        num_blocks=st.sampled_from([26, 30, 40, 80]),
+        pools=st.tuples(st.sampled_from([26, 30, 40, 80]), st.sampled_from([0, 3, 20, 100])),
         max_num_seqs=st.integers(1, 6),
         budget=st.sampled_from([1, 3, 8, 40, 200]),
         watermark=st.integers(0, 3),
@@ -162,10 +169,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         modes=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     )
     def build(
-        self, depth: int, num_blocks: int, max_num_seqs: int, budget: int, watermark: int, policy: str,
+        self, depth: int, pools: tuple[int, int], max_num_seqs: int, budget: int, watermark: int, policy: str,
         target_step_s: float, modes: tuple[bool, bool, bool],
     ) -> None:  # fmt: skip
-        """modes: whether prefixes are cached; one-pass requests need every position; draws may give several tokens."""
+        """pools: blocks on the device and on the host. modes: whether prefixes are cached; one-pass requests need every
+        position; draws may give several tokens."""
         caching, pools_every_token, jumps = modes
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
@@ -178,7 +186,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             target_step_s=target_step_s,
             pools_every_token=pools_every_token,
         )
-        self.driver = Driver(depth, num_blocks, caching, config)
+        self.driver = Driver(depth, pools[0], caching, config, pools[1])
         self.driver.runner.pools_every_token = pools_every_token
         self.driver.runner.jumps = jumps
         self.failing: set[str] = set()
@@ -242,8 +250,8 @@ TestScheduler = SchedulerMachine.TestCase
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("caching", [True, False])
-def test_a_hostile_hour_in_miniature(depth: int, caching: bool) -> None:
+@pytest.mark.parametrize(("caching", "num_host_blocks"), [(True, 0), (True, 40), (False, 0)])
+def test_a_hostile_hour_in_miniature(depth: int, caching: bool, num_host_blocks: int) -> None:
     """3,000 requests in bursts over a pool that holds about four of them; aborts, deadlines, failures, preemptions."""
     rng = random.Random(depth)
     config = SchedulerConfig(
@@ -254,7 +262,7 @@ def test_a_hostile_hour_in_miniature(depth: int, caching: bool) -> None:
         max_num_queued_tokens=20_000,
         watermark_blocks=0,
     )
-    driver = Driver(depth, 60, caching, config)
+    driver = Driver(depth, 60, caching, config, num_host_blocks)
     driver.runner.jumps = caching == (depth == 1)
     doomed: set[str] = set()
     driver.runner.fails = lambda request_id: request_id in doomed and rng.random() < 0.2
@@ -286,6 +294,7 @@ def test_a_hostile_hour_in_miniature(depth: int, caching: bool) -> None:
     assert stats.num_preemptions > 0
     assert stats.num_rejected > 0
     assert (stats.num_cached_prompt_tokens > 0) == caching
+    assert (stats.num_host_hit_tokens > 0) == (stats.num_restored_blocks > 0) == (num_host_blocks > 0)
     reasons = {output.finish_reason for output in driver.final.values()}
     assert reasons == set(FinishReason)
 
@@ -320,7 +329,8 @@ def test_random_traffic_in_random_configurations(seed: int) -> None:
         policy=rng.choice(["fcfs", "priority"]),
         target_step_s=rng.choice([0.0, 0.02]),
     )
-    driver = Driver(rng.choice([1, 2]), rng.choice([26, 30, 45, 60, 100]), rng.random() < 0.8, config)
+    pool = rng.choice([26, 30, 45, 60, 100])
+    driver = Driver(rng.choice([1, 2]), pool, rng.random() < 0.8, config, rng.choice([0, 10, 60]))
     driver.runner.jumps = rng.random() < 0.5
     doomed: set[str] = set()
     driver.runner.fails = lambda request_id: request_id in doomed and rng.random() < 0.2

@@ -40,6 +40,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         scheduling_policy=settings.scheduling_policy,
         kv_cache_dtype=settings.kv_cache_dtype,
         enable_prefix_caching=settings.enable_prefix_caching,
+        host_kv_memory=settings.host_kv_memory,
     )
 
 

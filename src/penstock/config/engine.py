@@ -10,13 +10,16 @@ from penstock.config.model import ModelConfig
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     """num_blocks: blocks of `block_size` tokens in the pool. enable_prefix_caching: keep finished blocks for reuse.
 
-    dtype: "model" (as activations are), "int8" or "fp8".
+    dtype: "model" (as activations are), "int8" or "fp8". num_host_blocks: blocks that the host's memory keeps of what a
+    device's pool gives up. host_memory_bytes: what the memory plan may make these of; None: it decides.
     """
 
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool = True
     dtype: str = "model"
+    num_host_blocks: int = 0
+    host_memory_bytes: int | None = 0
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,13 @@ TARGET_STEP_S = 0.25
 WATERMARK_FRACTION = 0.01
 # Devices that Triton compiles for here; the others run the torch references.
 TRITON_DEVICES = ("cuda", "rocm")
+# Devices whose memory is not the host's, and that copy by themselves (torch.cuda's streams).
+HOST_TIER_DEVICES = ("cuda", "rocm")
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """A user's wishes for an engine; 0 and "auto" mean: choose. Field names equal the settings' names."""
+    """A user's wishes for an engine; 0 and "auto" mean: choose (of host_kv_memory: None). Field names equal the
+    settings' names."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -35,6 +38,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     scheduling_policy: str = "fcfs"
     kv_cache_dtype: str = "model"
     enable_prefix_caching: bool = True
+    host_kv_memory: int | None = None
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +88,7 @@ def resolve_engine_config(
             num_blocks=0,
             enable_prefix_caching=options.enable_prefix_caching,
             dtype=options.kv_cache_dtype,
+            host_memory_bytes=_resolve_host_memory(options, model, device),
         ),
         scheduler=scheduler_config(options, max_model_len, step_tokens, target_step_s),
         max_model_len_is_auto=options.max_model_len == 0,
@@ -131,6 +136,18 @@ def _resolve_kernels(wish: str, device: str, machine: MachineFacts) -> str:
     if device == "cpu":
         return "native" if machine.has_native else "reference"
     return "triton" if device in TRITON_DEVICES else "reference"
+
+
+def _resolve_host_memory(options: EngineOptions, model: ModelConfig, device: str) -> int | None:
+    """None: the memory plan decides. Raises ConfigError where there is nothing to copy to and fro."""
+    if device not in HOST_TIER_DEVICES and options.host_kv_memory:
+        raise ConfigError(
+            f"--host-kv-memory is for GPUs with a stream beside the steps, and the device is {device}.",
+            remedy="Leave it out." if device != "cpu" else "Leave it out; --max-memory bounds the KV cache of a CPU.",
+            param="host_kv_memory",
+        )
+    is_useful = device in HOST_TIER_DEVICES and options.enable_prefix_caching and not model.is_encoder
+    return options.host_kv_memory if is_useful else 0
 
 
 def _resolve_dtype(wish: str, checkpoint_dtype: str) -> str:

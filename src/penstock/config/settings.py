@@ -180,6 +180,14 @@ class Settings:
     enable_prefix_caching: bool = _setting(
         "flag", True, _ENGINE, "Keeps computed prompts, so that a request that begins alike starts where they differ."
     )
+    host_kv_memory: int | None = _setting(
+        "size",
+        None,
+        _ENGINE,
+        "Host memory, pinned at the start, for what the prefix cache on a GPU has no room for, such as 64GiB; 0: none.",
+        bounds=(0, 2**50),
+        auto="on cuda and rocm as large as the KV cache, at most 16 GiB and a quarter of what is free; else 0",
+    )
     device: str | None = _setting(
         "text",
         None,

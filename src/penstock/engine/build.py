@@ -99,7 +99,12 @@ def apply_plan(config: EngineConfig, plan: MemoryPlan) -> EngineConfig:
     is_caching = config.cache.enable_prefix_caching and not model.is_encoder
     return msgspec.structs.replace(
         config,
-        cache=msgspec.structs.replace(config.cache, num_blocks=num_blocks, enable_prefix_caching=is_caching),
+        cache=msgspec.structs.replace(
+            config.cache,
+            num_blocks=num_blocks,
+            num_host_blocks=plan.num_host_blocks if is_caching else 0,
+            enable_prefix_caching=is_caching,
+        ),
         scheduler=msgspec.structs.replace(
             config.scheduler,
             max_model_len=plan.max_model_len,

@@ -6,9 +6,9 @@ reads and writes what is in it. Shapes: N outputs, K inputs of a weight; B block
 
 from __future__ import annotations
 
+import math
 import mmap
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -58,7 +58,12 @@ class Layouts(ABC):
     def empty_caches(
         self, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer, [B, ...] each; zero."""
+        """Keys and values of each layer, [B, ...] each, equally far apart in one piece of memory; zero."""
+
+
+def split_arena(arena: Tensor, key_shape: tuple[int, ...], value_shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Views of memory [layers, 2, elements] as keys and values of each layer."""
+    return [(keys.view(key_shape), values.view(value_shape)) for keys, values in arena]
 
 
 class HostLayouts(Layouts):
@@ -98,8 +103,7 @@ class HostLayouts(Layouts):
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         arena = torch.frombuffer(memory, dtype=torch.uint8).view(dtype)
-        pieces = arena.view(num_layers, 2, count).unbind(0)
-        return [(piece[0].view(key_shape), piece[1].view(value_shape)) for piece in pieces]
+        return split_arena(arena.view(num_layers, 2, count), key_shape, value_shape)
 
 
 class TorchLayouts(HostLayouts):
@@ -123,6 +127,5 @@ class TorchLayouts(HostLayouts):
     ) -> list[tuple[Tensor, Tensor]]:
         key_shape = kv_layout.key_cache_shape(num_blocks, num_kv_heads, head_dim, dtype)
         value_shape = kv_layout.value_cache_shape(num_blocks, num_kv_heads, head_dim, dtype)
-        shapes = [(key_shape, value_shape)] * num_layers
-        zeros = partial(torch.zeros, dtype=dtype, device=self.device)
-        return [(zeros(keys), zeros(values)) for keys, values in shapes]
+        arena = torch.zeros((num_layers, 2, math.prod(key_shape)), dtype=dtype, device=self.device)
+        return split_arena(arena, key_shape, value_shape)

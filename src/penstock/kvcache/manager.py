@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 import msgspec
 
 from penstock.config.engine import CacheConfig
 from penstock.kvcache.block_pool import BlockPool
+from penstock.kvcache.host_tier import HostTier
 from penstock.kvcache.radix_tree import TOKEN_BYTES, RadixTree, encode_tokens
 from penstock.messages.step import BlockCopy
 
@@ -18,7 +20,8 @@ _NO_NODE = -1
 class KVCacheStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """num_cached_blocks: blocks in the tree, held or not. num_available_blocks: free, or cached and held by nobody.
 
-    num_evicted_blocks and num_copies count from the start.
+    num_evicted_blocks, num_copies, num_offloaded_blocks and num_restored_blocks count from the start. num_host_*: slots
+    of the host tier, and those that hold a block.
     """
 
     num_blocks: int
@@ -27,21 +30,28 @@ class KVCacheStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
     num_cached_blocks: int
     num_evicted_blocks: int
     num_copies: int
+    num_host_blocks: int
+    num_host_cached_blocks: int
+    num_offloaded_blocks: int
+    num_restored_blocks: int
 
 
 class PrefixMatch:
     """The cached start of a token sequence. Held, so it cannot be evicted, until allocate() or release() takes it.
 
-    num_tokens: cached tokens, to the token: len(path) whole blocks, and the rest at the start of block `source`.
+    num_tokens: cached tokens, to the token: len(path) whole blocks, len(host) blocks of the host tier after them, and
+    the rest at the start of block `source`. host_tokens: of the blocks in `host`, which are not held.
     """
 
-    __slots__ = ("num_tokens", "path", "root", "source")
+    __slots__ = ("host", "host_tokens", "num_tokens", "path", "root", "source")
 
     def __init__(self, root: int, path: list[int], num_tokens: int, source: int) -> None:
         self.root = root
         self.path = path
         self.num_tokens = num_tokens
         self.source = source
+        self.host: list[bytes] = []
+        self.host_tokens = b""
 
     @property
     def node(self) -> int:
@@ -52,17 +62,25 @@ class BlockTable:
     """The blocks of one running request; read-only outside this package, and append-only while the request runs.
 
     block_ids[i] holds positions [i * block_size, (i + 1) * block_size). num_cached_tokens: those that were found cached
-    at allocation. num_inserted_blocks: leading blocks that the tree knows too.
+    at allocation, num_host_tokens of these in the host tier. num_inserted_blocks: leading blocks that the tree knows.
     """
 
-    __slots__ = ("block_ids", "copy_source", "node", "num_cached_tokens", "num_inserted_blocks")
+    __slots__ = ("block_ids", "copy_source", "node", "num_cached_tokens", "num_host_tokens", "num_inserted_blocks")
 
     def __init__(self, block_ids: list[int], node: int, num_cached_tokens: int, num_inserted_blocks: int) -> None:
         self.block_ids = block_ids
         self.node = node
         self.num_cached_tokens = num_cached_tokens
         self.num_inserted_blocks = num_inserted_blocks
+        self.num_host_tokens = 0
         self.copy_source = _NO_NODE
+
+
+class _Restore(NamedTuple):
+    """Blocks on their way from the host: their slots, and the tokens that they hold."""
+
+    slots: list[int]
+    tokens: bytes
 
 
 class KVCacheManager:
@@ -94,6 +112,10 @@ class KVCacheManager:
     Two requests that computed the same block: the first to offer it owns the node. The other keeps its duplicate in its
     table, which is append-only, holds the tree's block too, and free() returns the duplicate. Should such a table lack
     blocks, its duplicates take the place of nodes that nobody else holds (any more).
+
+    The host tier (config.num_host_blocks): what the tree evicts is copied to a slot of the host's memory before the
+    step that overwrites it, and copied back into fresh blocks of the next request that begins alike. It is in the tree
+    from the moment that this copy is planned: whoever hits it runs in a later step, and the runner makes that one wait.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -105,10 +127,15 @@ class KVCacheManager:
         self._tree = RadixTree(self._pool, config.block_size)
         self._matches: set[PrefixMatch] = set()
         self._tables: set[BlockTable] = set()
+        self._host = HostTier(config.num_host_blocks if config.enable_prefix_caching else 0)
+        self._on_evict = self._offload if self._host.num_slots else None
         self._copying: list[tuple[BlockTable, BlockCopy]] = []
+        self._restoring: dict[BlockTable, _Restore] = {}
         self._pins: list[tuple[float, int]] = []  # a heap of what was pinned, by its end
         self._num_evicted = 0
         self._num_copies = 0
+        self._num_offloaded = 0
+        self._num_restored = 0
 
     @property
     def num_free(self) -> int:
@@ -135,19 +162,24 @@ class KVCacheManager:
         tree = self._tree
         root = tree.root(namespace)
         path: list[int] = []
-        source, num_tokens = _NO_NODE, 0
+        host: list[bytes] = []
+        source, num_tokens, end = _NO_NODE, 0, 0
         limit = len(tokens) - TOKEN_BYTES
         if self.enable_prefix_caching and limit > 0:
             path = tree.match(root, tokens[:limit])
             end = len(path) * self._block_bytes
-            source, num_partial = tree.match_partial(
-                path[-1] if path else root, tokens[end : min(end + self._block_bytes, limit)]
-            )
-            num_tokens = len(path) * self.block_size + num_partial
+            node, num_partial = path[-1] if path else root, 0
+            if self._host:
+                host = self._host.match(tree.digest(node), tokens[end:limit], self._block_bytes)
+            if not host:
+                source, num_partial = tree.match_partial(node, tokens[end : min(end + self._block_bytes, limit)])
+            num_tokens = (len(path) + len(host)) * self.block_size + num_partial
         tree.hold(root, path)
         if source != _NO_NODE:
             tree.hold_leaf(source)
         match = PrefixMatch(root, path, num_tokens, source)
+        if host:
+            match.host, match.host_tokens = host, tokens[end : end + len(host) * self._block_bytes]
         self._matches.add(match)
         return match
 
@@ -171,8 +203,14 @@ class KVCacheManager:
                 self.release(match)
                 return None
         self._matches.remove(match)
+        slots = self._host.claim(match.host)
+        if len(slots) < len(match.host):  # evicted since
+            match.num_tokens = (len(match.path) + len(slots)) * self.block_size
         fresh = self._take(num_fresh)
         table = BlockTable(match.path + fresh, match.node, match.num_tokens, len(match.path))
+        if slots:
+            table.num_host_tokens = len(slots) * self.block_size
+            self._restoring[table] = _Restore(slots, match.host_tokens[: len(slots) * self._block_bytes])
         if match.source != _NO_NODE:
             table.copy_source = match.source
             self._copying.append((table, BlockCopy(match.source, fresh[0])))
@@ -203,9 +241,7 @@ class KVCacheManager:
         first, last = table.num_inserted_blocks, num_computed // self.block_size
         if last <= first or not self.enable_prefix_caching:
             return
-        tokens = encode_tokens(token_ids[first * self.block_size : last * self.block_size])
-        table.node = self._tree.insert(table.node, tokens, table.block_ids[first:last])
-        table.num_inserted_blocks = last
+        self._insert(table, encode_tokens(token_ids[first * self.block_size : last * self.block_size]))
 
     def free(
         self,
@@ -223,6 +259,9 @@ class KVCacheManager:
         self._tables.remove(table)
         if table.copy_source != _NO_NODE:
             self._cancel_copy(table)
+        if table in self._restoring:  # it ended before the step that would restore them was launched
+            self._host.release(self._restoring.pop(table).slots)
+            num_computed = table.num_inserted_blocks * self.block_size
         self.insert(table, token_ids, num_computed)
         pool, tree, block_ids = self._pool, self._tree, table.block_ids
         node, num_inserted = table.node, table.num_inserted_blocks
@@ -254,9 +293,23 @@ class KVCacheManager:
         self._num_copies += len(copies)
         return copies
 
+    def take_host_copies(self) -> tuple[list[BlockCopy], list[BlockCopy]]:
+        """From blocks to slots of the host tier, then from slots to blocks: before all else of the next step, once."""
+        offloads = self._host.take_offloads()
+        restores: list[BlockCopy] = []
+        for table, restore in self._restoring.items():
+            first = table.num_inserted_blocks
+            restores += map(BlockCopy, restore.slots, table.block_ids[first : first + len(restore.slots)])
+            self._insert(table, restore.tokens)
+            self._host.release(restore.slots)
+        self._restoring.clear()
+        self._num_offloaded += len(offloads)
+        self._num_restored += len(restores)
+        return offloads, restores
+
     def evict(self, num_blocks: int) -> int:
         """Frees up to `num_blocks` cached blocks that nobody holds, the least recently used first; returns how many."""
-        num_evicted = self._tree.evict(num_blocks)
+        num_evicted = self._tree.evict(num_blocks, self._on_evict)
         self._num_evicted += num_evicted
         return num_evicted
 
@@ -269,6 +322,10 @@ class KVCacheManager:
             num_cached_blocks=pool.num_cached,
             num_evicted_blocks=self._num_evicted,
             num_copies=self._num_copies,
+            num_host_blocks=self._host.num_slots,
+            num_host_cached_blocks=len(self._host),
+            num_offloaded_blocks=self._num_offloaded,
+            num_restored_blocks=self._num_restored,
         )
 
     def check(self) -> None:
@@ -299,6 +356,23 @@ class KVCacheManager:
         self._tree.check(root_holders)
         private = [block for table in self._tables for block in table.block_ids if not self._pool.is_cached(block)]
         assert len(set(private)) == len(private), "two tables share a block that may be written"
+        assert self._restoring.keys() <= self._tables
+        claimed = {slot for restore in self._restoring.values() for slot in restore.slots}
+        self._host.check(claimed, self._tree.digests() if self._host else ())
+
+    def _insert(self, table: BlockTable, tokens: bytes) -> None:
+        """Offers the table's next whole blocks, which hold `tokens`, to the tree; the host tier gives them up."""
+        first = table.num_inserted_blocks
+        last = first + len(tokens) // self._block_bytes
+        table.node = node = self._tree.insert(table.node, tokens, table.block_ids[first:last])
+        table.num_inserted_blocks = last
+        if self._host:
+            for _ in range(last - first):
+                self._host.discard(self._tree.digest(node))
+                node = self._tree.parent(node)
+
+    def _offload(self, node: int) -> None:
+        self._host.store(self._tree.digest(node), node)
 
     def _take(self, num_blocks: int) -> list[int]:
         missing = num_blocks - self._pool.num_free

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Final
 
@@ -27,6 +28,11 @@ def decode_tokens(tokens: bytes) -> list[int]:
     decoded = array("i")
     decoded.frombytes(tokens)
     return decoded.tolist()
+
+
+def block_digest(parent: bytes, tokens: bytes) -> bytes:
+    """32 bytes that name a block's tokens and, by the digest of the block before it (or of its root), all before."""
+    return blake2b(parent + tokens, digest_size=32).digest()
 
 
 class RadixTree:
@@ -65,6 +71,7 @@ class RadixTree:
         self._evictable: list[int] = []
         self._is_listed = bytearray(num_blocks)
         self._clock = 0
+        self._digests = [b""] * num_blocks  # filled when asked for
         self._pinned: dict[int, float] = {}  # nodes that are evicted after all others, and until when
         self._roots: dict[str, int] = {}
         self._root_names: dict[int, str] = {}
@@ -194,12 +201,16 @@ class RadixTree:
             self._order[block_id] = self._order.pop(node)
         self._pinned.pop(node, None)
         self._parent[node], self._key[node], self._children[node] = -1, b"", None
+        self._digests[block_id], self._digests[node] = self._digests[node], b""
         self._pool.mark_cached(block_id)
         self._pool.drop(node)
         self._pool.evict(node)
 
-    def evict(self, num_blocks: int) -> int:
-        """Frees up to `num_blocks` blocks that nobody holds, least recently released leaves first; returns how many."""
+    def evict(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> int:
+        """Frees up to `num_blocks` blocks that nobody holds, least recently released leaves first; returns how many.
+
+        on_evict: told of each node while it is still in the tree.
+        """
         heap = self._evictable
         num_evicted = num_spared = 0
         while num_evicted < num_blocks and heap:
@@ -218,6 +229,8 @@ class RadixTree:
                     self._list_if_evictable(node)
                     continue
                 self._pinned.pop(node, None)
+                if on_evict is not None:
+                    on_evict(node)
                 parent = self._parent[node]
                 self._remove_child(parent, node)
                 self._pool.evict(node)
@@ -252,6 +265,21 @@ class RadixTree:
     def parent(self, node: int) -> int:
         return self._parent[node]
 
+    def digest(self, node: int) -> bytes:
+        """Names the content of a node (or root): its namespace and all tokens down to it. See block_digest."""
+        lacking: list[int] = []
+        while node < self._num_blocks and not self._digests[node]:
+            lacking.append(node)
+            node = self._parent[node]
+        digest = self._digests[node] if node < self._num_blocks else block_digest(b"", self._root_names[node].encode())
+        for below in reversed(lacking):
+            digest = self._digests[below] = block_digest(digest, self._key[below])
+        return digest
+
+    def digests(self) -> Iterable[bytes]:
+        """Of all nodes."""
+        return (self.digest(node) for node in range(self._num_blocks) if self._pool.is_cached(node))
+
     @property
     def num_namespaces(self) -> int:
         return len(self._roots)
@@ -283,6 +311,7 @@ class RadixTree:
         else:
             self._order[node].remove(key)
         self._key[child] = b""
+        self._digests[child] = b""
         self._parent[child] = -1
 
     def _list_if_evictable(self, node: int) -> None:

@@ -143,6 +143,11 @@ class EngineStats(msgspec.Struct, array_like=True, gc=False):
     drain_tokens_per_s: float = 0.0
     num_invariant_checks: int = 0  # an engine checks all invariants when it falls idle
     num_invariant_violations: int = 0
+    num_host_blocks: int = 0  # slots of the host tier, and those that hold a block
+    num_host_cached_blocks: int = 0
+    num_host_hit_tokens: int = 0  # of num_cached_prompt_tokens
+    num_offloaded_blocks: int = 0
+    num_restored_blocks: int = 0
 
 
 class OutputBatch(msgspec.Struct, tag="outputs", array_like=True):

@@ -13,7 +13,7 @@ from penstock.messages.sampling import SamplingParams
 
 
 class BlockCopy(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Copy a block in every layer before the step runs: a prefix hit that ended inside a block."""
+    """Copy a block in every layer, within the pool, or between it and the slots of the host tier."""
 
     source: int
     destination: int
@@ -51,9 +51,12 @@ class ScheduledRequest(msgspec.Struct, array_like=True, gc=False):
 
 
 class SchedulerOutput(msgspec.Struct, array_like=True):
-    """The plan of one step. Applied in this order: removed, new, block_copies, scheduled.
+    """The plan of one step. Applied in this order: removed, new, offloads, restores, block_copies, scheduled.
 
     removed_request_ids: finished, aborted or preempted since the last plan; their rows are free again.
+    block_copies: for prefix hits that ended inside a block. offloads: blocks to slots of the host tier; the sources
+    were written by steps that have been updated, and this step may overwrite them. restores: slots to blocks, which
+    steps in flight may still write, and which later steps read, or already this one if `awaits_restores`.
     """
 
     step_id: int
@@ -62,6 +65,9 @@ class SchedulerOutput(msgspec.Struct, array_like=True):
     removed_request_ids: list[str]
     block_copies: list[BlockCopy]
     num_tokens: int
+    offloads: list[BlockCopy] = []
+    restores: list[BlockCopy] = []
+    awaits_restores: bool = False
 
 
 class SampledTokens(msgspec.Struct, array_like=True, gc=False):

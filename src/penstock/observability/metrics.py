@@ -168,6 +168,8 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
         ("penstock_kv_cache_blocks", "Blocks of the KV pool.", stats.num_blocks),
         ("penstock_kv_cache_free_blocks", "Blocks that hold nothing.", stats.num_free_blocks),
         ("penstock_kv_cache_cached_blocks", "Blocks that only the prefix cache holds.", stats.num_cached_blocks),
+        ("penstock_kv_host_blocks", "Slots of the KV cache's host tier.", stats.num_host_blocks),
+        ("penstock_kv_host_cached_blocks", "Slots of the host tier in use.", stats.num_host_cached_blocks),
         ("penstock_engine_last_step_seconds", "Duration of the last finished step.", stats.last_step_s),
         (
             "penstock_engine_drain_tokens_per_second",
@@ -180,6 +182,9 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
     for name, text, value in (
         ("penstock_prompt_tokens", "Prompt tokens of admitted sequences.", stats.num_prompt_tokens),
         ("penstock_prefix_hit_tokens", "Prompt tokens found in the prefix cache.", stats.num_cached_prompt_tokens),
+        ("penstock_prefix_host_hit_tokens", "Those of them that came from the host tier.", stats.num_host_hit_tokens),
+        ("penstock_kv_offloaded_blocks", "Blocks copied to the host tier.", stats.num_offloaded_blocks),
+        ("penstock_kv_restored_blocks", "Blocks copied back from the host tier.", stats.num_restored_blocks),
         ("penstock_output_tokens", "Tokens generated.", stats.num_output_tokens),
         ("penstock_preemptions", "Times a sequence was set back to the queue.", stats.num_preemptions),
         ("penstock_requests_rejected", "Sequences that found the queue full.", stats.num_rejected),

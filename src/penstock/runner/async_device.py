@@ -6,7 +6,7 @@ Never: waits but for what `Readback` reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from penstock.runner.step_tables import DrawInputs, DrawTables, StepInputs, Step
 
 
 class CudaBackend:
-    """torch.cuda's current stream, copies from and to pinned memory, events."""
+    """torch.cuda's current stream and one beside it, copies from and to pinned memory, events."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._beside: torch.cuda.Stream | None = None
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -34,6 +35,15 @@ class CudaBackend:
         event: Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         return event
 
+    def beside(self, work: Callable[[], None], after: Event) -> Event:
+        self._beside = self._beside or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        end = self.event()
+        with torch.cuda.stream(self._beside):
+            after.wait()
+            work()
+            end.record()
+        return end
+
 
 class AsyncDevice:
     """Rows for `max_num_seqs` requests. nbytes: of the largest step's tables (see `table_nbytes`)."""
@@ -41,7 +51,7 @@ class AsyncDevice:
     is_asynchronous = True
 
     def __init__(self, backend: Backend, max_num_seqs: int, nbytes: int) -> None:
-        self._backend = backend
+        self.backend = backend
         self._staging = Staging(backend, nbytes)
         self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int64, device=backend.device)
 
@@ -62,13 +72,13 @@ class AsyncDevice:
         self._last_ids.index_copy_(0, rows_D, ids_D.clamp(min=0))
 
     def read_back(self, tensors: Sequence[Tensor]) -> Readback:
-        return Readback(self._backend, tensors)
+        return Readback(self.backend, tensors)
 
     def send(self, array: NDArray[np.generic]) -> Tensor:
         host = torch.from_numpy(array)
-        pinned = self._backend.pinned(tuple(host.shape), host.dtype).copy_(host)
-        sent = torch.empty(host.shape, dtype=host.dtype, device=self._backend.device)
-        self._backend.copy(sent, pinned)
+        pinned = self.backend.pinned(tuple(host.shape), host.dtype).copy_(host)
+        sent = torch.empty(host.shape, dtype=host.dtype, device=self.backend.device)
+        self.backend.copy(sent, pinned)
         return sent
 
 

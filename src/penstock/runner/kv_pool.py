@@ -43,3 +43,15 @@ class KVPool:
             shape = (model.num_layers, num_blocks, model.num_kv_heads, model.head_dim)
             self.caches = [KVCache(*pair) for pair in layouts.empty_caches(*shape, dtype)]
         self.tensors = [tensor for cache in self.caches for tensor in cache]
+
+    def by_block(self) -> torch.Tensor:
+        """The same memory as int64 [B, tensors, words]: all that belongs to a block, in one row."""
+        first = self.tensors[0].view(-1).view(torch.int64)
+        nbytes = self.tensors[1].data_ptr() - self.tensors[0].data_ptr()  # an arena: all lie equally far apart
+        assert all(
+            tensor.data_ptr() == self.tensors[0].data_ptr() + index * nbytes
+            for index, tensor in enumerate(self.tensors)
+        )
+        words = first.shape[0] // self.num_blocks
+        shape, strides = (self.num_blocks, len(self.tensors), words), (words, nbytes // 8, 1)
+        return first.as_strided(shape, strides, first.storage_offset())

@@ -25,6 +25,7 @@ from penstock.kernels.devices import open_device
 from penstock.kernels.layouts import Layouts
 from penstock.kernels.reference.table import ReferenceOps
 from penstock.layers.mlp import MAX_TOKENS_AT_ONCE
+from penstock.runner.host_blocks import staging_nbytes
 from penstock.runner.kv_pool import block_nbytes, cache_dtype
 from penstock.runner.loading import torch_dtype, weights_nbytes
 
@@ -33,18 +34,22 @@ RESERVED_BYTES: Final = 768 << 20
 KV_SHARE_OF_FREE: Final = 0.5
 # On a card: CUDA's and Triton's own, and what the allocator cannot use of its segments. Not measured yet.
 CARD_RESERVED_BYTES: Final = 3 << 30
+# Pinning takes a while at the start (guessed at some GB/s, not measured), so more is for the user to ask for.
+HOST_TIER_BYTES: Final = 16 << 30
 # Contexts are lowered to a multiple of this; below it a plan is not worth having.
 CONTEXT_STEP: Final = 128
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes by purpose. limit_bytes: what they may take together. num_blocks: of the KV pool. table: for people."""
+    """Bytes by purpose. limit_bytes: what they may take together. num_blocks: of the KV pool. num_host_blocks: of its
+    host tier, in other memory than the rest. table: for people."""
 
     limit_bytes: int
     weights_bytes: int
     activation_bytes: int
     kv_bytes: int
     num_blocks: int
+    num_host_blocks: int
     block_size: int
     max_model_len: int
     table: str
@@ -85,10 +90,33 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
         "activation_bytes": needs.activations(config),
         "kv_bytes": num_blocks * needs.block,
     }
+    num_host_blocks = _host_blocks(config, parts["kv_bytes"], needs.block)
     table = _table(parts, f"{num_blocks} blocks, {num_blocks * config.cache.block_size} tokens", is_measured)
+    if num_host_blocks:
+        tokens = num_host_blocks * config.cache.block_size
+        table += f"\nhost tier   {_gib(num_host_blocks * needs.block):>8} GiB  of the host's memory, {tokens} tokens"
     return MemoryPlan(
-        num_blocks=num_blocks, block_size=config.cache.block_size, max_model_len=length, table=table, **parts
+        num_blocks=num_blocks,
+        num_host_blocks=num_host_blocks,
+        block_size=config.cache.block_size,
+        max_model_len=length,
+        table=table,
+        **parts,
     )
+
+
+def _host_blocks(config: EngineConfig, kv_bytes: int, block_bytes: int) -> int:
+    """Of the host tier. Left open: as large as the pool, within a quarter of the host's free memory and a limit."""
+    cache = config.cache
+    if cache.num_host_blocks or cache.host_memory_bytes == 0:
+        return cache.num_host_blocks
+    free = available_memory_bytes()
+    if cache.host_memory_bytes is None:
+        return min(kv_bytes, free // 4, HOST_TIER_BYTES) // block_bytes
+    if cache.host_memory_bytes > free:
+        message = f"A host tier of {_gib(cache.host_memory_bytes)} GiB does not fit; {_gib(free)} GiB are free."
+        raise MemoryPlanError(message, remedy="Give --host-kv-memory less.", param="host_kv_memory")
+    return cache.host_memory_bytes // block_bytes
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -103,6 +131,7 @@ class _Needs:
         self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config), layouts)
         self._block_size = config.cache.block_size
         self._is_encoder = config.model.is_encoder
+        self._has_host_tier = config.cache.num_host_blocks > 0 or config.cache.host_memory_bytes != 0
 
     def least_blocks(self, max_model_len: int) -> int:
         """One sequence of full length must be able to run, with a block to copy a partial prefix hit into."""
@@ -122,7 +151,7 @@ class _Needs:
         step = (max(attention, mlp) + tokens * 4 * model.hidden_size) * item + tokens * model.head_dim * 4
         logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
         rotary = limits.max_model_len * model.head_dim * 4
-        return step + logits + rotary
+        return step + logits + rotary + (staging_nbytes(self.block) if self._has_host_tier else 0)
 
     def longest_context(self, config: EngineConfig, limit: int, share: float) -> int:
         """The longest max_model_len, at most the configured one, of which one sequence fits the cache's share.

@@ -39,6 +39,7 @@ from penstock.messages import (
     TokenLogprobs,
 )
 from penstock.runner.async_device import AsyncDevice, CudaBackend, table_nbytes
+from penstock.runner.host_blocks import HostBlocks
 from penstock.runner.input_batch import InputBatch, Promise
 from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
@@ -108,6 +109,8 @@ class ModelRunner:
         self._pooler = Pooler(config.model, self._model, self.ops)
         self._failed: dict[str, ErrorInfo] = {}
         self._device = device or step_device(config, self.ops.layouts.device)
+        num_slots = config.cache.num_host_blocks
+        self._host_blocks = HostBlocks(self._pool, num_slots, self._device.backend) if num_slots else None
         self._launched: LaunchedStep | None = None  # the last one, while it has not been finished
         self._finished_s = 0.0
 
@@ -165,6 +168,8 @@ class ModelRunner:
             except (ValueError, TypeError, OverflowError) as error:
                 _log.warning("request %s cannot be run: %s", new.request_id, error)
                 self._failed[new.request_id] = ErrorInfo("invalid_request", 400, f"The request cannot be run: {error}.")
+        if self._host_blocks is not None:
+            self._host_blocks.begin(output)
         if output.block_copies:
             self._copy_blocks(output.block_copies)
         for request in output.scheduled:

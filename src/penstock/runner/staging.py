@@ -6,7 +6,7 @@ Never: writes to a buffer whose copy may still be under way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -28,6 +28,10 @@ class Event(Protocol):
 
     def synchronize(self) -> None: ...
 
+    def wait(self) -> None:
+        """What the device is given from now on comes after it."""
+        ...
+
 
 class Backend(Protocol):
     """What of a device's runtime is needed here (CudaBackend; in tests a fake on the CPU)."""
@@ -43,6 +47,10 @@ class Backend(Protocol):
         ...
 
     def event(self) -> Event: ...
+
+    def beside(self, work: Callable[[], None], after: Event) -> Event:
+        """Gives `work` to the device to do beside its steps, after an event and all else done so; returns its end."""
+        ...
 
 
 class Staging:

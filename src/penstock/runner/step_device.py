@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -10,13 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.layers import AttentionMetadata
+from penstock.runner.staging import Backend, Event
 from penstock.runner.step_tables import DrawInputs, DrawTables, StepInputs, StepTables
 
 
 class StepDevice(Protocol):
-    """is_asynchronous: what is launched runs later, and the host goes on."""
+    """is_asynchronous: what is launched runs later, and the host goes on. backend: its runtime."""
 
     is_asynchronous: bool
+    backend: Backend
 
     def place(self, tables: StepTables, draw: DrawTables | None) -> StepInputs:
         """The tables on the device."""
@@ -27,10 +30,43 @@ class StepDevice(Protocol):
         ...
 
 
+class HostBackend:
+    """The CPU as a device (staging.Backend): what it is given is done when it is given."""
+
+    device = torch.device("cpu")
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        destination.copy_(source)
+
+    def event(self) -> Event:
+        return _Done()
+
+    def beside(self, work: Callable[[], None], after: Event) -> Event:
+        after.synchronize()
+        work()
+        return _Done()
+
+
+class _Done:
+    """An event that is over."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
 class HostDevice:
     """The CPU: tables are wrapped, not copied."""
 
     is_asynchronous = False
+
+    def __init__(self) -> None:
+        self.backend: Backend = HostBackend()
 
     def place(self, tables: StepTables, draw: DrawTables | None) -> StepInputs:
         metadata = AttentionMetadata(

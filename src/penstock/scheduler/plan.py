@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from penstock.messages import NewRequestData, ScheduledRequest
+from penstock.kvcache import BlockTable, KVCacheManager
+from penstock.messages import NewRequestData, ScheduledRequest, SchedulerOutput
 from penstock.scheduler.request import Request
 
 
@@ -10,10 +11,14 @@ class StepPlan:
     """budget: tokens still to give. requests[i] is the one that scheduled[i] names.
 
     num_decodes: leading entries of `scheduled` that continue a request by one token. is_short: blocks ran out, so
-    nobody is admitted.
+    nobody is admitted. restoring: requests whose blocks are on their way from the host tier; awaits_restores: some of
+    these are scheduled.
     """
 
-    __slots__ = ("budget", "is_short", "new_requests", "num_decodes", "num_tokens", "requests", "scheduled")
+    __slots__ = (
+        "awaits_restores", "budget", "is_short", "new_requests", "num_decodes", "num_tokens", "requests", "restoring",
+        "scheduled",
+    )  # fmt: skip
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -23,9 +28,13 @@ class StepPlan:
         self.scheduled: list[ScheduledRequest] = []
         self.requests: list[Request] = []
         self.new_requests: list[NewRequestData] = []
+        self.restoring: list[tuple[Request, BlockTable]] = []
+        self.awaits_restores = False
 
     def add(self, request: Request, num_tokens: int) -> None:
-        """Gives a request the next `num_tokens` of its positions, and the runner the blocks it has not heard of."""
+        """Gives a request the next `num_tokens` of its positions, and the runner what it has not heard of."""
+        if not request.is_known:
+            self._introduce(request)
         first = request.num_computed_tokens
         request.num_computed_tokens = first + num_tokens
         samples = request.num_computed_tokens == len(request.token_ids) + request.num_pending
@@ -38,9 +47,43 @@ class StepPlan:
         block_ids, request.new_block_ids = request.new_block_ids, []
         self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, block_ids, samples))
 
-    def add_new(self, request: Request, num_tokens: int) -> None:
-        """The first share of a request that the runner does not know (any more)."""
-        assert request.table is not None
+    def add_rest(self, request: Request) -> None:
+        """Gives a request all that it lacks, as far as the budget goes."""
+        self.add(request, min(len(request.token_ids) - request.num_computed_tokens, self.budget))
+
+    def start(self, request: Request, table: BlockTable) -> None:
+        """Gives an admitted request its first share: in the next step, if it needs copies from the host tier, so that
+        these go on beside this one."""
+        if table.num_host_tokens:
+            self.restoring.append((request, table))
+        else:
+            self.add_rest(request)
+
+    def start_restored(self) -> None:
+        """With nothing else to compute, this step itself waits for the host tier's copies."""
+        for request, _ in self.restoring:
+            if self.budget > 0:
+                self.add_rest(request)
+                self.awaits_restores = True
+
+    def output(self, step_id: int, removed_ids: list[str], kv: KVCacheManager) -> SchedulerOutput:
+        """The plan as the runner takes it, with the copies that the cache has planned."""
+        offloads, restores = kv.take_host_copies()
+        return SchedulerOutput(
+            step_id=step_id,
+            scheduled=self.scheduled,
+            new_requests=self.new_requests,
+            removed_request_ids=removed_ids,
+            block_copies=kv.take_copies(),
+            num_tokens=self.num_tokens,
+            offloads=offloads,
+            restores=restores,
+            awaits_restores=self.awaits_restores,
+        )
+
+    def _introduce(self, request: Request) -> None:
+        """Describes a request that the runner does not know (any more)."""
+        request.is_known = True
         self.new_requests.append(
             NewRequestData(
                 request.request_id,
@@ -52,5 +95,3 @@ class StepPlan:
                 request.sampler_state,
             )
         )
-        request.new_block_ids = list(request.table.block_ids)
-        self.add(request, num_tokens)

@@ -51,6 +51,7 @@ class Request:
         "first_token_s",
         "followers",
         "has_output",
+        "is_known",
         "is_parked",
         "is_protected",
         "leader_key",
@@ -110,6 +111,7 @@ class Request:
         self.state = RequestState.WAITING
         self.is_protected = is_protected
         self.table: BlockTable | None = None
+        self.is_known = False  # to the runner
         self.num_slots = 0  # positions that the table has room for
         self.new_block_ids: list[int] = []  # of the table, not told to the runner yet
         self.num_computed_tokens = 0

@@ -10,7 +10,7 @@ from typing import Final
 
 from penstock.base.errors import QueueFullError, ValidationError
 from penstock.config.engine import SchedulerConfig
-from penstock.kvcache import BlockTable, KVCacheManager
+from penstock.kvcache import BlockTable, KVCacheManager, KVCacheStats
 from penstock.messages import (
     EngineRequest,
     EngineStats,
@@ -62,7 +62,7 @@ class Scheduler:
       finite; with nothing running the watermark is waived, and the first in the queue fits.
 
     max_num_seqs is kept at most max_num_batched_tokens, so every running request gets at least a token a step.
-    Prefixes that are being computed are waited for, not computed again: see PrefixWait.
+    Prefixes that are being computed are waited for (PrefixWait), and so are those that the host tier has (StepPlan).
     A one-pass request (pooling) is prefilled like any other, and ends with its vector instead of a token. An encoder's
     texts are planned whole, and their tables have no blocks.
     """
@@ -71,7 +71,6 @@ class Scheduler:
         self._config = config
         self._kv = kv_cache
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
-        self._has_priorities = config.policy == "priority"
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue()
         self._running: list[Request] = []  # by rank, best first
@@ -103,7 +102,9 @@ class Scheduler:
             self._stats.num_rejected += 1
             raise
         is_protected = self._config.max_preemptions == 0
-        priority = request.priority if self._has_priorities else int(request.priority >= BACKGROUND_PRIORITY)
+        priority = (
+            request.priority if self._config.policy == "priority" else int(request.priority >= BACKGROUND_PRIORITY)
+        )
         rank = (not is_protected, priority, self._num_arrivals)
         try:
             accepted = Request(request, rank, is_protected, pools_every_token=self._config.pools_every_token)
@@ -139,6 +140,8 @@ class Scheduler:
         self._plan_prefills(plan, prefills)
         if not plan.is_short:
             self._admit(plan)
+        if not plan.scheduled:
+            plan.start_restored()
         self._drain.tick(now, self._waiting.num_requests > 0)
         if not plan.scheduled:
             return None
@@ -146,14 +149,10 @@ class Scheduler:
         step_id = self._stats.num_steps
         self._in_flight[step_id] = plan
         removed_ids, self._removed_ids = self._removed_ids, []
-        return SchedulerOutput(
-            step_id=step_id,
-            scheduled=plan.scheduled,
-            new_requests=plan.new_requests,
-            removed_request_ids=removed_ids,
-            block_copies=self._kv.take_copies(),
-            num_tokens=plan.num_tokens,
-        )
+        output = plan.output(step_id, removed_ids, self._kv)
+        for request, table in plan.restoring:
+            self._offer_blocks(request, table)  # what came back is in the tree: followers may go on
+        return output
 
     def update(self, output: SchedulerOutput, result: StepResult, now: float) -> list[RequestOutput]:
         """Applies a step's result; the outputs it gave, and those of requests that expired since the last call."""
@@ -185,11 +184,10 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """A snapshot, without step_started_s, which only the engine knows."""
-        stats, kv = copy(self._stats), self._kv.stats()
+        stats = copy(self._stats)
         stats.num_running = len(self._running)
         stats.num_waiting = self._waiting.num_requests
-        stats.num_free_blocks = kv.num_free_blocks
-        stats.num_cached_blocks = kv.num_available_blocks - kv.num_free_blocks
+        _fill_in(stats, self._kv.stats())
         stats.drain_tokens_per_s = self._drain.tokens_per_s
         return stats
 
@@ -243,9 +241,8 @@ class Scheduler:
         if self._pace.is_on and plan.num_decodes:
             plan.budget = min(plan.budget, self._pace.limit)
         for request in prefills:
-            if plan.budget == 0:
-                return
-            plan.add(request, min(len(request.token_ids) - request.num_computed_tokens, plan.budget))
+            if plan.budget > 0:
+                plan.add_rest(request)
 
     def _admit(self, plan: StepPlan) -> None:
         """Starts waiting requests, best first, while budget, rows and blocks last."""
@@ -307,6 +304,7 @@ class Scheduler:
             self._guaranteed = request
         request.state = RequestState.RUNNING
         request.table = table
+        request.new_block_ids = list(table.block_ids)
         request.num_slots = len(table.block_ids) * self._kv.block_size or len(request.token_ids)
         request.num_computed_tokens = request.num_finished_tokens = table.num_cached_tokens
         insort(self._running, request, key=_by_rank)
@@ -315,9 +313,10 @@ class Scheduler:
             request.scheduled_s = self._now
             self._stats.num_prompt_tokens += request.num_prompt_tokens
             self._stats.num_cached_prompt_tokens += table.num_cached_tokens
+            self._stats.num_host_hit_tokens += table.num_host_tokens
             self._drain.admitted(request.num_prompt_tokens)
         self._prefix_wait.lead(request)
-        plan.add_new(request, min(len(request.token_ids) - table.num_cached_tokens, plan.budget))
+        plan.start(request, table)
 
     def _preempt(self, request: Request) -> None:
         """Takes a running request's blocks and puts it back into the queue."""
@@ -394,7 +393,9 @@ class Scheduler:
         assert request.table is not None
         self._unpark(self._prefix_wait.leave(request))
         self._running.remove(request)
-        self._removed_ids.append(request.request_id)
+        if request.is_known:
+            self._removed_ids.append(request.request_id)
+            request.is_known = False
         self._kv.free(request.table, request.token_ids, request.num_finished_tokens, request.pins, self._now)
         request.table = None
         request.new_block_ids = []
@@ -434,3 +435,10 @@ class Scheduler:
         assert self._guaranteed is None or self._guaranteed in running
         needy = [r for r in running if r.is_protected and r.num_slots < r.max_total_tokens - 1]
         assert needy in ([], [self._guaranteed])
+
+
+def _fill_in(stats: EngineStats, kv: KVCacheStats) -> None:
+    stats.num_free_blocks = kv.num_free_blocks
+    stats.num_cached_blocks = kv.num_available_blocks - kv.num_free_blocks
+    stats.num_host_blocks, stats.num_host_cached_blocks = kv.num_host_blocks, kv.num_host_cached_blocks
+    stats.num_offloaded_blocks, stats.num_restored_blocks = kv.num_offloaded_blocks, kv.num_restored_blocks

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
 
 import torch
 from torch import Tensor
 
-from penstock.kernels.layouts import TorchLayouts
+from penstock.kernels.layouts import TorchLayouts, split_arena
 from penstock.kernels.packed import PackedLinear
 from penstock.kernels.quantized import QuantizedLinear, WeightLayout
 from penstock.kernels.triton import configs, weights
@@ -37,5 +37,5 @@ class TritonLayouts(TorchLayouts):
         self, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> list[tuple[Tensor, Tensor]]:
         shape = cache_shape(num_blocks, num_kv_heads, head_dim, dtype)
-        zeros = partial(torch.zeros, shape, dtype=dtype, device=self.device)
-        return [(zeros(), zeros()) for _ in range(num_layers)]
+        arena = torch.zeros((num_layers, 2, math.prod(shape)), dtype=dtype, device=self.device)
+        return split_arena(arena, shape, shape)
