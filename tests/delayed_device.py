@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from penstock.config.engine import EngineConfig
 from penstock.runner.async_device import AsyncDevice, table_nbytes
@@ -44,13 +46,17 @@ class DelayedBackend:
         self.log: list[str] = []
         self.beside_work: list[tuple[DelayedEvent, Callable[[], None]]] = []
         self.is_beside = False
+        self.is_recording = False
+        self.failures: list[Exception] = []  # the next recordings fail with these
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        assert not self.is_recording
         memory = torch.full(shape, GARBAGE if dtype == torch.int64 else 77, dtype=dtype)
         self.pinned_memory[memory.untyped_storage().data_ptr()] = memory
         return memory
 
     def copy(self, destination: Tensor, source: Tensor) -> None:
+        assert not self.is_recording
         if self.is_beside:
             destination.copy_(source)
             return
@@ -67,6 +73,7 @@ class DelayedBackend:
         self.waiting.append(arrive)
 
     def event(self) -> DelayedEvent:
+        assert not self.is_recording
         return DelayedEvent(self)
 
     def beside(self, work: Callable[[], None], after: DelayedEvent) -> DelayedEvent:
@@ -85,6 +92,44 @@ class DelayedBackend:
             if event is end:
                 break
         self.is_beside = False
+
+    def record(self, run: Callable[[], None]) -> DelayedRecording:
+        run()
+        if self.failures:
+            raise self.failures.pop()
+        self.is_recording = True
+        try:
+            with NothingIsReadBack():
+                run()
+        finally:
+            self.is_recording = False
+        self.log.append("record")
+        return DelayedRecording(self, run)
+
+
+class DelayedRecording:
+    """Does the same on the same memory again."""
+
+    nbytes = 1 << 20
+
+    def __init__(self, backend: DelayedBackend, run: Callable[[], None]) -> None:
+        self._backend = backend
+        self._run = run
+
+    def replay(self) -> None:
+        self._backend.log.append("replay")
+        with NothingIsReadBack():
+            self._run()
+
+
+class NothingIsReadBack(TorchDispatchMode):
+    """What a graph cannot hold: the host asking what a tensor holds, or a shape that follows from it."""
+
+    FORBIDDEN: ClassVar = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique2"}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert str(func.overloadpacket) not in self.FORBIDDEN, func
+        return func(*args, **(kwargs or {}))
 
 
 def delayed_device(config: EngineConfig, backend: DelayedBackend) -> AsyncDevice:

@@ -29,6 +29,7 @@ from penstock.engine.core import EngineCore
 from penstock.engine.step_log import StepWork
 from penstock.kvcache import KVCacheManager
 from penstock.messages import (
+    CaptureStats,
     EngineRequest,
     FinishReason,
     RequestOutput,
@@ -70,6 +71,7 @@ class SimulatedExecutor:
         self.step_started_s = 0.0
         self.busy_s = 0.0
         self.num_steps = 0
+        self.captures = CaptureStats()
 
     def launch(self, output: SchedulerOutput) -> SimulatedHandle:
         work, step_time = StepWork.of(output), self._step_time
@@ -86,6 +88,9 @@ class SimulatedExecutor:
             if share.samples
         }
         return SimulatedHandle(self._loop, self._free_s, StepResult(output.step_id, sampled, {}, {}, seconds))
+
+    def prepare(self) -> bool:
+        return False
 
     def close(self) -> None:
         """Nothing runs."""

@@ -39,6 +39,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         max_num_queued_tokens=settings.max_num_queued_tokens,
         scheduling_policy=settings.scheduling_policy,
         kv_cache_dtype=settings.kv_cache_dtype,
+        capture_graphs=settings.capture_graphs,
         enable_prefix_caching=settings.enable_prefix_caching,
         host_kv_memory=settings.host_kv_memory,
     )

@@ -37,6 +37,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_queued_tokens: int = 50_000_000
     scheduling_policy: str = "fcfs"
     kv_cache_dtype: str = "model"
+    capture_graphs: bool = True
     enable_prefix_caching: bool = True
     host_kv_memory: int | None = None
 
@@ -93,6 +94,7 @@ def resolve_engine_config(
         scheduler=scheduler_config(options, max_model_len, step_tokens, target_step_s),
         max_model_len_is_auto=options.max_model_len == 0,
         device=device,
+        capture_graphs=options.capture_graphs,
     )
 
 

@@ -197,6 +197,13 @@ class Settings:
         choices=("cpu", "cuda", "rocm", "xpu", "mps"),
         auto="the GPU, where there is one that the installed torch was built for, else cpu",
     )
+    capture_graphs: bool = _setting(
+        "flag",
+        True,
+        _ENGINE,
+        "On a GPU, steps of shapes that recur are captured in the background and replayed as one launch. The answers "
+        "are the same.",
+    )
     num_threads: int | None = _setting(
         "integer",
         None,

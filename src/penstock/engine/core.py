@@ -103,9 +103,14 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._in_flight is not None or self.scheduler.has_work() or bool(self._gate)
 
+    def prepare(self) -> bool:
+        """While there is no work: does one piece of what makes later steps faster. False: nothing is left."""
+        return self.executor.prepare()
+
     def stats(self) -> EngineStats:
         stats = self.scheduler.stats()
         stats.step_started_s = self.executor.step_started_s
+        stats.captures = self.executor.captures
         stats.num_invariant_checks = self._num_checks
         stats.num_invariant_violations = self._num_violations
         return stats

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Generic, Protocol, TypeVar
 
-from penstock.messages import ErrorInfo, SchedulerOutput, StepResult
+from penstock.messages import CaptureStats, ErrorInfo, SchedulerOutput, StepResult
 
 Launched = TypeVar("Launched")
 
@@ -26,6 +26,11 @@ class AsyncRunner(Protocol[Launched]):
     def launch(self, output: SchedulerOutput) -> Launched: ...
 
     def finish(self, step: Launched) -> StepResult: ...
+
+    def prepare(self) -> bool: ...
+
+    @property
+    def captures(self) -> CaptureStats: ...
 
 
 class StepHandle(Protocol):
@@ -60,7 +65,14 @@ class StepExecutor(Protocol):
 
     step_started_s: float
 
+    @property
+    def captures(self) -> CaptureStats: ...
+
     def launch(self, output: SchedulerOutput) -> StepHandle: ...
+
+    def prepare(self) -> bool:
+        """A piece of work that no step waits for. False: there is none."""
+        ...
 
     def close(self) -> None: ...
 
@@ -81,6 +93,13 @@ class StreamExecutor(Generic[Launched]):
             return StreamHandle(self, output, self.runner.launch(output))
         except Exception as error:
             return StreamHandle(self, output, None, _failed(output, error, start_s))
+
+    def prepare(self) -> bool:
+        return self.runner.prepare()
+
+    @property
+    def captures(self) -> CaptureStats:
+        return self.runner.captures
 
     def close(self) -> None:
         """Nothing of its own runs."""
@@ -128,6 +147,7 @@ class Executor:
         self.runner = runner
         self._plans: queue.SimpleQueue[tuple[SchedulerOutput, ThreadHandle] | None] = queue.SimpleQueue()
         self.step_started_s = 0.0
+        self.captures = CaptureStats()
         self._thread = threading.Thread(target=self._run, name="penstock-executor", daemon=True)
         self._thread.start()
 
@@ -135,6 +155,9 @@ class Executor:
         handle = ThreadHandle()
         self._plans.put((output, handle))
         return handle
+
+    def prepare(self) -> bool:
+        return False
 
     def close(self) -> None:
         self._plans.put(None)

@@ -102,18 +102,22 @@ class EngineServer:
         self._stop_at_s: float | None = None
         self._stats_sent_s = 0.0
         self._is_checked = True
+        self._is_preparing = True
 
     def run(self) -> None:
         while not self._is_finished():
             is_busy = self._core.has_work()
-            bodies = self._channel.receive_frames(0.0 if is_busy else IDLE_STATS_S)
+            bodies = self._channel.receive_frames(0.0 if is_busy or self._is_preparing else IDLE_STATS_S)
             outputs = [output for body in bodies for output in self._handle(decode_input(body))]
             if self._core.has_work():
                 outputs += self._core.step()
                 self._is_checked = False
-            elif not bodies and not is_busy and not self._is_checked:  # idle for a whole IDLE_STATS_S
-                self._core.check()
-                self._is_checked = True
+                self._is_preparing = False
+            elif not bodies and not is_busy:  # idle for a whole IDLE_STATS_S, or between two preparations
+                if not self._is_checked:
+                    self._core.check()
+                    self._is_checked = True
+                self._is_preparing = self._core.prepare()
             now = time.monotonic()
             if outputs or now - self._stats_sent_s >= IDLE_STATS_S:
                 self._channel.send(OutputBatch(outputs, self._core.stats()))

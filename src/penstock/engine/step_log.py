@@ -15,7 +15,7 @@ import msgspec
 from penstock.base.errors import ConfigError
 from penstock.config.engine import EngineConfig
 from penstock.engine.executor import AsyncRunner, Launched, Runner
-from penstock.messages import SchedulerOutput, StepResult
+from penstock.messages import CaptureStats, SchedulerOutput, StepResult
 
 STEP_LOG_FORMAT: Final = "penstock-steps"
 FLUSH_S: Final = 1.0
@@ -111,6 +111,13 @@ class StepLoggingRunner(Generic[Launched]):
         result = self._runner.finish(launched)
         self._write(LoggedStep(time.monotonic() - result.seconds, result.seconds, work))
         return result
+
+    def prepare(self) -> bool:
+        return self._runner.prepare()
+
+    @property
+    def captures(self) -> CaptureStats:
+        return self._runner.captures
 
     def _write(self, step: LoggedStep) -> None:
         self._file.write(self._encoder.encode(step) + b"\n")

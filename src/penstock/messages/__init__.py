@@ -6,6 +6,7 @@ Never: imports torch, reads a clock, does I/O.
 
 from penstock.messages.engine import (
     AbortRequest,
+    CaptureStats,
     EngineFatal,
     EngineInput,
     EngineMessage,
@@ -46,6 +47,7 @@ __all__ = [
     "BlockCopy",
     "CallForm",
     "CallStyle",
+    "CaptureStats",
     "EngineFatal",
     "EngineInput",
     "EngineMessage",

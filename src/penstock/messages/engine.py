@@ -124,6 +124,18 @@ class RequestOutput(msgspec.Struct, array_like=True, gc=False):
     pooled: bytes | None = None
 
 
+class CaptureStats(msgspec.Struct, array_like=True, gc=False):
+    """Steps that a GPU replays instead of being given their kernels one by one (runner/step_graphs.py)."""
+
+    num_captured: int = 0  # shapes
+    num_waiting: int = 0  # shapes that are worth it, as of the last capture
+    num_failed: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0  # of all captures
+    num_replayed: int = 0  # steps
+    num_launched: int = 0  # steps whose shape was not captured
+
+
 class EngineStats(msgspec.Struct, array_like=True, gc=False):
     """State and counters of an engine; counters only grow. Sent with output batches and when idle."""
 
@@ -148,6 +160,7 @@ class EngineStats(msgspec.Struct, array_like=True, gc=False):
     num_host_hit_tokens: int = 0  # of num_cached_prompt_tokens
     num_offloaded_blocks: int = 0
     num_restored_blocks: int = 0
+    captures: CaptureStats = msgspec.field(default_factory=CaptureStats)
 
 
 class OutputBatch(msgspec.Struct, tag="outputs", array_like=True):

@@ -158,7 +158,7 @@ class _Families(Collector):
 
 
 def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
-    stats, info = snapshot.stats, snapshot.info
+    stats, info, captures = snapshot.stats, snapshot.info, snapshot.stats.captures
     usage = kv_cache_usage(stats)
     for name, text, value in (
         ("penstock_requests_running", "Sequences in the running batch.", stats.num_running),
@@ -176,6 +176,9 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
             "Measured rate at which the queue empties.",
             stats.drain_tokens_per_s,
         ),
+        ("penstock_graphs", "Shapes of steps that are captured and replayed.", captures.num_captured),
+        ("penstock_graphs_waiting", "Shapes that are worth a capture.", captures.num_waiting),
+        ("penstock_graph_memory_bytes", "Memory of the captures.", captures.nbytes),
         ("penstock_ready", "1 while the server takes requests.", int(snapshot.is_ready)),
     ):
         yield GaugeMetricFamily(name, text, value=value)
@@ -191,6 +194,9 @@ def _snapshot_families(snapshot: Snapshot) -> Iterable[Metric]:
         ("penstock_engine_steps", "Steps finished.", stats.num_steps),
         ("penstock_invariant_checks", "Times an idle engine checked its invariants.", stats.num_invariant_checks),
         ("penstock_invariant_violations", "Checks that failed. Always 0.", stats.num_invariant_violations),
+        ("penstock_graph_capture_seconds", "Time that captures took, after the start.", captures.seconds),
+        ("penstock_graph_failures", "Shapes that could not be captured.", captures.num_failed),
+        ("penstock_steps_replayed", "Steps that ran as a captured graph.", captures.num_replayed),
         ("penstock_log_lines_dropped", "Log lines lost to a full queue.", snapshot.num_log_lines_dropped),
     ):
         yield CounterMetricFamily(name, text, value=value)

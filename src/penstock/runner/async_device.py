@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.layers import AttentionMetadata
-from penstock.runner.staging import ALIGNMENT, Backend, Event, Readback, Staging
+from penstock.runner.staging import ALIGNMENT, Event, Readback, Recording, RecordingBackend, Staging
 from penstock.runner.step_tables import DrawInputs, DrawTables, StepInputs, StepTables
 
 
@@ -24,6 +24,7 @@ class CudaBackend:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._beside: torch.cuda.Stream | None = None
+        self._graph_pool = torch.cuda.graph_pool_handle()  # one for all: they never run at the same time
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -44,23 +45,49 @@ class CudaBackend:
             end.record()
         return end
 
+    def record(self, run: Callable[[], None]) -> Recording:
+        run()
+        return CudaRecording(run, self._graph_pool)
+
+
+class CudaRecording:
+    """A CUDA graph. Other threads may go on allocating while it is captured. Not run on a GPU yet."""
+
+    def __init__(self, run: Callable[[], None], pool: torch.cuda._POOL_HANDLE) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free_bytes = torch.cuda.mem_get_info()[0]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            run()
+        self.nbytes = max(free_bytes - torch.cuda.mem_get_info()[0], 0)
+
+    def replay(self) -> None:
+        self._graph.replay()
+
 
 class AsyncDevice:
     """Rows for `max_num_seqs` requests. nbytes: of the largest step's tables (see `table_nbytes`)."""
 
     is_asynchronous = True
 
-    def __init__(self, backend: Backend, max_num_seqs: int, nbytes: int) -> None:
+    def __init__(self, backend: RecordingBackend, max_num_seqs: int, nbytes: int) -> None:
         self.backend = backend
         self._staging = Staging(backend, nbytes)
         self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int64, device=backend.device)
 
     def place(self, tables: StepTables, draw: DrawTables | None) -> StepInputs:
-        token_ids, positions, slots, starts, lens, blocks, types, *rest = self._staging.place(_arrays(tables, draw))
-        metadata = AttentionMetadata(starts, lens, blocks, slots, types if tables.token_types is not None else None)
+        inputs = self.stage(tables, draw)
         if tables.token_ids.min() < 0:
-            token_ids = self.resolve(token_ids)
-        return StepInputs(token_ids, positions, metadata, DrawInputs(*rest) if draw is not None else None)
+            inputs = inputs._replace(token_ids=self.resolve(inputs.token_ids))
+        return inputs
+
+    def stage(self, tables: StepTables, draw: DrawTables | None) -> StepInputs:
+        """As they are on the host. Tables of one shape lie in the same places, whatever is drawn."""
+        placed = self._staging.place(_arrays(tables, draw))
+        token_ids, positions, slots, starts, lens, blocks, types, last_tokens, *rest = placed
+        metadata = AttentionMetadata(starts, lens, blocks, slots, types if tables.token_types is not None else None)
+        return StepInputs(token_ids, positions, metadata, last_tokens, DrawInputs(*rest) if draw is not None else None)
 
     def resolve(self, token_ids_T: Tensor) -> Tensor:
         """With the tokens that rows drew last in the places where the host named the row (StepTables.token_ids)."""
@@ -91,4 +118,4 @@ def table_nbytes(max_num_seqs: int, max_num_tokens: int, max_blocks: int) -> int
 def _arrays(tables: StepTables, draw: DrawTables | None) -> list[NDArray[np.generic]]:
     """What travels: all but which rows the tables came from."""
     types = tables.token_types if tables.token_types is not None else np.zeros(0, dtype=np.int64)
-    return [*tables[:6], types, *(draw or ())]
+    return [*tables[:6], types, tables.last_tokens, *(draw or ())]

@@ -171,8 +171,8 @@ class InputBatch:
             return np.zeros(len(rows_T), dtype=np.int64)
         return (positions_T >= self._second_text_start[rows_T]).astype(np.int64)
 
-    def draw_tables(self, rows_R: Int64, last_tokens_R: Int64) -> DrawTables:
-        """Sampling parameters of `rows`, which draw their next tokens after the step's tokens `last_tokens`."""
+    def draw_tables(self, rows_R: Int64, sources_R: Int64) -> DrawTables:
+        """Sampling parameters of `rows`, which draw their next tokens from the model's rows `sources`."""
         temperature_R = self._temperature[rows_R]
         if temperature_R.any():
             positions_R = self._num_tokens[rows_R] - self._num_prompt_tokens[rows_R]
@@ -180,7 +180,7 @@ class InputBatch:
         else:
             uniform_R = np.zeros(len(rows_R))
         parameters = (temperature_R, self._top_k[rows_R], self._top_p[rows_R], self._min_p[rows_R], uniform_R)
-        return DrawTables(rows_R, last_tokens_R, *parameters)
+        return DrawTables(rows_R, sources_R, *parameters)
 
     def sampling_batch(self, rows_R: Int64, draw: DrawInputs) -> SamplingBatch:
         """All that decides the draws of `rows`. Needs the tokens that they drew before."""
@@ -248,6 +248,11 @@ class InputBatch:
             self._num_tokens[row] = start + len(token_ids)
         positions = (starts - self._num_prompt_tokens[rows]).tolist()
         self.masks.jump(list(zip(rows, jumps, positions, strict=True)))
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether any request wants log-probabilities of its prompt."""
+        return bool(self._prompt_logprobs)
 
     def prompt_logprob_targets(self, request: ScheduledRequest) -> tuple[int, Int64] | None:
         """(alternatives, next tokens of the first positions of this share) if it wants logprobs of its prompt."""

@@ -25,6 +25,7 @@ from penstock.kernels.devices import open_device
 from penstock.kernels.layouts import Layouts
 from penstock.kernels.reference.table import ReferenceOps
 from penstock.layers.mlp import MAX_TOKENS_AT_ONCE
+from penstock.runner.graph_policy import GRAPH_BYTES
 from penstock.runner.host_blocks import staging_nbytes
 from penstock.runner.kv_pool import block_nbytes, cache_dtype
 from penstock.runner.loading import torch_dtype, weights_nbytes
@@ -32,8 +33,8 @@ from penstock.runner.loading import torch_dtype, weights_nbytes
 # Left to the interpreter, torch's libraries, the server process and the system when the limit is what is free.
 RESERVED_BYTES: Final = 768 << 20
 KV_SHARE_OF_FREE: Final = 0.5
-# On a card: CUDA's and Triton's own, and what the allocator cannot use of its segments. Not measured yet.
-CARD_RESERVED_BYTES: Final = 3 << 30
+# On a card: captured steps, CUDA and Triton themselves, what the allocator cannot use of its segments. Not measured.
+CARD_RESERVED_BYTES: Final = GRAPH_BYTES + (2 << 30)
 # Pinning takes a while at the start (guessed at some GB/s, not measured), so more is for the user to ask for.
 HOST_TIER_BYTES: Final = 16 << 30
 # Contexts are lowered to a multiple of this; below it a plan is not worth having.

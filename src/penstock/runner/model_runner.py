@@ -31,6 +31,7 @@ from penstock.kernels import ops as op_table
 from penstock.kernels.devices import open_device
 from penstock.messages import (
     BlockCopy,
+    CaptureStats,
     ErrorInfo,
     SampledTokens,
     ScheduledRequest,
@@ -39,6 +40,7 @@ from penstock.messages import (
     TokenLogprobs,
 )
 from penstock.runner.async_device import AsyncDevice, CudaBackend, table_nbytes
+from penstock.runner.graph_policy import GraphLimits, GraphPolicy
 from penstock.runner.host_blocks import HostBlocks
 from penstock.runner.input_batch import InputBatch, Promise
 from penstock.runner.kv_pool import KVPool, cache_dtype
@@ -46,7 +48,8 @@ from penstock.runner.loading import load_model
 from penstock.runner.pooling import Pooler
 from penstock.runner.staging import Readback
 from penstock.runner.step_device import HostDevice
-from penstock.runner.step_tables import DrawInputs, Int64, StepTables
+from penstock.runner.step_graphs import StepGraphs
+from penstock.runner.step_tables import DrawInputs, Int64, StepInputs, StepTables
 from penstock.sampling import NO_TOKEN, SamplingBatch, deferred, logprob_entries, sample, token_logprobs
 from penstock.structured import GrammarCompiler, TokenMasks
 
@@ -64,6 +67,14 @@ class LateDraw(NamedTuple):
     readback: Readback
     num_top: list[tuple[int, int]]
     raw_logits: Tensor | None
+
+
+class Computed(NamedTuple):
+    """What the model made of a step: x and residual of its tokens, or where it was replayed its requests' logits."""
+
+    draw: DrawInputs | None
+    x: Tensor  # [T, D], or [R, V] float32
+    residual: Tensor | None  # [T, D]
 
 
 @dataclass(slots=True)
@@ -113,6 +124,13 @@ class ModelRunner:
         self._host_blocks = HostBlocks(self._pool, num_slots, self._device.backend) if num_slots else None
         self._launched: LaunchedStep | None = None  # the last one, while it has not been finished
         self._finished_s = 0.0
+        self._graphs: StepGraphs | None = None
+        if config.capture_graphs and isinstance(self._device, AsyncDevice) and not config.model.is_encoder:
+            self._graphs = step_graphs(config, self._device, self._logits_of)
+
+    @property
+    def captures(self) -> CaptureStats:
+        return self._graphs.stats if self._graphs is not None else CaptureStats()
 
     @property
     def is_asynchronous(self) -> bool:
@@ -140,7 +158,21 @@ class ModelRunner:
         if healthy:
             self._run_isolating_errors(healthy, step)
         self._launched = step
+        self._capture_next(is_idle=False)
         return step
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Does a piece of work that makes later steps faster, while nobody waits for one. False: there is none."""
+        return self._capture_next(is_idle=True)
+
+    def _capture_next(self, *, is_idle: bool) -> bool:
+        if self._graphs is None:
+            return False
+        before_s = self._graphs.stats.seconds
+        is_one = self._graphs.capture_next(is_idle=is_idle)
+        self._finished_s += self._graphs.stats.seconds - before_s  # no time of the step under way
+        return is_one
 
     @torch.inference_mode()
     def finish(self, step: LaunchedStep) -> StepResult:
@@ -203,29 +235,19 @@ class ModelRunner:
             self.finish(self._launched)
         tables = self._batch.prepare(scheduled)
         drawing = self._drawing(scheduled)
-        rows_R, last_R = tables.rows, tables.last_tokens
-        if len(drawing) < len(scheduled):
-            rows_R, last_R = rows_R[drawing], last_R[drawing]
-        inputs = self._device.place(tables, self._batch.draw_tables(rows_R, last_R) if drawing else None)
-        x_TD, residual_TD = self._model.forward(
-            inputs.token_ids, inputs.positions, self._pool.caches, inputs.metadata, self.ops
-        )
-        prompt_logprobs = self._prompt_logprobs(scheduled, tables, x_TD, residual_TD)
+        computed = self._compute(scheduled, tables, drawing)
+        prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         pooled = None
-        if self._pooler:
-            pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), x_TD, residual_TD)
-        draw = inputs.draw
+        if computed.residual is not None:
+            prompt_logprobs = self._prompt_logprobs(scheduled, tables, computed.x, computed.residual)
+            if self._pooler:
+                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), computed.x, computed.residual)
+        draw = computed.draw
         if draw is not None and self._batch.masks:
             drawing, draw = self._jump(scheduled, drawing, tables.rows, draw, result)
         if draw is not None and drawing:
-            if len(drawing) < len(x_TD):
-                x_TD, residual_TD = (
-                    x_TD.index_select(0, draw.last_tokens),
-                    residual_TD.index_select(0, draw.last_tokens),
-                )
-            logits_RV = self._model.logits(x_TD, residual_TD, self.ops)
             request_ids = [scheduled[index].request_id for index in drawing]
-            self._draw(request_ids, tables.rows[drawing], draw, logits_RV, step)
+            self._draw(request_ids, tables.rows[drawing], draw, self._drawn_from(computed, draw.sources), step)
         result.prompt_logprobs.update(prompt_logprobs)
         if pooled is not None:
             self._pooler.keep(pooled)
@@ -235,6 +257,43 @@ class ModelRunner:
                     self._fail(request_id, error, result)
                 else:
                     result.pooled[request_id] = vector
+
+    def _compute(self, scheduled: Sequence[ScheduledRequest], tables: StepTables, drawing: list[int]) -> Computed:
+        """The model's part of a step: replayed where its shape was captured and nothing but tokens is asked of it."""
+        shape = None
+        if self._graphs is not None and not self._reads_hidden(scheduled):
+            shape = self._graphs.find(tables)
+        rows_R, sources_R = tables.rows, tables.last_tokens if shape is None else np.arange(len(scheduled))
+        if len(drawing) < len(scheduled):
+            rows_R, sources_R = rows_R[drawing], sources_R[drawing]
+        draw = self._batch.draw_tables(rows_R, sources_R) if drawing else None
+        if self._graphs is not None and shape is not None:
+            logits_RV, draw_inputs = self._graphs.replay(shape, tables, draw)
+            return Computed(draw_inputs, logits_RV, None)
+        inputs = self._device.place(tables, draw)
+        return Computed(inputs.draw, *self._forward(inputs))
+
+    def _forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        return self._model.forward(inputs.token_ids, inputs.positions, self._pool.caches, inputs.metadata, self.ops)
+
+    def _reads_hidden(self, scheduled: Sequence[ScheduledRequest]) -> bool:
+        """Whether more is read of the model than the logits after each request's last token."""
+        return (bool(self._pooler) and any(request.request_id in self._pooler for request in scheduled)) or (
+            self._batch.scores_prompts
+            and any(self._batch.prompt_logprob_targets(request) is not None for request in scheduled)
+        )
+
+    def _logits_of(self, inputs: StepInputs) -> Tensor:
+        """Logits of all requests of a step."""
+        return self._drawn_from(Computed(None, *self._forward(inputs)), inputs.last_tokens)
+
+    def _drawn_from(self, computed: Computed, sources: Tensor) -> Tensor:
+        """Logits [R, V] of the rows `sources` of what the model made."""
+        x, residual = computed.x, computed.residual
+        if len(sources) < len(x):
+            x = x.index_select(0, sources)
+            residual = residual.index_select(0, sources) if residual is not None else None
+        return x if residual is None else self._model.logits(x, residual, self.ops)
 
     def _drawing(self, scheduled: Sequence[ScheduledRequest]) -> list[int]:
         """Indices of the requests that draw a token in this step."""
@@ -382,3 +441,11 @@ def step_device(config: EngineConfig, device: torch.device) -> HostDevice | Asyn
     max_blocks = -(-limits.max_model_len // config.cache.block_size)
     nbytes = table_nbytes(limits.max_num_seqs, limits.max_num_batched_tokens, max_blocks)
     return AsyncDevice(CudaBackend(device), limits.max_num_seqs, nbytes)
+
+
+def step_graphs(config: EngineConfig, device: AsyncDevice, compute: Callable[[StepInputs], Tensor]) -> StepGraphs:
+    """The captures of this engine: those that its package names are wanted from the start, and it learns of others."""
+    limits = config.scheduler
+    max_blocks = -(-limits.max_model_len // config.cache.block_size)
+    policy = GraphPolicy(GraphLimits(limits.max_num_seqs, limits.max_num_batched_tokens, max_blocks))
+    return StepGraphs(device, policy, config.model.vocab_size, compute)

@@ -53,6 +53,22 @@ class Backend(Protocol):
         ...
 
 
+class Recording(Protocol):
+    """Work that the device does again at every `replay`, on the same memory. nbytes: what it took of the device's."""
+
+    nbytes: int
+
+    def replay(self) -> None: ...
+
+
+class RecordingBackend(Backend, Protocol):
+    """The runtime of a device that works by itself."""
+
+    def record(self, run: Callable[[], None]) -> Recording:
+        """What `run` gives the device to do. It runs once before, so that nothing is made at its first use."""
+        ...
+
+
 class Staging:
     """Two host buffers of `nbytes`, used in turn, and the device's one: its copies are in the order of its steps."""
 

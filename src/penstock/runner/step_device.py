@@ -80,6 +80,7 @@ class HostDevice:
             torch.from_numpy(tables.token_ids),
             torch.from_numpy(tables.positions),
             metadata,
+            torch.from_numpy(tables.last_tokens),
             DrawInputs(*map(torch.from_numpy, draw)) if draw is not None else None,
         )
 

@@ -38,7 +38,7 @@ class DrawTables(NamedTuple):
     """Who draws, and how. uniform: in [0, 1), read for rows with temperature above 0 only."""
 
     rows: Int64  # [D]
-    last_tokens: Int64  # [D] index in [0, T) of the token that each draws after
+    sources: Int64  # [D] of what the model gave, the row that each draws from: a token's, or in a replay a request's
     temperature: NDArray[np.float32]  # [D]
     top_k: Int32  # [D]
     top_p: NDArray[np.float32]  # [D]
@@ -50,7 +50,7 @@ class DrawInputs(NamedTuple):
     """DrawTables on the device."""
 
     rows: Tensor
-    last_tokens: Tensor
+    sources: Tensor
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
@@ -64,4 +64,5 @@ class StepInputs(NamedTuple):
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     metadata: AttentionMetadata
+    last_tokens: Tensor  # [R] int64
     draw: DrawInputs | None

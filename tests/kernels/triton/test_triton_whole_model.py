@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from checkpoints import write_checkpoint
+from delayed_device import DelayedBackend, delayed_device
 from penstock.config.engine import EngineConfig
+from penstock.runner import graph_policy, model_runner
 from whole_engine import build, engine_config, request, run
 
 FAMILIES = {
@@ -39,6 +41,23 @@ def test_the_interpreted_kernels_give_the_references_tokens(tmp_path, family):
         pytest.skip("kernels are compiled here")
     write_checkpoint(tmp_path, **FAMILIES[family])
     assert tokens_of(small_config(tmp_path, "triton")) == tokens_of(small_config(tmp_path, "reference"))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # in rows that are padding
+def test_replayed_steps_of_interpreted_kernels_give_the_references_tokens(tmp_path, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled here")
+    write_checkpoint(tmp_path, **FAMILIES["mistral"])
+    backend = DelayedBackend()
+    monkeypatch.setattr(graph_policy, "MIN_USES", 1)
+    monkeypatch.setattr(graph_policy, "STEPS_APART", 1)
+    requests = [request("one", [5, 6, 7, 8], 4), request("two", [9], 4), request("three", [3, 4], 3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_runner, "step_device", lambda config, _device: delayed_device(config, backend))
+        found = run(build(small_config(tmp_path, "triton")), requests, 3)
+    assert "replay" in backend.log
+    expected = run(build(small_config(tmp_path, "reference")), requests, 3)
+    assert [each.token_ids for each in found.values()] == [each.token_ids for each in expected.values()]
 
 
 @pytest.mark.gpu
