@@ -18,7 +18,7 @@ from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.recording_proxy import RecordingProxy, prompt_tokens, tokens_of_bytes
 from penstock.bench.target import Target
-from penstock.bench.traces import read_own, read_trace, recorded_hit_share
+from penstock.bench.traces import MAX_OUT_OF_ORDER, read_own, read_trace, recorded_hit_share
 from penstock.observability.traffic import BlockHasher, TraceHeader, TraceRecord, TrafficRecorder, redacted
 
 from .fake_server import Behaviour, FakeServer
@@ -112,11 +112,21 @@ def test_a_replay_rebuilds_the_prefix_tree(tmp_path: Path) -> None:
 def test_a_long_trace_is_streamed(tmp_path: Path) -> None:
     path = conversation(tmp_path)
     with path.open("ab") as file:
-        file.write(b'{"timestamp": 10000, "input_length": 5, "output_length": 1}\nnot JSON\n')
+        file.write(b'{"timestamp": 10000, "input_length": 5, "output_length": 1}\n' * MAX_OUT_OF_ORDER + b"not JSON\n")
     plan = read_trace("auto", path, PromptMaker(as_chat=False))
-    assert len(list(itertools.islice(plan, 4))) == 4  # what comes later was not looked at
-    with pytest.raises(ConfigError, match="line 6"):
+    assert len(list(itertools.islice(plan, 3))) == 3  # what comes later was not looked at
+    with pytest.raises(ConfigError, match=f"line {MAX_OUT_OF_ORDER + 5}"):
         next(plan)
+
+
+def test_a_recording_is_replayed_in_the_order_of_arrival(tmp_path: Path) -> None:
+    """It is written in the order of the ends; a long request must not wait behind later, shorter ones."""
+    recorder = TrafficRecorder(tmp_path, TraceHeader())
+    for name, arrival_ms, end_s in (("b", 400.0, 0.5), ("c", 700.0, 0.8), ("a", 100.0, 3.0)):
+        recorder.record(TraceRecord(timestamp=arrival_ms, input_length=4, output_length=2, id=name), [1] * 4, [], end_s)
+    recorder.close()
+    plan = read_trace("auto", recorder.path, PromptMaker(as_chat=False))
+    assert [request.at_s for request in plan] == pytest.approx([0.0, 0.3, 0.6])
 
 
 def test_nowhere_to_write(tmp_path: Path) -> None:

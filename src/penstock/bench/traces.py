@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import heapq
 import itertools
 import random
 from collections import OrderedDict
@@ -26,8 +27,9 @@ from penstock.observability.traffic import TRACE_FORMAT, TraceHeader, TraceRecor
 MOONCAKE_BLOCK: Final = 512
 QWEN_BLOCK: Final = 16
 MAX_OPEN_CHATS: Final = 200_000
+MAX_OUT_OF_ORDER: Final = 2000  # requests in flight at once, when it was recorded
 # Of recorded parameters, those that decide the work; what only shapes the text stays out of a replay.
-_REPLAYED: Final = ("temperature", "top_p", "top_k", "seed", "priority")
+_REPLAYED: Final = ("temperature", "top_p", "top_k", "seed", "priority", "min_tokens")
 
 
 def read_trace(kind: str, path: Path, maker: PromptMaker, limit: int | None = None) -> Iterator[PlannedRequest]:
@@ -155,10 +157,21 @@ def recorded_hit_share(path: Path, limit: int | None = None) -> float | None:
     return cached / total if total else None
 
 
+def _by_arrival(records: Iterator[TraceRecord]) -> Iterator[TraceRecord]:
+    """A recording has its requests in the order of their ends: a long one comes behind later, shorter ones."""
+    waiting: list[tuple[float, int, TraceRecord]] = []
+    for number, record in enumerate(records):
+        heapq.heappush(waiting, (record.timestamp, number, record))
+        if len(waiting) > MAX_OUT_OF_ORDER:
+            yield heapq.heappop(waiting)[2]
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
 def _own(path: Path, maker: PromptMaker) -> Iterator[PlannedRequest]:
     header, records = read_own(path)
     lengths: OrderedDict[str, tuple[int, int]] = OrderedDict()
-    for record in records:
+    for record in _by_arrival(records):
         if record.status != 200 and record.cancelled_after_ms is None:
             continue  # it was refused: what it would have done is not known
         tokens = rebuild_tokens(record.hash_ids, header.block_size, record.input_length, maker, f"own {record.id}")
