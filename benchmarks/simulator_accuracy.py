@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """How well the simulator and the advisor foretell a server's latencies on this machine.
 
-    simulator_accuracy.py [--model DIR] [--rounds 3] [--seconds 10] [--scale 1]
+    simulator_accuracy.py [--model DIR] [--rounds 3] [--seconds 10] [--scale 1] [--keep DIR]
 
-One server records its steps. In rounds, so that a machine that changes its speed changes it for all: a while of
-calibration load, then each workload. The step model is fitted to the calibration's steps alone; then the simulator
-plays the same requests. Three workloads are the simulator's (its distributions are compared), three the advisor's (what
-it would tell of the default settings is compared); none of them is in the calibration.
+A round is a fresh server that records its steps: a while of calibration load, then each workload, so that a machine
+that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then the
+simulator plays the requests of three workloads, and the advisor is given three others as a trace and asked what the
+default settings would do; none of them is in the calibration. What the advisor says of other draws of its workloads
+shows how far chance alone moves each figure.
 
 --scale divides the rates: 1 is for the bundled model, about 25 for one of a billion weights on two cores.
+--keep: where the rounds lie. Rounds that lie there already count too: they can be taken one at a time, whenever the
+machine is quiet. With --rounds 0 nothing is measured.
 Writes simulator-<model>.json and .md to benchmarks/results/.
 """
 
@@ -16,18 +19,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from penstock.advisor.advice import CONFIRMING_DRAWS, Candidate, Platform, predict
+import psutil
+
+from penstock.advisor.advice import Candidate, Platform, predict
 from penstock.bench.arrivals import arrival_times, dated, parse_rate, unit_gaps
 from penstock.bench.calibration import (
     CalibrationLoad,
@@ -45,6 +51,7 @@ from penstock.bench.metrics import Summary, summarise
 from penstock.bench.observation import Observation
 from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
+from penstock.bench.results import read_requests, write_requests
 from penstock.bench.server_metrics import served_model
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.startup import ServerProcess
@@ -54,6 +61,9 @@ from penstock.config.resolve import EngineOptions
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
 SHARES = (0.5, 0.9, 0.99)
+FIRST_SEED = 1000
+OTHER_DRAWS = 20
+MAX_OTHERS = 0.04  # of the machine: a window with more proves nothing
 Requests = Callable[[PromptMaker, int, int], Iterable[PlannedRequest]]
 
 
@@ -114,7 +124,7 @@ CASES = (
     Case("random 128, 48 out, 8 users", _random(128, 48), users=8),
     Case("random 400, 16 out", _random(400, 16), rate=10, process="gamma", is_held_out=True),
     Case("random 32 +- half, 64 out", _random(32, 64, 0.5), rate=15, is_held_out=True),
-    Case("prefix tree 400x2, 32 of their own, 40 out, 4 users", _tree((400, 2), input_len=32, output_len=40), users=4,
+    Case("prefix tree 400x2, 32 of their own, 40 out", _tree((400, 2), input_len=32, output_len=40), rate=12,
          is_held_out=True),
 )  # fmt: skip
 
@@ -125,55 +135,124 @@ class Measured:
 
     case: Case
     workload: Workload
-    records: list[RunRecord] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
-    windows: list[tuple[float, float]] = field(default_factory=list)
+    records: list[RunRecord] = field(default_factory=list)
 
 
-class Accuracy:
-    """One run of the script."""
+def measure_round(options: argparse.Namespace, directory: Path, number: int) -> None:
+    """One server's calibration and cases, kept in the directory."""
+    model = [str(options.model)] if options.model else []
+    arguments = [*model, "--record", str(directory), "--log-level", "warning", *options.serve.split()]
+    with ServerProcess(arguments) as server:
+        server.wait_until_ready()
+        target = Target.of(server.url, "")
+        target = Target.of(server.url, served_model(target))
+        longest = longest_prompt(latest_step_log(directory))
+        run_loop(lambda: _round(target, longest, options, directory, number))
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.windows: list[tuple[float, float]] = []
-        self.loads: list[list[Observation]] = []
-        self.measured = [
-            Measured(
-                case, case.workload(case.count(options.seconds, options.scale), options.scale, options.token_limit)
-            )
-            for case in CASES
-        ]
 
-    def measure(self) -> StepLog:
-        """All steps, those of the calibration being in `windows`, after all rounds."""
-        with tempfile.TemporaryDirectory() as directory:
-            model = [str(self.options.model)] if self.options.model else []
-            arguments = [*model, "--record", directory, "--log-level", "warning", *self.options.serve.split()]
-            with ServerProcess(arguments) as server:
-                server.wait_until_ready()
-                target = Target.of(server.url, "")
-                target = Target.of(server.url, served_model(target))
-                longest = longest_prompt(latest_step_log(Path(directory)))
-                run_loop(lambda: self._rounds(target, longest))
-            return latest_step_log(Path(directory))
+class OtherWork:
+    """What processes that are not ours take of the machine, window by window."""
 
-    async def _rounds(self, target: Target, longest: int) -> None:
-        options = RunOptions(sample_server=False)
-        for number in range(self.options.rounds):
-            load = CalibrationLoad(target, longest)
-            start_s = time.monotonic()
-            await load.run(self.options.calibration, lambda _line: None)
-            self.windows.append((start_s, time.monotonic()))
-            self.loads = load.observations if not self.loads else [
-                before + after for before, after in zip(self.loads, load.observations, strict=True)
-            ]  # fmt: skip
-            for one in self.measured:
-                seed = 1000 + number
-                one.seeds.append(seed)
-                record = await run_once(target, one.workload, seed, options)
-                one.records.append(record)
-                one.windows.append((record.start_s, record.end_s))
-                print(f"round {number + 1}: {one.case.name}", file=sys.stderr, flush=True)
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds: of the clock, of all processors at work, of this process and those that it started."""
+        times = psutil.cpu_times()._asdict()
+        busy_s = sum(times.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+        me = psutil.Process()
+        own = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+        return time.monotonic(), busy_s, sum(found.user + found.system for found in own)
+
+    def begin(self) -> None:
+        self._before = self._now()
+
+    def end(self) -> None:
+        """Of a window: notes the share of all processors' time."""
+        before, after = self._before, self._now()
+        seconds, busy_s, own_s = (new - old for new, old in zip(after, before, strict=True))
+        self.shares.append(max(0.0, (busy_s - own_s) / seconds / (os.cpu_count() or 1)))
+
+
+async def _round(target: Target, longest: int, options: argparse.Namespace, directory: Path, number: int) -> None:
+    load, others = CalibrationLoad(target, longest), OtherWork()
+
+    def next_phase(_: str) -> None:
+        if load.observations:
+            others.end()
+        others.begin()
+
+    await load.run(options.calibration, next_phase)
+    others.end()
+    for index, observations in enumerate(load.observations):
+        # A run that starts at 0 is written by the machine's own clock, which is that of the steps.
+        write_requests(directory / f"calibration-{index}.jsonl", RunRecord(observations, 0.0, 0.0, array("d")))
+    for index, case in enumerate(CASES):
+        others.begin()
+        record = await run_once(
+            target, workload_of(case, options), FIRST_SEED + number, RunOptions(sample_server=False)
+        )
+        others.end()
+        record.start_s = 0.0
+        write_requests(directory / f"case-{index}.jsonl", record)
+    (directory / "others.json").write_text(json.dumps(others.shares))
+    print(f"round {number + 1}: others had {', '.join(f'{share:.1%}' for share in others.shares)}", file=sys.stderr)
+
+
+def workload_of(case: Case, options: argparse.Namespace) -> Workload:
+    return case.workload(case.count(options.seconds, options.scale), options.scale, options.token_limit)
+
+
+def read_record(path: Path) -> RunRecord:
+    """A kept run, on the machine's clock."""
+    record = read_requests(path)
+    record.start_s = min(seen.intended_s for seen in record.observations)
+    return record
+
+
+class Rounds:
+    """All that lie in a directory, without the windows in which others took too much of the machine."""
+
+    def __init__(self, options: argparse.Namespace, directory: Path) -> None:
+        self.places = sorted(directory.glob("round-*"), key=lambda place: int(place.name.removeprefix("round-")))
+        self.num_windows = self.num_void = 0
+        self._quiet = [self._are_quiet(place) for place in self.places]
+        self.measured = [self._measured(options, index) for index in range(len(CASES))]
+        logs = [latest_step_log(place) for place in self.places]
+        self.log = StepLog(logs[0].header, [step for log in logs for step in log.steps])
+
+    def _are_quiet(self, place: Path) -> list[bool]:
+        found = [share <= MAX_OTHERS for share in json.loads((place / "others.json").read_text())]
+        self.num_windows += len(found)
+        self.num_void += found.count(False)
+        return found
+
+    def _measured(self, options: argparse.Namespace, index: int) -> Measured:
+        one = Measured(CASES[index], workload_of(CASES[index], options))
+        for place, quiet in zip(self.places, self._quiet, strict=True):
+            if quiet[index - len(CASES)]:
+                one.seeds.append(FIRST_SEED + int(place.name.removeprefix("round-")))
+                one.records.append(read_record(place / f"case-{index}.jsonl"))
+        return one
+
+    def profile(self) -> Profile:
+        """Fitted to the calibrations."""
+        observations: list[Observation] = []
+        windows = []
+        for place, quiet in zip(self.places, self._quiet, strict=True):
+            for index, is_quiet in enumerate(quiet[: -len(CASES)]):
+                if is_quiet:
+                    record = read_record(place / f"calibration-{index}.jsonl")
+                    observations += record.observations
+                    windows.append((record.start_s, record.end_s))
+        calibration = within(self.log, windows)
+        return profile_of(calibration, fit_frontend(calibration.steps, observations))
+
+    def steps_of(self, one: Measured) -> StepLog:
+        """The steps of one case."""
+        return within(self.log, [(record.start_s, record.end_s) for record in one.records])
 
 
 def within(log: StepLog, windows: list[tuple[float, float]]) -> StepLog:
@@ -203,29 +282,59 @@ def simulated(one: Measured, profile: Profile) -> tuple[Summary, float]:
     return joined([one.record for one in found]), statistics.median(one.speedup for one in found)
 
 
-def advised(one: Measured, profile: Profile) -> Summary:
-    """What `penstock advise` says of this workload on one replica with the default settings, of other draws of it."""
+def advised(one: Measured, profile: Profile, seeds: Sequence[int]) -> Summary:
+    """What `penstock advise` says of one replica with the default settings, the workload being these draws of it."""
     platform = Platform("here", profile.step_time, profile.num_blocks, profile.block_size, profile.max_model_len)
     candidate = Candidate(platform, 1, EngineOptions().max_num_seqs, EngineOptions().max_num_batched_tokens)
-    return predict(candidate, one.workload, (), 1, CONFIRMING_DRAWS).summary
+    drawn = list(seeds)
+
+    def trace(number: int) -> Iterable[PlannedRequest]:
+        return one.workload.plan(drawn[number])
+
+    return predict(candidate, replace(one.workload, plan=trace), (), 0, len(drawn)).summary
 
 
-def compare(real: Summary, found: Summary) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Figure:
+    """A percentile, or the mean (share None), of a metric."""
+
+    metric: str
+    share: float | None
+
+    def of(self, summary: Summary) -> float:
+        """Seconds."""
+        found = summary.latency[self.metric]
+        return found.at(self.share).value if self.share else found.mean or math.nan
+
+    def is_supported(self, summary: Summary) -> bool:
+        """Whether the sample is large enough to speak of it."""
+        return not self.share or summary.latency[self.metric].at(self.share).is_supported
+
+
+FIGURES = [Figure(metric, share) for metric in ("ttft", "itl") for share in (*SHARES, None)]
+
+
+def compare(real: Summary, found: Summary, others: list[Summary]) -> list[dict[str, Any]]:
+    """others: of other draws of the workload; none: it is not asked how far chance moves a figure."""
     rows = []
-    for metric in ("ttft", "itl"):
-        for share in SHARES:
-            one, other = real.latency[metric].at(share), found.latency[metric].at(share)
-            rows.append({
-                "metric": metric, "percentile": share * 100, "server_ms": one.value * 1e3, "low_ms": one.low * 1e3,
-                "high_ms": one.high * 1e3, "simulated_ms": other.value * 1e3, "ratio": other.value / one.value,
-            })  # fmt: skip
-        mean, other_mean = real.latency[metric].mean, found.latency[metric].mean
-        if mean and other_mean:
-            rows.append({
-                "metric": metric, "percentile": None, "server_ms": mean * 1e3, "simulated_ms": other_mean * 1e3,
-                "ratio": other_mean / mean,
-            })  # fmt: skip
+    for figure in FIGURES:
+        one, other = figure.of(real), figure.of(found)
+        row = {
+            "metric": figure.metric, "percentile": figure.share and figure.share * 100, "server_ms": one * 1e3,
+            "supported": figure.is_supported(real), "simulated_ms": other * 1e3, "ratio": other / one,
+        }  # fmt: skip
+        if others:
+            drawn = sorted(figure.of(summary) * 1e3 for summary in others)
+            row |= {"draws_low_ms": drawn[0], "draws_high_ms": drawn[-1]}
+        rows.append(row)
     return rows
+
+
+def count_within(results: list[dict[str, Any]], by: str, limit: float) -> str:
+    """How many of the figures that the samples support are foretold that well."""
+    rows = [row for result in results if result["by"] == by for row in result["rows"] if row["supported"]]
+    good = sum(1 / (1 + limit) <= row["ratio"] <= 1 + limit for row in rows)
+    return f"{good} of the {by}'s {len(rows)} supported figures are within {limit:.0%} of the server's"
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -233,11 +342,53 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [f"| workload (modelled over measured time of its steps) | what | {' | '.join(heads)} |"]
     lines.append("|---|---|" + "---|" * len(heads))
     for result in results:
-        for what, key in (("server, ms", "server_ms"), (f"{result['by']}, ms", "simulated_ms"), ("ratio", "ratio")):
-            cells = [f"{row[key]:.2f}" for row in result["rows"]]
-            name = f"{result['name']} ({result['step_ratio']:.2f})" if key == "server_ms" else ""
-            lines.append(f"| {name} | {what} | {' | '.join(cells)} |")
+        rows = result["rows"]
+        name = f"{result['name']}, {result['requests']} requests ({result['step_ratio']:.2f})"
+        cells = [f"{row['server_ms']:.2f}{'' if row['supported'] else '?'}" for row in rows]
+        lines.append(f"| {name} | server, ms | {' | '.join(cells)} |")
+        for what, key in ((f"{result['by']}, ms", "simulated_ms"), ("ratio", "ratio")):
+            lines.append(f"| | {what} | {' | '.join(f'{row[key]:.2f}' for row in rows)} |")
+        if "draws_low_ms" in rows[0]:
+            cells = [f"{row['draws_low_ms']:.1f} to {row['draws_high_ms']:.1f}" for row in rows]
+            lines.append(f"| | {OTHER_DRAWS} other draws, ms | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Everything found, and the page that shows it."""
+    profile = rounds.profile()
+    results, speedups = [], []
+    for one in rounds.measured:
+        if not one.records:
+            continue
+        real, others = joined(one.records), []
+        if one.case.is_held_out:
+            found = advised(one, profile, one.seeds)
+            others = [
+                advised(one, profile, range(draw * 100, draw * 100 + len(one.seeds))) for draw in range(OTHER_DRAWS)
+            ]
+        else:
+            found, speedup = simulated(one, profile)
+            speedups.append(speedup)
+        results.append({
+            "name": one.case.title(options.scale), "by": "advisor" if one.case.is_held_out else "simulator",
+            "step_ratio": step_ratio(rounds.steps_of(one), profile), "requests": real.num_attempted,
+            "failed": real.num_failed, "void": real.void, "rows": compare(real, found, others),
+        })  # fmt: skip
+    facts = {"manifest": manifest(), "rounds": len(rounds.places), "steps": profile.step_time.num_steps,
+             "step_model_error": profile.step_time.error, "speedup": statistics.median(speedups)}  # fmt: skip
+    name = options.model.name if options.model else "bundled"
+    head = (
+        f"# The simulator beside the server: {name}\n\n{facts['manifest']['date']}, "
+        f"{facts['manifest']['client_machine']['processor']}, {os.cpu_count()} cores. "
+        f"`{' '.join(['benchmarks/simulator_accuracy.py', *sys.argv[1:]])}`\n\n{facts['rounds']} rounds; the model was "
+        f"fitted to {facts['steps']} steps of the calibrations (median error {facts['step_model_error']:.1%}); "
+        f"simulated {facts['speedup']:,.0f} times faster than real time. {count_within(results, 'simulator', 0.15)}, "
+        f"{count_within(results, 'advisor', 0.2)}. `?`: too few requests for such a percentile. Left out: "
+        f"{rounds.num_void} of {rounds.num_windows} windows, "
+        f"in which other processes took more than {MAX_OTHERS:.0%} of the machine.\n\n"
+    )
+    return {**facts, "results": results}, head + table(results) + "\n"
 
 
 def main() -> int:
@@ -249,37 +400,17 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="divides the rates [1]")
     parser.add_argument("--token-limit", type=int, default=1000)
     parser.add_argument("--serve", default="", help="further options of the server")
+    parser.add_argument("--keep", type=Path, help="directory of the rounds")
     options = parser.parse_args()
-    run = Accuracy(options)
-    log = run.measure()
-    calibration = within(log, run.windows)
-    profile = profile_of(calibration, fit_frontend(calibration.steps, run.loads))
-    results, speedups = [], []
-    for one in run.measured:
-        real = joined(one.records)
-        if one.case.is_held_out:
-            found = advised(one, profile)
-        else:
-            found, speedup = simulated(one, profile)
-            speedups.append(speedup)
-        results.append({
-            "name": one.case.title(options.scale), "by": "advisor" if one.case.is_held_out else "simulator",
-            "step_ratio": step_ratio(within(log, one.windows), profile), "requests": real.num_attempted,
-            "failed": real.num_failed, "void": real.void, "rows": compare(real, found),
-        })  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = options.keep or Path(scratch)
+        first = len(list(directory.glob("round-*")))
+        for number in range(first, first + options.rounds):
+            measure_round(options, directory / f"round-{number}", number)
+        result, text = judge(Rounds(options, directory), options)
     name = options.model.name if options.model else "bundled"
-    facts = {"manifest": manifest(), "rounds": options.rounds, "steps": profile.step_time.num_steps,
-             "step_model_error": profile.step_time.error, "speedup": statistics.median(speedups)}  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"simulator-{name}.json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
-    head = (
-        f"# The simulator beside the server: {name}\n\n{facts['manifest']['date']}, "
-        f"{facts['manifest']['client_machine']['processor']}, {os.cpu_count()} cores. "
-        f"`{' '.join(['benchmarks/simulator_accuracy.py', *sys.argv[1:]])}`\n\n{options.rounds} rounds; the model was "
-        f"fitted to {facts['steps']} steps of the calibration (median error {facts['step_model_error']:.1%}); "
-        f"simulated {facts['speedup']:,.0f} times faster than real time.\n\n"
-    )
-    text = head + table(results) + "\n"
+    (RESULTS / f"simulator-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / f"simulator-{name}.md").write_text(text)
     print(text)
     return 0

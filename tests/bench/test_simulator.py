@@ -211,21 +211,24 @@ def test_a_frontend_is_found_again(tmp_path: Path) -> None:
             LoggedStep(start_s + 0.01, 0.005, StepWork(1, 1, 9, 0)),
         ]
         chunks = array("d", [start_s + 0.0104, start_s + 0.0154])
-        alone.append(Observation(request, now_s, chunk_s=chunks))
+        alone.append(Observation(request, now_s, ended_s=chunks[-1], prompt_tokens=length, chunk_s=chunks))
         now_s = start_s + 0.1
     together = []
     for _ in range(100):
         steps.append(LoggedStep(now_s, 0.01, StepWork(4, 4, 9, 0)))
         chunk_s = [now_s + 0.0104 + 0.0001 * place for place in range(4)]
-        together += [Observation(PlannedRequest([1], 1, 1), now_s, chunk_s=array("d", [one])) for one in chunk_s]
+        together += [
+            Observation(PlannedRequest([1], 1, 1), now_s, ended_s=one, prompt_tokens=1, chunk_s=array("d", [one]))
+            for one in chunk_s
+        ]
         now_s += 0.02
-    found = fit_frontend(steps, [alone, together])
+    found = fit_frontend(steps, [*alone, *together])
     assert found.request_s == pytest.approx(0.002, rel=0.05)
     assert found.prompt_token_s == pytest.approx(5e-6, rel=0.05)
     assert found.output_s == pytest.approx(0.0004, rel=0.05)
     assert found.next_output_s == pytest.approx(0.0001, rel=0.05)
     with pytest.raises(ConfigError, match="alone"):
-        fit_frontend(steps, [alone[:3]])
+        fit_frontend(steps, alone[:3])
 
 
 def test_a_machine_from_its_limits() -> None:

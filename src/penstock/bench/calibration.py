@@ -96,7 +96,7 @@ def measure_profile(model: str, options: Sequence[str], seconds: float, on_progr
         log = latest_step_log(Path(directory))
     if failed := sum(not seen.is_success for seens in load.observations for seen in seens):
         raise RuntimeError(f"{failed} requests of the measurement failed")
-    return profile_of(log, fit_frontend(log.steps, load.observations))
+    return profile_of(log, fit_frontend(log.steps, list(itertools.chain(*load.observations))))
 
 
 def profile_of(log: StepLog, frontend: Frontend) -> Profile:
@@ -114,7 +114,7 @@ def longest_prompt(log: StepLog) -> int:
 
 
 class CalibrationLoad:
-    """Phases of load, as different as a server sees. observations: of each; the first has one user."""
+    """Phases of load, as different as a server sees. observations: of each."""
 
     def __init__(self, target: Target, longest_prompt: int) -> None:
         self.observations: list[list[Observation]] = []
@@ -170,23 +170,35 @@ class CalibrationLoad:
         return PlannedRequest(tokens, len(tokens), source.randint(*_ANSWERS), parameters=FIXED_LENGTH)
 
 
-def fit_frontend(steps: Sequence[LoggedStep], loads: Sequence[Sequence[Observation]]) -> Frontend:
-    """What a client waits for beside the steps. loads: the first is of one user, whose requests find the engine idle.
+def fit_frontend(steps: Sequence[LoggedStep], observations: Sequence[Observation]) -> Frontend:
+    """What a client waits for beside the steps.
 
-    Steps and observations are on the machine's one monotonic clock. Raises ConfigError when one user had too few.
+    Steps and observations are on the machine's one monotonic clock. Raises ConfigError when too few requests found the
+    engine idle.
     """
     starts = [step.started_s for step in steps]
     ends = [step.started_s + step.seconds for step in steps]
-    output_s, next_output_s = _fit_outputs(ends, steps, [seen for seens in loads for seen in seens])
+    output_s, next_output_s = _fit_outputs(ends, steps, observations)
     ways = []
-    for seen in loads[0] if loads else ():
+    for seen in _alone(observations):
         first = bisect_left(starts, seen.intended_s)
         if first < len(starts) and starts[first] < seen.chunk_s[0]:
-            ways.append((seen.request.prompt_tokens, starts[first] - seen.intended_s))
+            ways.append((seen.prompt_tokens, starts[first] - seen.intended_s))
     if len(ways) < MIN_ALONE:
         raise ConfigError(f"Only {len(ways)} requests were alone on the server.", remedy="Measure for longer.")
     request_s, prompt_token_s = _robust_line(ways)
     return Frontend(request_s=request_s, prompt_token_s=prompt_token_s, output_s=output_s, next_output_s=next_output_s)
+
+
+def _alone(observations: Sequence[Observation]) -> Iterator[Observation]:
+    """Those that were sent when all before them had ended, and whose first answer came before the next was sent."""
+    seens = sorted(observations, key=lambda seen: seen.intended_s)
+    ended_s = -math.inf
+    for seen, after in zip(seens, [*seens[1:], None], strict=True):
+        is_first = seen.intended_s > ended_s
+        if is_first and (after is None or after.intended_s > seen.chunk_s[0]):
+            yield seen
+        ended_s = max(ended_s, seen.ended_s)
 
 
 def _fit_outputs(

@@ -42,7 +42,7 @@ class PromptMaker:
         self.token_limit = max(FIRST_PLAIN_TOKEN + 1, token_limit)
 
     def tokens(self, source: random.Random, count: int) -> list[int]:
-        return [source.randrange(FIRST_PLAIN_TOKEN, self.token_limit) for _ in range(count)]
+        return source.choices(range(FIRST_PLAIN_TOKEN, self.token_limit), k=count)
 
     def block(self, key: int | str, size: int) -> tuple[int, ...]:
         """The tokens that stand for a block known by its hash only: the same for the same hash."""
