@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import mul
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -87,17 +88,18 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     def seconds(self, work: StepWork) -> float:
         factors = self.prompt_coefficients if work.prefill_pairs and self.prompt_coefficients else self.coefficients
-        return sum(factor * feature for factor, feature in zip(factors, _features(work), strict=True) if factor)
+        seconds: float = sum(map(mul, factors, _features(work)))
+        return seconds
 
     def spread(self, work: StepWork, drawn: float) -> float:
         quantiles = self.spreads[kind_of(work)] if self.spreads else ()
         return quantiles[int(drawn * len(quantiles))] if quantiles else 1.0
 
 
-def _features(work: StepWork) -> tuple[float, ...]:
+def _features(work: StepWork) -> tuple[int, ...]:
     tokens = work.num_tokens
-    beyond = [float(max(0, tokens - knee)) for knee in _KNEES]
-    return (1.0, *beyond, float(work.num_sampled), float(work.decode_context), float(work.prefill_pairs))
+    beyond = [tokens - knee if tokens > knee else 0 for knee in _KNEES]
+    return (1, *beyond, work.num_sampled, work.decode_context, work.prefill_pairs)
 
 
 def kind_of(work: StepWork) -> int:
@@ -167,8 +169,8 @@ def _spreads(steps: Sequence[LoggedStep], ratios: npt.NDArray[np.float64]) -> li
         known = [size for size in range(_NUM_SIZES) if found[half + size]]
         for size in range(_NUM_SIZES):
             if not found[half + size]:
-                nearest = min(known, key=lambda other, size=size: abs(other - size), default=None)  # type: ignore[misc]
-                found[half + size] = everything if nearest is None else found[half + nearest]
+                nearest = min(((abs(other - size), other) for other in known), default=None)
+                found[half + size] = everything if nearest is None else found[half + nearest[1]]
     return found
 
 
@@ -226,7 +228,8 @@ class HardwareStepTime:
         decode = work.decode_context * self.kv_bytes / bandwidth
         return self.fixed_s + linear + decode + work.prefill_pairs * self.attention_flops / flops
 
-    def spread(self, work: StepWork, drawn: float) -> float:  # noqa: ARG002 - a limit does not vary
+    def spread(self, *_: object) -> float:
+        """A limit does not vary."""
         return 1.0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from penstock.base.errors import ConfigError
 from penstock.bench import startup
+from penstock.bench.datasets import Shape, random_prompts
 from penstock.bench.environment import manifest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.sample_size import mean_interval
@@ -45,12 +46,13 @@ def bench_offline(options: argparse.Namespace) -> int:
 
     rounds = _bounded(options.rounds)
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=options.output_len)
-    source = random.Random(options.seed)  # noqa: S311 - prompts to measure with, not secrets
+    shape = Shape(options.input_len, options.output_len)
     seconds = []
     with LLM(options.model) as llm:
         maker = PromptMaker(as_chat=False, token_limit=min(2000, llm.ready.vocab_size))
         for number in range(rounds + 1):  # the first is the warm-up
-            prompts = [maker.tokens(source, options.input_len) for _ in range(options.requests)]
+            drawn = random_prompts(shape, maker, options.requests, options.seed + number)
+            prompts = [cast(list[int], request.prompt) for request in drawn]
             start_s = time.perf_counter()
             done = llm.generate(prompts, sampling)
             if number:

@@ -131,12 +131,7 @@ class _ObservedFormat:
         return _Observed(sum(num_rows), num_columns, see)
 
     def load_embedding(
-        self,
-        source: TensorSource,
-        name: str,
-        num_rows: int,
-        num_columns: int,
-        ops: Ops,  # noqa: ARG002
+        self, source: TensorSource, name: str, num_rows: int, num_columns: int, *_: object
     ) -> _StoredRows:
         return _StoredRows(source, f"{name}.weight", (num_rows, num_columns), self._plain.dtype)
 
@@ -165,7 +160,7 @@ class _StoredRows:
         self._name = name
         self._dtype = dtype
 
-    def gather(self, ids_T: Tensor, ops: Ops) -> Tensor:  # noqa: ARG002  the protocol's signature
+    def gather(self, ids_T: Tensor, *_: object) -> Tensor:
         rows = self._source.rows(self._name, (self.num_rows, self.num_columns), 0, self.num_rows)
         return rows[ids_T].to(self._dtype)
 
