@@ -154,6 +154,15 @@ def test_several_draws_are_one_long_run() -> None:
     assert four.offered_rate == pytest.approx(20, rel=0.3)
 
 
+def test_an_interval_holds_every_draw() -> None:
+    """One run of few requests may show what any draw shows: the interval of a prediction is no narrower."""
+    found = predict(Candidate(PLATFORM, 1, 64, 512), workload(20.0), (), 1, 6)
+    value, low, high = found.interval_ms("TTFT", 0.99)
+    shown = [draw.latency["ttft"].at(0.99).value * 1e3 for draw in found.draws]
+    assert len(shown) == 6
+    assert low <= min(shown) < value <= max(shown) <= high
+
+
 def test_what_is_shipped_has_sources() -> None:
     assert recorded()
     for one in recorded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from penstock.bench.measure import Workload
 from penstock.bench.metrics import Summary, summarise
 from penstock.bench.plan import PlannedRequest
 from penstock.bench.report import cost_per_million
+from penstock.bench.sample_size import required_count
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.slo import Slo
 from penstock.bench.step_time import ScaledStepTime, StepTime
@@ -21,7 +23,8 @@ from penstock.config.resolve import EngineOptions
 
 _SEQUENCES: Final = (8, 16, 32, 64, 128)
 _BUDGETS: Final = (256, 512, 1024)
-CONFIRMING_DRAWS: Final = 4
+CONFIRMING_DRAWS: Final = 8  # at least; more where as many requests cannot speak of a p99
+MAX_DRAWS: Final = 64
 _SPEEDUPS: Final = (2, 4, 8, 16, 32, 64)
 _LATENCIES: Final = {"TTFT": "ttft", "ITL": "itl", "E2E": "e2e"}
 
@@ -70,21 +73,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the simulator says of a candidate. busy_share: of the busiest replica's device."""
+    """What the simulator says of a candidate. busy_share: of the busiest replica's device.
+
+    summary: of all draws of the workload as one sample; draws: of each, where there were several.
+    """
 
     candidate: Candidate
     summary: Summary
     busy_share: float
+    draws: tuple[Summary, ...] = ()
 
     @property
     def keeps_slo(self) -> bool:
         return self.summary.num_failed == 0 and all(verdict.is_kept for verdict in self.summary.slo)
 
     def interval_ms(self, name: str, share: float) -> tuple[float, float, float]:
-        """(value, low, high): the sampling interval, widened by the step model's error on either side."""
-        at = self.summary.latency[_LATENCIES[name]].at(share)
+        """(value, low, high): what one run of the workload may show. Within it lie all draws, and the sampling interval
+        of all together; the step model's error comes on top on either side."""
+        metric = _LATENCIES[name]
+        at = self.summary.latency[metric].at(share)
+        seen = [at.low, at.high, *(draw.latency[metric].at(share).value for draw in self.draws)]
         error = self.candidate.platform.step_time.error
-        return at.value * 1e3, at.low * (1 - error) * 1e3, at.high * (1 + error) * 1e3
+        return at.value * 1e3, min(seen) * (1 - error) * 1e3, max(seen) * (1 + error) * 1e3
 
 
 @dataclass
@@ -107,18 +117,26 @@ def predict(candidate: Candidate, workload: Workload, slo: Slo, seed: int, num_d
     Raises ConfigError.
     """
     engine = _engine(candidate)
-    records, busy, offset_s = [], 0.0, 0.0
+    records, draws, busy, offset_s = list[RunRecord](), list[Summary](), 0.0, 0.0
     for draw in range(num_draws):
         runs = []
         for replica in range(candidate.num_replicas):
             share = Workload(_share_of(workload, replica, candidate.num_replicas), workload.concurrency, workload.scale)
             runs.append(run_simulation(engine, candidate.platform.step_time, share, seed + draw))
         busy = max(busy, *(found.busy_share for found in runs))
+        if num_draws > 1:
+            draws.append(summarise(_merged([found.record for found in runs]), slo))
         for found in runs:
             _shift(found.record, offset_s)
             records.append(found.record)
         offset_s = max(record.end_s for record in records) - records[0].start_s
-    return Prediction(candidate, summarise(_merged(records), slo), busy)
+    return Prediction(candidate, summarise(_merged(records), slo), busy, tuple(draws))
+
+
+def _num_draws(summary: Summary) -> int:
+    """So many that all together are enough requests for a p99."""
+    wanted = math.ceil(required_count(0.99) / max(1, summary.num_attempted))
+    return min(MAX_DRAWS, max(CONFIRMING_DRAWS, wanted))
 
 
 def _shift(record: RunRecord, by_s: float) -> None:
@@ -149,7 +167,7 @@ def advise(platforms: Sequence[Platform], workload: Workload, slo: Slo, seed: in
     kept = [found for found in advice.tried if found.keeps_slo]
     for found in sorted(kept, key=_preference):
         # What one draw kept by luck, several do not.
-        several = predict(found.candidate, workload, slo, seed, CONFIRMING_DRAWS)
+        several = predict(found.candidate, workload, slo, seed, _num_draws(found.summary))
         if several.keeps_slo:
             advice.best = several
             advice.replicas = _replica_interval(several, workload, slo, seed, max_replicas)
