@@ -47,6 +47,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(128, 352, 3, 4, 2, 32, 2048, 2048),
+    "small": Shape(256, 704, 4, 4, 2, 64, 32000, 4096),  # a usual vocabulary, and little else
     "llama-160m": Shape(768, 3072, 12, 12, 12, 64, 32000, 4096),
     "tinyllama-1.1b": Shape(2048, 5632, 22, 32, 4, 64, 32000, 4096),
     "llama3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, 131072, is_tied=True, rope_theta=500000.0),

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Records a working day before Penstock and replays it against Penstock and its peers, one server at a time.
 
-    replay.py --model TINY_DIR [--requests 400] [--speed 720]
+    replay.py --model SMALL_DIR [--requests 150] [--speed 3600] [--keep DIR]
 
 1. benchmarks/day_trace.py makes 24 hours: bursty, multi-turn, three tenants. Sent to `penstock serve --record`.
 2. The recording, which holds no contents, is replayed in real time against fresh servers: as token ids against Penstock
    and vLLM, as chat messages of words against Penstock and llama-cpp-python's server, which takes no token ids.
 
-Writes replay.json, replay.md and the report replay.html to benchmarks/results/.
+Every server has the first core and one thread, the client the last core: a server that takes all cores leaves a client
+none, and its run is void. --keep: where the recording and the replays lie; what lies there is not measured again, so
+that they can be taken one at a time, whenever the machine is quiet (--only).
+
+Writes replay.json, replay.md and the report replay.html, which is not kept in git, to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from engines import HERE, WORK, Engine, chosen
 from offline import note
 from process_tree import end_on_sigterm
@@ -32,12 +37,13 @@ from penstock.bench.environment import manifest
 from penstock.bench.metrics import summarise
 from penstock.bench.report import Report, ReportedRun
 from penstock.bench.results import read_requests
-from penstock.bench.traces import recorded_hit_share
+from penstock.bench.traces import read_own, recorded_hit_share
 from server import Server, command_of, free_port, served_copy
 
 PENSTOCK = Path(sys.executable).with_name("penstock")
 DAY_SCRIPT = HERE.parent / "day_trace.py"
-REPLAYS = (("penstock", False), ("vllm", False), ("penstock", True), ("llamacpp", True))
+RECORDED = "penstock, while recorded"
+REPLAYS = (("penstock", False), ("penstock", True), ("llamacpp", True), ("vllm", False))
 
 
 @dataclass
@@ -66,6 +72,19 @@ def server_command(engine: Engine, model: Path, port: int, threads: int) -> list
     return [*program, "--interrupt_requests", "False", "--cache", "True"]
 
 
+def with_least_lengths(trace: Path) -> Path:
+    """The trace for a server that knows no `ignore_eos`: it is asked for at least as many tokens as at most."""
+    header, records = read_own(trace)
+    path = trace.with_name("least-lengths.jsonl")
+    encoder = msgspec.json.Encoder()
+    with path.open("wb") as file:
+        file.write(encoder.encode(header) + b"\n")
+        for record in records:
+            record.parameters = {**record.parameters, "min_tokens": record.output_length}
+            file.write(encoder.encode(record) + b"\n")
+    return path
+
+
 class Replay:
     """One run of the script. Everything but the results lies in `directory`."""
 
@@ -74,46 +93,39 @@ class Replay:
         self.directory = directory
         self.model = served_copy(options.model)
         self.tokens = min(2000, json.loads((self.model / "config.json").read_text())["vocab_size"])
+        cores = sorted(os.sched_getaffinity(0))
+        self._server_cores = ",".join(map(str, cores[: options.threads]))
+        self._client_core = str(cores[-1])
 
-    def record(self, engine: Engine) -> tuple[Path, dict[str, Any]]:
+    def record(self, engine: Engine) -> tuple[Path, Replayed]:
         """The trace of the day as a Penstock server saw it, and what its client saw."""
         day = self.directory / "day.jsonl"
         subprocess.run(
             [sys.executable, str(DAY_SCRIPT), str(day), "--requests", str(self.options.requests)], check=True
         )
-        note(f"recording the day at {self.options.speed:g} times its speed")
-        port = free_port()
-        command = [*server_command(engine, self.model, port, self.options.threads), "--record", str(self.directory)]
-        sent = self._against(engine, command, port, day, ["--speed", str(self.options.speed)], "recorded")
-        return next(self.directory.glob("traffic-*.jsonl")), sent.result
+        more = ["--speed", str(self.options.speed)]
+        found = self.against(engine, day, RECORDED, more, ["--record", str(self.directory)])
+        return next(self.directory.glob("traffic-*.jsonl")), found
 
-    def replay(self, engine: Engine, trace: Path, as_chat: bool) -> Replayed:
-        """The recording in real time against a fresh server."""
-        name = f"{engine.name}, {'chat messages' if as_chat else 'token ids'}"
-        note(f"replaying against {name}")
-        port = free_port()
-        command = server_command(engine, self.model, port, self.options.threads)
-        return self._against(engine, command, port, trace, ["--chat"] if as_chat else [], name)
-
-    def _against(
-        self, engine: Engine, command: list[str], port: int, trace: Path, more: list[str], name: str
+    def against(
+        self, engine: Engine, trace: Path, name: str, more: Sequence[str], serve: Sequence[str] = ()
     ) -> Replayed:
-        server = Server(name, command, engine.environment(), port, takes_token_ids=engine.name != "llamacpp")
+        """What lies there of it; else measured, against a fresh server."""
         found = self.directory / f"{name.replace(', ', '-').replace(' ', '-')}"
-        # The client shares the cores with servers that use all of them; behind them it would send late.
-        first = ["nice", "-n", "-10"] if os.geteuid() == 0 else []
-        call = [
-            *first,
-            str(PENSTOCK),
-            "bench",
-            "replay",
-            str(trace),
-            server.url,
-            *more,
-            "--token-limit",
-            str(self.tokens),
-        ]
-        call += ["--warmup", "0", "--quiet", "--json", f"{found}.json", "--requests-out", f"{found}.jsonl"]
+        if not Path(f"{found}.json").exists():
+            note(f"measuring {name}")
+            self._measure(engine, trace, name, found, more, serve)
+        return Replayed(name, json.loads(Path(f"{found}.json").read_text()), Path(f"{found}.jsonl"))
+
+    def _measure(
+        self, engine: Engine, trace: Path, name: str, found: Path, more: Sequence[str], serve: Sequence[str]
+    ) -> None:
+        port = free_port()
+        command = ["taskset", "-c", self._server_cores, *server_command(engine, self.model, port, self.options.threads)]
+        server = Server(name, [*command, *serve], engine.environment(), port, takes_token_ids=engine.name != "llamacpp")
+        call = ["taskset", "-c", self._client_core, str(PENSTOCK), "bench", "replay", str(trace), server.url, *more]
+        call += ["--token-limit", str(self.tokens), "--warmup", "0", "--quiet"]
+        call += ["--json", f"{found}.json", "--requests-out", f"{found}.jsonl"]
         try:
             server.wait_until_ready()
             done = subprocess.run(call, capture_output=True, text=True, timeout=3600)
@@ -121,7 +133,6 @@ class Replay:
             server.tree.end()
         if not Path(f"{found}.json").exists():
             raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-        return Replayed(name, json.loads(Path(f"{found}.json").read_text()), Path(f"{found}.jsonl"))
 
 
 def hit_share(result: dict[str, Any]) -> float | None:
@@ -170,22 +181,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory, Llama in bf16")
     parser.add_argument("--engines", default="penstock,vllm,llamacpp", help="the first one always takes part")
-    parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--speed", type=float, default=720.0, help="of the recorded day [720: two minutes]")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--speed", type=float, default=3600.0, help="of the recorded day [3600: 24 seconds]")
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of each server")
+    parser.add_argument("--keep", type=Path, help="directory of the recording and the replays")
+    parser.add_argument("--only", type=int, default=len(REPLAYS), help="stop after so many replays [all]")
     options = parser.parse_args()
     end_on_sigterm()
     engines = {engine.name: engine for engine in chosen(options.engines, options.threads)}
-    with tempfile.TemporaryDirectory() as directory:
-        run = Replay(options, Path(directory))
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = options.keep or Path(scratch)
+        directory.mkdir(parents=True, exist_ok=True)
+        run = Replay(options, directory)
         trace, seen = run.record(engines["penstock"])
         share = recorded_hit_share(trace)
         replayed = []
-        for name, as_chat in REPLAYS:
+        for name, as_chat in REPLAYS[: options.only]:
             if name in engines:
-                replayed.append(run.replay(engines[name], trace, as_chat))
-                time.sleep(1)
-        rows = [("penstock, while recorded", seen), *((one.name, one.result) for one in replayed)]
+                wanted = with_least_lengths(trace) if name == "llamacpp" else trace
+                title = f"{name}, {'chat messages' if as_chat else 'token ids'}"
+                replayed.append(run.against(engines[name], wanted, title, ["--chat"] if as_chat else []))
+        rows = [(one.name, one.result) for one in (seen, *replayed)]
         table = table_of(rows, share)
         result = {
             "kind": "recorded and replayed day", **machine_facts(options.model, options.threads), "rounds": 1,
