@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from test_async_device import KINDS, make_requests, signature
 
 from checkpoints import write_checkpoint
 from delayed_device import DelayedBackend, delayed_device
+from penstock.config.engine import EngineConfig
 from penstock.engine.core import EngineCore
+from penstock.kernels import ops as op_table
+from penstock.loader.package import read_graph_shapes
 from penstock.messages import EngineRequest, FinishReason, GrammarSpec, SamplingParams
 from penstock.runner import ModelRunner, graph_policy, model_runner
+from penstock.runner.loading import write_package
 from whole_engine import build, engine_config, request, run
 
 
@@ -149,8 +154,6 @@ def test_a_failed_capture_is_logged_and_nothing_else(checkpoint, backend, monkey
 
 
 def test_nothing_is_captured_before_the_engine_is_ready_nor_where_it_is_switched_off(checkpoint, backend):
-    import msgspec
-
     core = build(engine_config(checkpoint))
     assert "record" not in backend.log
     assert not core.prepare()
@@ -177,3 +180,52 @@ def test_an_idle_engine_captures_what_was_used_and_time_is_counted(checkpoint, b
     assert captures.seconds > 0
     assert captures.nbytes == captures.num_captured << 20
     assert captures.num_waiting == 0
+
+
+def packaged(checkpoint: Path, output: Path) -> EngineConfig:
+    """A package of the checkpoint, and an engine's configuration for it."""
+    config = engine_config(checkpoint)
+    output.mkdir()
+    write_package(config, op_table.load("native", 2), output, lambda _fraction: None)
+    (output / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    return msgspec.structs.replace(config, model_path=str(output))
+
+
+def test_what_an_engine_captured_the_next_captures_before_it_is_used(checkpoint, backend, tmp_path):
+    config = packaged(checkpoint, tmp_path / "package")
+    assert read_graph_shapes(tmp_path / "package") == [], "a CPU's package names none"
+    core = build(config)
+    run(core, make_requests(["greedy"], 4, 20), 4)
+    kept = read_graph_shapes(tmp_path / "package")
+    assert len(kept) == core.stats().captures.num_captured >= 1
+    again = build(config)
+    assert again.stats().captures.num_captured == 0, "ready first"
+    assert again.prepare()
+    while again.prepare():
+        pass
+    assert again.stats().captures.num_captured == len(kept)
+    assert read_graph_shapes(tmp_path / "package") == kept
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[[1,2]]", b'[["a",1,1]]', b"[[-1,0,5]]", b"[" * 2000, b"[[4,4,32]" + b" " * (1 << 17)]
+)
+def test_a_damaged_list_of_shapes_is_passed_over(checkpoint, backend, tmp_path, content):
+    config = packaged(checkpoint, tmp_path / "package")
+    (tmp_path / "package" / "graphs.json").write_bytes(content)
+    core = build(config)
+    assert not core.prepare()
+    assert len(run(core, make_requests(["greedy"], 2, 4), 2)) == 2
+
+
+def test_a_package_that_cannot_be_written_to_is_served(checkpoint, backend, tmp_path, monkeypatch):
+    config = packaged(checkpoint, tmp_path / "package")
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    core = build(config)
+    run(core, make_requests(["greedy"], 4, 20), 4)
+    assert core.stats().captures.num_captured >= 1
+    assert not (tmp_path / "package" / "graphs.json").exists()

@@ -3,6 +3,7 @@
     config.json, tokenizer.json, ...   as in the checkpoint it was made from
     penstock.json                      what was packed, and for which layouts (PackageManifest)
     packed.safetensors                 the bytes: uint8 tensors, each from a page's boundary on
+    graphs.json                        shapes of steps to capture at the start; engines add what they captured
 
 Owns: the file while it is written.
 Never: knows what a layout looks like; trusts a number of the manifest that the file does not bear out.
@@ -10,8 +11,11 @@ Never: knows what a layout looks like; trusts a number of the manifest that the 
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +24,13 @@ import msgspec
 from penstock.base.errors import CheckpointError
 from penstock.loader.safetensors_file import SafetensorsFile
 
+_log = logging.getLogger(__name__)
+
 FORMAT_VERSION: Final = 1
 MANIFEST: Final = "penstock.json"
 WEIGHTS: Final = "packed.safetensors"
+GRAPHS: Final = "graphs.json"
+_MAX_GRAPHS_BYTES: Final = 64 << 10
 _HEADER_BYTES: Final = (1 << 20) - 8  # reserved: the header is written last, over spaces
 _PAGE_BYTES: Final = 4096
 _PIECE_BYTES: Final = 8 << 20
@@ -77,6 +85,32 @@ def read_manifest(path: Path) -> PackageManifest:
             remedy="Compile the model again.",
         )
     return manifest
+
+
+def read_graph_shapes(path: Path) -> list[tuple[int, int, int]]:
+    """Tokens, requests and table columns of steps, as an engine left them. Empty where there is no such file."""
+    file = path / GRAPHS
+    try:
+        if file.stat().st_size > _MAX_GRAPHS_BYTES:
+            raise ValueError(f"more than {_MAX_GRAPHS_BYTES} bytes")
+        return msgspec.json.decode(file.read_bytes(), type=list[tuple[int, int, int]])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        _log.warning("%s is not used: %s", file, error)
+        return []
+
+
+def write_graph_shapes(path: Path, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Replaces the file at once. A package that cannot be written to stays as it is."""
+    part = path / f"{GRAPHS}.{os.getpid()}.part"
+    try:
+        part.write_bytes(b"[\n" + b",\n".join(map(msgspec.json.encode, shapes)) + b"\n]\n")
+        part.replace(path / GRAPHS)
+    except OSError as error:
+        _log.debug("captured shapes are not kept: %s", error)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class PackageReader:

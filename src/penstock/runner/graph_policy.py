@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from penstock.config.engine import EngineConfig
+
 # Larger steps are bound by arithmetic: padding costs what launching their kernels one by one does not.
 MAX_DECODE_TOKENS: Final = 512
 MAX_MIXED_TOKENS: Final = 128
@@ -51,6 +53,12 @@ class GraphLimits(NamedTuple):
     max_num_tokens: int
     max_blocks: int
     nbytes: int = GRAPH_BYTES
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> GraphLimits:
+        limits = config.scheduler
+        max_blocks = -(-limits.max_model_len // config.cache.block_size)
+        return cls(limits.max_num_seqs, limits.max_num_batched_tokens, max_blocks)
 
     @property
     def max_requests(self) -> int:
@@ -100,6 +108,11 @@ class GraphPolicy:
     def captured(self) -> list[StepShape]:
         """In the order of their capture."""
         return list(self._captured)
+
+    @property
+    def worthwhile(self) -> list[StepShape]:
+        """What an engine that starts anew should capture: what this one has, and would."""
+        return sorted({*self._captured, *self._wanted - self._failed}, reverse=True)
 
     @property
     def nbytes(self) -> int:

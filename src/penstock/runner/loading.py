@@ -28,7 +28,7 @@ from penstock.loader import (
     is_package,
     open_checkpoint,
 )
-from penstock.loader.package import FORMAT_VERSION
+from penstock.loader.package import FORMAT_VERSION, write_graph_shapes
 from penstock.models import ARCHITECTURES, LanguageModel, base_prefix, is_ignored_tensor
 from penstock.quantization import (
     CheckpointSource,
@@ -44,6 +44,7 @@ from penstock.quantization import (
 )
 from penstock.quantization.measuring import MeasuringFormat
 from penstock.quantization.packaged import PackagedFormat, PackagedSource, RecordingFormat, RecordingSource
+from penstock.runner.graph_policy import GraphLimits, usual_shapes
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -133,6 +134,8 @@ def write_package(config: EngineConfig, ops: Ops, output: Path, on_progress: Cal
             quantization=config.quantization,
         )  # fmt: skip
         writer.finish(manifest)
+        if config.kernels == "triton":
+            write_graph_shapes(output, usual_shapes(GraphLimits.of(config)))
     except BaseException:
         writer.abandon()
         raise

@@ -19,6 +19,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -29,6 +31,7 @@ from penstock.base.errors import PenstockError
 from penstock.config.engine import EngineConfig
 from penstock.kernels import ops as op_table
 from penstock.kernels.devices import open_device
+from penstock.loader.package import is_package, read_graph_shapes, write_graph_shapes
 from penstock.messages import (
     BlockCopy,
     CaptureStats,
@@ -40,7 +43,7 @@ from penstock.messages import (
     TokenLogprobs,
 )
 from penstock.runner.async_device import AsyncDevice, CudaBackend, table_nbytes
-from penstock.runner.graph_policy import GraphLimits, GraphPolicy
+from penstock.runner.graph_policy import GraphLimits, GraphPolicy, StepShape
 from penstock.runner.host_blocks import HostBlocks
 from penstock.runner.input_batch import InputBatch, Promise
 from penstock.runner.kv_pool import KVPool, cache_dtype
@@ -445,7 +448,13 @@ def step_device(config: EngineConfig, device: torch.device) -> HostDevice | Asyn
 
 def step_graphs(config: EngineConfig, device: AsyncDevice, compute: Callable[[StepInputs], Tensor]) -> StepGraphs:
     """The captures of this engine: those that its package names are wanted from the start, and it learns of others."""
-    limits = config.scheduler
-    max_blocks = -(-limits.max_model_len // config.cache.block_size)
-    policy = GraphPolicy(GraphLimits(limits.max_num_seqs, limits.max_num_batched_tokens, max_blocks))
-    return StepGraphs(device, policy, config.model.vocab_size, compute)
+    path = Path(config.model_path)
+    is_kept = is_package(path)
+    wanted = [StepShape(*shape) for shape in read_graph_shapes(path)] if is_kept else []
+    return StepGraphs(
+        device,
+        GraphPolicy(GraphLimits.of(config), wanted),
+        config.model.vocab_size,
+        compute,
+        on_captured=partial(write_graph_shapes, path) if is_kept else lambda _shapes: None,
+    )

@@ -29,7 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class StepGraphs:
-    """compute: from a step's inputs, their token ids resolved, to the logits [R, V] float32 of its requests."""
+    """compute: from a step's inputs, their token ids resolved, to the logits [R, V] float32 of its requests.
+
+    on_captured: is told after a capture which shapes an engine that starts anew should capture.
+    """
 
     def __init__(
         self,
@@ -37,11 +40,13 @@ class StepGraphs:
         policy: GraphPolicy,
         vocab_size: int,
         compute: Callable[[StepInputs], Tensor],
+        on_captured: Callable[[list[StepShape]], None],
     ) -> None:
         self._device = device
         self._policy = policy
         self._vocab_size = vocab_size
         self._compute = compute
+        self._on_captured = on_captured
         self._recordings: dict[StepShape, Recording] = {}
         self._logits: Tensor | None = None
         self.stats = CaptureStats()
@@ -76,6 +81,7 @@ class StepGraphs:
         else:
             self._recordings[shape] = recording
             self._policy.keep(shape, nbytes)
+            self._on_captured(self._policy.worthwhile)
         self.stats.num_captured = len(self._recordings)
         self.stats.num_waiting = len(self._policy.waiting())
         self.stats.nbytes = self._policy.nbytes
