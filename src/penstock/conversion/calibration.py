@@ -46,8 +46,8 @@ class Site(NamedTuple):
 
 
 class Observer(Protocol):
-    def __call__(self, site: Site, x_TK: Tensor, plain: Callable[[], LinearWeight], ops: Ops) -> LinearWeight:
-        """Sees the inputs of a site; returns what they are multiplied with: `plain()`, or what it made of it."""
+    def __call__(self, site: Site, x_TK: Tensor) -> Callable[[Ops], LinearWeight] | None:
+        """Sees the inputs of a site; returns what loads the weight they are multiplied with. None: it as it is."""
         ...
 
 
@@ -122,8 +122,8 @@ class _ObservedFormat:
         self._num_sites += names[0].startswith("model.layers.")
 
         def see(x_TK: Tensor) -> LinearWeight:
-            plain = lambda: self._plain.load_linear(source, names, num_rows, num_columns, ops)  # noqa: E731
-            weight = self._observer(site, x_TK, plain, ops)
+            load = self._observer(site, x_TK)
+            weight = load(ops) if load else self._plain.load_linear(source, names, num_rows, num_columns, ops)
             self._num_done += 1
             self._on_progress(self._num_done / self._num_sites)
             return weight

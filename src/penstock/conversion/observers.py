@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -37,11 +38,10 @@ class ImportanceObserver:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def __call__(self, site: Site, x_TK: Tensor, plain: Callable[[], LinearWeight], ops: Ops) -> LinearWeight:  # noqa: ARG002
+    def __call__(self, site: Site, x_TK: Tensor) -> None:
         if site.names[0] not in self._journal:
             squares_K = _mean_squares(x_TK)
             self._journal.write(site.names[0], {name: squares_K.clone() for name in site.names})
-        return plain()
 
 
 class GPTQObserver:
@@ -54,10 +54,10 @@ class GPTQObserver:
         self._recipe = recipe
         self._settings: dict[str, Any] = {"quantization_config": quantization_config(target, recipe)}
 
-    def __call__(self, site: Site, x_TK: Tensor, plain: Callable[[], LinearWeight], ops: Ops) -> LinearWeight:
+    def __call__(self, site: Site, x_TK: Tensor) -> Callable[[Ops], LinearWeight] | None:
         grid = grid_of(self._target, self._recipe)
         if site.num_columns % grid.width(site.num_columns):
-            return plain()
+            return None
         if site.names[0] not in self._journal:
             moments_KK = _moments(x_TK)
             tensors: dict[str, Tensor] = {}
@@ -65,10 +65,13 @@ class GPTQObserver:
                 found = gptq(self._rows.matrix(f"{name}.weight"), moments_KK, grid, self._recipe.act_order)
                 tensors |= tensors_of(self._target, self._recipe, name, found)
             self._journal.write(site.names[0], tensors)
+        return partial(self._load, site, x_TK.dtype)
+
+    def _load(self, site: Site, dtype: torch.dtype, ops: Ops) -> LinearWeight:
         with closing(self._journal.open(site.names[0])) as checkpoint:
             config = quantization_of(self._settings)
             assert config is not None
-            chosen = hub_format(x_TK.dtype, config, {name: checkpoint.tensor_type(name) for name in checkpoint.names()})
+            chosen = hub_format(dtype, config, {name: checkpoint.tensor_type(name) for name in checkpoint.names()})
             source = CheckpointSource(checkpoint, chosen.ignores, lambda _share: None)
             return chosen.load_linear(source, site.names, site.num_rows, site.num_columns, ops)
 
@@ -88,7 +91,7 @@ class AWQObserver:
         self._grid = grid_of("awq", recipe)
         self._waiting: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, site: Site, x_TK: Tensor, plain: Callable[[], LinearWeight], ops: Ops) -> LinearWeight:  # noqa: ARG002
+    def __call__(self, site: Site, x_TK: Tensor) -> None:
         layer, last = site.names[0].rsplit(".", 2)[0], site.names[0].rsplit(".", 1)[1]
         feeder = {
             "q_proj": f"{layer}.input_layernorm",
@@ -98,7 +101,6 @@ class AWQObserver:
         wanted = (*site.names, *([feeder] if feeder is not None else []))
         if any(name not in self._journal for name in wanted):
             self._quantise(site, feeder, x_TK)
-        return plain()
 
     def _quantise(self, site: Site, feeder: str | None, x_TK: Tensor) -> None:
         squares_K, scales_K = _mean_squares(x_TK), torch.ones(site.num_columns)
