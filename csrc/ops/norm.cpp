@@ -24,10 +24,9 @@ void norm_row(const typename Elem::Storage* x, const typename Elem::Storage* wei
               int64_t size, float eps) {
     const Vec scale = splat(inverse_rms(x, size, eps));
     int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) store(out + i, round_to(Elem{}, load(x + i) * scale) * load(weight + i));
+    for (; i + kLanes <= size; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
     const int rest = int(size - i);
-    if (rest > 0)
-        store_n(out + i, round_to(Elem{}, load_n(x + i, rest) * scale) * load_n(weight + i, rest), rest);
+    if (rest > 0) store_n(out + i, load_n(x + i, rest) * scale * load_n(weight + i, rest), rest);
 }
 
 template <class Elem>

@@ -23,8 +23,8 @@ void rotate_head(const typename Elem::Storage* head, const typename Elem::Storag
         const int lanes = int(half - d < kLanes ? half - d : kLanes);
         Vec first = load_n(head + d, lanes), second = load_n(head + half + d, lanes);
         if (weight != nullptr) {
-            first = round_to(Elem{}, round_to(Elem{}, first * scale) * load_n(weight + d, lanes));
-            second = round_to(Elem{}, round_to(Elem{}, second * scale) * load_n(weight + half + d, lanes));
+            first = round_to(Elem{}, first * scale * load_n(weight + d, lanes));
+            second = round_to(Elem{}, second * scale * load_n(weight + half + d, lanes));
         }
         const Vec c = load_n(cos + d, lanes), s = load_n(sin + d, lanes);
         store_n(to + d, first * c - second * s, lanes);

@@ -35,6 +35,14 @@ def test_rms_norm(native: op_table.Ops, shape: tuple[int, int], dtype: torch.dty
     check_close(native.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm_is_rounded_once(native: op_table.Ops, shape: tuple[int, int]) -> None:
+    x, _, weight = make(*shape, torch.bfloat16)
+    exact = torch.nn.functional.rms_norm(x.double(), (shape[1],), weight.double(), 1e-5).bfloat16()
+    for ops in (native, REFERENCE):
+        check_close(ops.rms_norm(x, weight, 1e-5), exact)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_add_rms_norm(native: op_table.Ops, shape: tuple[int, int], dtype: torch.dtype) -> None:

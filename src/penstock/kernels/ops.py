@@ -112,7 +112,10 @@ class Ops(ABC):
 
     @abstractmethod
     def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) in float32, rounded to x's dtype, then times the weight -> [T, K]."""
+        """x / sqrt(mean(x^2) + eps) * weight in float32, rounded once -> [T, K].
+
+        Published model code rounds before the weight too, which costs several times the divergence from float.
+        """
 
     @abstractmethod
     def add_rms_norm(self, x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:

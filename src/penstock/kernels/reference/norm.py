@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm, alone and after a sum, in torch, with the roundings of the published model code."""
+"""RMSNorm and LayerNorm, alone and after a sum, in torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def rms_norm(x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
     """See Ops.rms_norm."""
     wide = x_TK.float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight_K * scaled.to(x_TK.dtype)
+    return (scaled * weight_K.float()).to(x_TK.dtype)
 
 
 def add_rms_norm(x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:

@@ -42,8 +42,7 @@ def _rms_norm_kernel(
         x = rounded.to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     inverse = tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps)
-    scaled = (x * inverse).to(x_ptr.dtype.element_ty).to(tl.float32)
-    normed = (scaled * weight).to(x_ptr.dtype.element_ty)
+    normed = (x * inverse * weight).to(x_ptr.dtype.element_ty)
     if QUANTIZED:
         codes, scale = to_codes(normed.to(tl.float32), largest, out_ptr.dtype.element_ty, 0)
         tl.store(out_ptr + at, codes, mask=inside)

@@ -33,8 +33,8 @@ def _normed(first, second, inverse, norm_ptr, dims, inside, HALF: tl.constexpr, 
     """Both halves of heads times `inverse` and a weight, rounded as rms_norm rounds."""
     first_weight = tl.load(norm_ptr + dims, mask=inside, other=0.0).to(tl.float32)
     second_weight = tl.load(norm_ptr + HALF + dims, mask=inside, other=0.0).to(tl.float32)
-    first = (first * inverse).to(dtype).to(tl.float32) * first_weight[None, :]
-    second = (second * inverse).to(dtype).to(tl.float32) * second_weight[None, :]
+    first = first * inverse * first_weight[None, :]
+    second = second * inverse * second_weight[None, :]
     return first.to(dtype).to(tl.float32), second.to(dtype).to(tl.float32)
 
 
