@@ -36,6 +36,8 @@ def test_weights_are_rounded_and_counted(kind: str, kernels: str, tmp_path: Path
     assert (product - x @ found.T).square().mean().sqrt() < 0.02 * product.square().mean().sqrt()
     layouts = {type(model.embedding.weight.packed).__name__, type(model.head.weight.packed).__name__}
     assert layouts == {"PackedLinear", "QuantizedLinear"}
+    head_bits = 6 if kind == "q4_k_m" else 8
+    assert (model.head.weight.packed.layout.bits, model.head.weight.packed.layout.values) == (head_bits, "integer")
     plain = weights_nbytes(engine_config(tmp_path), ops)
     assert weights_nbytes(config, ops) < (0.55 if kind in ("int8", "fp8") else 0.45) * plain
 

@@ -3,9 +3,10 @@
     int8      a scale an output, activations rounded to 8 bits
     int4      4 bits with a scale for 32 inputs (GGUF's Q4_0), activations rounded to 8 bits; the head as int8
     q4_k_m    GGUF's mixture of Q4_K and Q6_K: better than int4 and slower to load, for its scales are searched
-    fp8       E4M3 with a scale an output; activations stay as they are
+    fp8       E4M3 with a scale an output, activations stay as they are; the head as int8
 
-The embedding stays as it is unless the output head is tied to it, when it is the largest linear of all.
+The embedding stays as it is unless the output head is tied to it, when it is the largest linear of all. A few outputs
+of a head are large and decide much: four bits, or FP8's three of mantissa, are too few for them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class OnlineFormat(StoredFormat):
     def layout(self, name: str, num_columns: int) -> WeightLayout | None:
         if name == EMBEDDING and not self._model.tie_word_embeddings:
             return None
-        if self._kind == "int4" and name == head_name(self._model):
+        if self._kind in ("int4", "fp8") and name == head_name(self._model):
             return INT8_CHANNEL
         if self._kind != "q4_k_m":
             return _LAYOUTS[self._kind]
