@@ -127,7 +127,8 @@ def fields() -> str:
             continue
         bound = BOUNDS.get(RENAMED.get(name, name))
         shown = f"{_number(bound[0])} to {_number(bound[1])}" if bound and name != "logprobs" else _entries(name)
-        row = (f"`{name}`", _type(field.type), "yes" if name in chat else "", "yes" if name in text else "", shown)
+        marks = [_accepted(of[name].type) if name in of else "" for of in (chat, text)]
+        row = (f"`{name}`", _type((text if name in text else chat)[name].type), *marks, shown)
         lines.append(f"| {' | '.join(row)} |")
     lines += [
         "",
@@ -177,10 +178,23 @@ def protocols() -> str:
                 values = ", ".join(f"`{_json(value)}`" for value in allowed.get(field.name, ()))
                 lines.append(f"| `{field.name}` |  | {'null, ' + values if values else 'null'} |")
             else:
-                accepted = "null" if field.type is types.NoneType else "yes"
-                lines.append(f"| `{field.name}` | {_type(field.type)} | {accepted} |")
+                lines.append(f"| `{field.name}` | {_type(field.type)} | {_accepted(field.type)} |")
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def _accepted(kind: object) -> str:
+    """Whether a field works, or which few values it may have beside null."""
+    parts = set(typing.get_args(kind) or (kind,)) - {types.NoneType}
+    if not parts:
+        return "null"
+    if parts == {list[None]}:
+        return "null, `[]`"
+    if all(
+        isinstance(part, type) and issubclass(part, msgspec.Struct) and not part.__struct_fields__ for part in parts
+    ):
+        return "null, `{}`"
+    return "null, `false`" if parts == {typing.Literal[False]} else "yes"
 
 
 def _entries(name: str) -> str:
