@@ -42,6 +42,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         capture_graphs=settings.capture_graphs,
         enable_prefix_caching=settings.enable_prefix_caching,
         host_kv_memory=settings.host_kv_memory,
+        batch_invariant=settings.batch_invariant,
     )
 
 

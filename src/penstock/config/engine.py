@@ -57,7 +57,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     Of `cache`, num_blocks 0 means: the memory plan decides; the engine replaces it (and the watermark) before
     anything is built. max_model_len_is_auto: the user left it open, so the plan may lower it to what fits.
     step_log: directory to write what each step held and took; "" for none. capture_graphs: on a GPU, steps of shapes
-    that recur are captured and replayed.
+    that recur are captured and replayed. batch_invariant: of the Triton kernels.
     """
 
     model_path: str
@@ -75,3 +75,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str | None = None
     step_log: str = ""
     capture_graphs: bool = True
+    batch_invariant: bool = False

@@ -40,6 +40,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     capture_graphs: bool = True
     enable_prefix_caching: bool = True
     host_kv_memory: int | None = None
+    batch_invariant: bool = False
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,13 @@ def resolve_engine_config(
     device = options.device if options.device != "auto" else machine.accelerator or "cpu"
     # An encoder's texts run whole: a step must hold the longest.
     step_tokens = max(options.max_num_batched_tokens, options.max_num_seqs, max_model_len if model.is_encoder else 0)
+    kernels = _resolve_kernels(options.kernels, device, machine)
+    if options.batch_invariant and kernels == "reference":
+        raise ConfigError(
+            "The reference kernels are not batch-invariant: torch's own products depend on the number of rows.",
+            remedy="Use the native kernels (a CPU) or the Triton ones (cuda, rocm), or leave --batch-invariant out.",
+            param="batch_invariant",
+        )
     return EngineConfig(
         model_path=model_path,
         model=model,
@@ -82,7 +90,7 @@ def resolve_engine_config(
         quantization=None if options.quantization == "none" else options.quantization,
         seed=options.seed,
         num_threads=options.num_threads or machine.num_cores,
-        kernels=_resolve_kernels(options.kernels, device, machine),
+        kernels=kernels,
         max_memory_bytes=options.max_memory,
         cache=CacheConfig(
             block_size=BLOCK_SIZE,
@@ -95,6 +103,7 @@ def resolve_engine_config(
         max_model_len_is_auto=options.max_model_len == 0,
         device=device,
         capture_graphs=options.capture_graphs,
+        batch_invariant=options.batch_invariant,
     )
 
 

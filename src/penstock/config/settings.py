@@ -204,6 +204,13 @@ class Settings:
         "On a GPU, steps of shapes that recur are captured in the background and replayed as one launch. The answers "
         "are the same.",
     )
+    batch_invariant: bool = _setting(
+        "flag",
+        False,
+        _ENGINE,
+        "On a GPU, an answer's bits do not depend on what runs beside it; docs/gpu.md names the price. On a CPU they "
+        "never do (native kernels).",
+    )
     num_threads: int | None = _setting(
         "integer",
         None,

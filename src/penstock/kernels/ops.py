@@ -229,9 +229,17 @@ class Ops(ABC):
         """
 
 
-def load(kind: str, num_threads: int, isa: str | None = None, device: torch.device = HOST) -> Ops:
+def load(
+    kind: str,
+    num_threads: int,
+    isa: str | None = None,
+    device: torch.device = HOST,
+    *,
+    batch_invariant: bool = False,
+) -> Ops:
     """Build the op table. isa: force an instruction set (default: PENSTOCK_ISA, else the best that works here).
 
+    batch_invariant: a row's bits depend on its own request alone. The native kernels always have that, torch never.
     ConfigError: the native core or Triton is missing, or the forced instruction set does not work on this machine.
     """
     assert num_threads >= 1, num_threads
@@ -240,7 +248,7 @@ def load(kind: str, num_threads: int, isa: str | None = None, device: torch.devi
 
         return ReferenceOps(num_threads, layouts(kind, device))
     if kind == "triton":
-        return _triton_ops(num_threads, device)
+        return _triton_ops(num_threads, device, batch_invariant=batch_invariant)
     assert kind == "native", kind
     try:
         from penstock import _native
@@ -258,7 +266,7 @@ def load(kind: str, num_threads: int, isa: str | None = None, device: torch.devi
     return NativeOps(kernels, num_threads)
 
 
-def _triton_ops(num_threads: int, device: torch.device) -> Ops:
+def _triton_ops(num_threads: int, device: torch.device, *, batch_invariant: bool) -> Ops:
     if importlib.util.find_spec("triton") is None:
         raise ConfigError("Triton is not installed.", remedy="Install `penstock[gpu]`, or serve with --device cpu.")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -267,9 +275,9 @@ def _triton_ops(num_threads: int, device: torch.device) -> Ops:
             remedy="Leave --kernels out, or give --device cuda. (For tests: TRITON_INTERPRET=1 interprets them.)",
             param="kernels",
         )
-    from penstock.kernels.triton.table import TritonOps
+    from penstock.kernels.triton.table import RowInvariantOps, TritonOps
 
-    return TritonOps(num_threads, layouts("triton", device))
+    return (RowInvariantOps if batch_invariant else TritonOps)(num_threads, layouts("triton", device))
 
 
 def layouts(kind: str, device: torch.device = HOST) -> Layouts:

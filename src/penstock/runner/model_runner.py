@@ -106,7 +106,12 @@ class ModelRunner:
         assert config.cache.num_blocks > 0 or config.model.is_encoder, "plan_memory comes first"
         torch.set_num_threads(config.num_threads)
         limits = config.scheduler
-        self.ops = op_table.load(config.kernels, config.num_threads, device=open_device(config.device))
+        self.ops = op_table.load(
+            config.kernels,
+            config.num_threads,
+            device=open_device(config.device),
+            batch_invariant=config.batch_invariant,
+        )
         self.packing_s = 0.0  # of the start: what the weights' repacking took
         self._model = load_model(
             config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_packing_time

@@ -144,7 +144,7 @@ def group_minimum(
     return minimum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tokens"])
 def gemm_codes_kernel(
     x_ptr, sums_ptr, codes_ptr, high_ptr, scales_ptr, minimums_ptr, supers_ptr, table_ptr, bias_ptr, out_ptr,
     partial_ptr, tile_experts_ptr, pairs_ptr, num_rows, num_tokens, n_rows, n_total, k, num_steps, steps_a_split,
@@ -213,7 +213,7 @@ def gemm_codes_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def group_sums_kernel(
     x_ptr, sums_ptr, num_tokens, k, num_groups, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, GROUPS: tl.constexpr
 ):

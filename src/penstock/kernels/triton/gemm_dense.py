@@ -4,7 +4,8 @@
         block in float32 and added in float32 (DeepSeek-V3's way: Hopper's e4m3 accumulators keep 14 bits). A scale per
         tensor or per output is one that its blocks share.
 "int8"  whole numbers are summed exactly; scaled once a row, or where activations have a scale for 256 inputs, each 256.
-"bf16"  for the batch-invariant mode, whose rows the vendor library's many algorithms would not keep.
+"bf16"  for the batch-invariant mode, whose rows the vendor library's many algorithms would not keep; so is "f32", which
+        no tensor core multiplies.
 
 Limits (H200: 4.3 TB/s; 790 TFLOP/s bf16, about 1,580 in 8 bits). One byte a weight (two in bf16): bound by memory up to
 about 180 tokens, by the tensor cores above. The fp8 loop adds two float32 operations an output for each 128 inputs, an
@@ -56,7 +57,7 @@ def step_tiles(
     return w, x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gemm_dense_kernel(
     x_ptr, x_scales_ptr, codes_ptr, scales_ptr, bias_ptr, out_ptr, partial_ptr, tile_experts_ptr, pairs_ptr,
     num_rows, n_rows, n_total, k, num_steps, steps_a_split, x_blocks,
@@ -76,7 +77,7 @@ def gemm_dense_kernel(
     split = tl.program_id(2)
     n_mask = n < n_rows
     columns = first + n
-    IS_BLOCKED: tl.constexpr = KIND != "bf16" and X_BLOCK > 0
+    IS_BLOCKED: tl.constexpr = X_BLOCK > 0
     SUM: tl.constexpr = tl.int32 if KIND == "int8" else tl.float32
     total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     for _ in range(1 if IS_SPLIT else NUM_SPLITS):
@@ -106,7 +107,7 @@ def gemm_dense_kernel(
                 w_scale = next_w_scale
                 x_scale = next_x_scale
             else:
-                acc = tl.dot(w, x, acc, out_dtype=SUM)
+                acc = tl.dot(w, x, acc, input_precision="ieee" if KIND == "f32" else None, out_dtype=SUM)
         part = acc.to(tl.float32)
         if KIND == "int8":
             part *= tl.load(scales_ptr + columns, mask=n_mask, other=0.0)[:, None]

@@ -10,7 +10,7 @@ from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, NF4, W8A8, W8
 from penstock.kernels.triton import configs
 from penstock.kernels.triton.gemm_codes import gemm_codes_kernel, group_sums_kernel, rows_kernel
 from penstock.kernels.triton.gemm_dense import gemm_dense_kernel, quantize_kernel
-from penstock.kernels.triton.linear import code_constants, family_of
+from penstock.kernels.triton.linear import FLOAT32_TILE, code_constants, family_of
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
 from penstock.kernels.triton.tiles import add_splits_kernel
 from penstock.kernels.triton.weights import DENSE_STEP, empty_quantized
@@ -36,6 +36,7 @@ _CODES: Final = {
     "e4m3 as bf16": fp8(),
 }
 _DENSE: Final = {"fp8 blocks": fp8("e4m3", 128), "fp8 rows": fp8(), "w8a8": W8A8, "int8": INT8_CHANNEL, "bf16": None}
+_FLOAT32: Final = {"KIND": "f32", "GROUP": 0, "X_BLOCK": 0, "STEP": 32, "TOP_K": 0, "IS_EVEN": True, "HAS_BIAS": False}
 # Whose tiles, from which chip to which.
 _CARDS: Final = (("NVIDIA_H100.json", 90, 99), ("NVIDIA_B200.json", 100, 999), ("NVIDIA_A100.json", 80, 89))
 _COMMON: Final = {
@@ -143,6 +144,14 @@ def _own(types: dict[str, str], kernel: JITFunction) -> dict[str, str]:
 
 
 def _others() -> Iterator[Specialization]:
+    types = _COMMON | dict.fromkeys(_NUMBERS, "i32")
+    types |= dict.fromkeys(("x_ptr", "codes_ptr", "x_scales_ptr", "scales_ptr", "out_ptr", "bias_ptr"), "*fp32")
+    tile = FLOAT32_TILE
+    flags = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BY_TENSOR": False, "NUM_SPLITS": 1, "IS_SPLIT": False}
+    yield specialization(
+        "dense f32", gemm_dense_kernel, _own(types, gemm_dense_kernel), _FLOAT32 | flags,
+        (tile.num_warps, tile.num_stages), aligned=_ALIGNED, in_test=True,
+    )  # fmt: skip
     for name, layout in _CODES.items():
         _, types, constants = _of_codes(layout)
         types |= {"ids_ptr": "*i64"}

@@ -1,7 +1,9 @@
 """Linear layers on the GPU: which kernel multiplies a weight, and its launch.
 
-Float weights go to the vendor library (torch.matmul), which is at the limit there, but for `row_invariant`: then a
-row's bits do not depend on the number of rows, at the price of our own kernel. The quantised kernels always have that.
+Float weights go to the vendor library (torch.matmul), which is at the limit there, but for `row_invariant`: then every
+product is our own kernel's, in one tile whatever the number of rows, and float operations are not fused, so that two
+compilations of it (K walked by one program, or shared by several) round alike. Without it, our kernels sum a row in the
+same order in every tile, but nothing makes two tiles' instructions round alike.
 Activations are bfloat16; a float32 model's quantised weights are multiplied as float32 copies of themselves, slowly.
 Where a layout asks for activations in 8 bits, only "int8" kinds round them (weights.py); others multiply bfloat16.
 """
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear, WeightLayout
 
-_BF16_STEP: Final = 64
 _LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 _TABLES: Final = ("iq4_nl", "nf4")
 _MIN_TENSOR_TOKENS: Final = 64
 _SUMS_BLOCK: Final = 1024
 _ADD_BLOCK: Final = 1024
+# Of row_invariant: the tile for so many tokens serves all. float32 has no tensor cores that keep its bits.
+_INVARIANT_TOKENS: Final = 64
+FLOAT32_TILE: Final = configs.Tile(1 << 30, 64, 64, 4, 2)
+_DENSE_STEPS: Final = {"bf16": 64, "f32": 32}  # of float weights
 
 
 class Routing(NamedTuple):
@@ -61,24 +66,29 @@ class _Launch(NamedTuple):
     steps_a_split: int
     is_split: bool
     by_tensor: bool
+    is_invariant: bool
 
     @property
     def constants(self) -> dict[str, object]:
         """Of either matrix kernel."""
         return {
             "NUM_SPLITS": self.num_splits, "IS_SPLIT": self.is_split, "BLOCK_M": self.block_m, "BLOCK_N": self.block_n,
-            "num_warps": self.num_warps, "num_stages": self.num_stages,
+            "num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": not self.is_invariant,
         }  # fmt: skip
 
 
 class _Multiplication(NamedTuple):
-    """x [tokens, k] times a weight [n_total, k] of experts of n_rows each -> out [num_rows, n_rows]."""
+    """x [tokens, k] times a weight [n_total, k] of experts of n_rows each -> out [num_rows, n_rows].
+
+    is_invariant: see row_invariant.
+    """
 
     num_rows: int
     n_rows: int
     out: Tensor
     bias: Tensor | None
     routing: Routing | None
+    is_invariant: bool = False
 
 
 def linear(
@@ -90,16 +100,20 @@ def linear(
     row_invariant: bool = False,
 ) -> Tensor:
     """See Ops.linear."""
-    if x_TK.dtype is torch.float32 or (isinstance(weight, DeviceLinear) and not row_invariant):
+    if not row_invariant and (x_TK.dtype is torch.float32 or isinstance(weight, DeviceLinear)):
         return _by_vendor(x_TK, weight, bias_N, out_dtype)
+    if x_TK.dtype is torch.float32 and isinstance(weight, DeviceQuantized):
+        weight = DeviceLinear(dequantize(weight), weight.n, weight.k, torch.float32)
     assert x_TK.shape[1] == weight.k, (x_TK.shape, weight.k)
     num_rows, dtype = x_TK.shape[0], x_TK.dtype if out_dtype is None else out_dtype
     out = torch.empty((num_rows, weight.n), dtype=dtype, device=x_TK.device)
-    _multiply(x_TK, weight, _Multiplication(num_rows, weight.n, out, bias_N, None))
+    _multiply(x_TK, weight, _Multiplication(num_rows, weight.n, out, bias_N, None, row_invariant))
     return out
 
 
-def routed_linear(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, routing: Routing) -> Tensor:
+def routed_linear(
+    x_TK: Tensor, weight: PackedLinear | QuantizedLinear, routing: Routing, *, row_invariant: bool = False
+) -> Tensor:
     """x of each pair's token times its expert's matrix -> [pairs, n / experts] of x's dtype.
 
     weight: the experts' matrices below each other. A pair's token is its number // top_k.
@@ -107,7 +121,7 @@ def routed_linear(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, routing:
     assert x_TK.dtype is torch.bfloat16, x_TK.dtype
     n_rows = weight.n // routing.num_experts
     out = torch.empty((routing.num_pairs, n_rows), dtype=x_TK.dtype, device=x_TK.device)
-    _multiply(x_TK, weight, _Multiplication(routing.num_pairs, n_rows, out, None, routing))
+    _multiply(x_TK, weight, _Multiplication(routing.num_pairs, n_rows, out, None, routing, row_invariant))
     return out
 
 
@@ -150,7 +164,7 @@ def quantize_activations(x_TK: Tensor, dtype: torch.dtype, block: int) -> tuple[
 def family_of(weight: PackedLinear | QuantizedLinear) -> str:
     """What the kernel of a weight is called in configs.py."""
     if isinstance(weight, DeviceLinear):
-        return "bf16"
+        return "f32" if weight.dtype is torch.float32 else "bf16"
     assert isinstance(weight, DeviceQuantized), type(weight)
     if weight.kind != "codes":
         return weight.kind
@@ -175,7 +189,7 @@ def _multiply(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, job: _Multip
     if job.num_rows == 0:
         return
     if isinstance(weight, DeviceLinear):
-        step = _BF16_STEP
+        step = _DENSE_STEPS[family_of(weight)]
     else:
         assert isinstance(weight, DeviceQuantized), type(weight)
         step = device_step(weight.layout) if weight.kind == "codes" else DENSE_STEP
@@ -202,7 +216,13 @@ def _multiply(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, job: _Multip
 def _launch(device: torch.device, family: str, job: _Multiplication, k: int, step: int) -> _Launch:
     """Programs share the ranges of K while one tile of tokens would not fill the card; later each walks them all."""
     card = configs.of_device(device)
-    if job.routing is None:
+    if job.is_invariant:
+        tile = tile_for(card, family, 0, row_invariant=True)
+        block_m = tile.block_m if job.routing is None else job.routing.block_m
+        splits = card.split(family, job.n_rows, k, step) if job.routing is None else 1
+        programs = triton.cdiv(job.num_rows, block_m) * triton.cdiv(job.n_rows, tile.block_n)
+        is_split = splits > 1 and programs < 2 * card.multiprocessors
+    elif job.routing is None:
         tile = card.tile(family, job.num_rows)
         splits = card.split(family, job.n_rows, k, step)
         block_m = tile.block_m
@@ -217,7 +237,17 @@ def _launch(device: torch.device, family: str, job: _Multiplication, k: int, ste
     steps_a_split = triton.cdiv(triton.cdiv(k, step), splits)
     # A descriptor costs the host some microseconds: too much for few tokens.
     by_tensor = card.tensor_copies and card.capability >= 90 and job.routing is None and block_m >= _MIN_TENSOR_TOKENS
-    return _Launch(block_m, tile.block_n, tile.num_warps, tile.num_stages, splits, steps_a_split, is_split, by_tensor)
+    return _Launch(
+        block_m, tile.block_n, tile.num_warps, tile.num_stages, splits, steps_a_split, is_split, by_tensor,
+        job.is_invariant,
+    )  # fmt: skip
+
+
+def tile_for(card: configs.Card, family: str, num_tokens: int, *, row_invariant: bool) -> configs.Tile:
+    """The tile that multiplies so many tokens; with row_invariant, any number."""
+    if family == "f32":
+        return FLOAT32_TILE
+    return card.tile(family, _INVARIANT_TOKENS if row_invariant else num_tokens)
 
 
 def _multiply_codes(
@@ -258,8 +288,9 @@ def _multiply_dense(
         x_TK, x_scales = quantize_activations(x_TK, dtype, x_block)
         codes, x_blocks, step = codes.view(dtype), x_scales.shape[1], DENSE_STEP
     else:
-        kind, codes, scales, x_scales, group, x_block = "bf16", weight.data, job.out, job.out, 0, 0
-        x_blocks, step = 0, _BF16_STEP
+        kind = family_of(weight)
+        codes, scales, x_scales, group, x_block = weight.data, job.out, job.out, 0, 0
+        x_blocks, step = 0, _DENSE_STEPS[kind]
     k = x_TK.shape[1]
     by_tensor = launch.by_tensor and k * x_TK.element_size() % 16 == 0
     if by_tensor:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.triton import configs
-from penstock.kernels.triton.linear import Routing, family_of, routed_linear
+from penstock.kernels.triton.linear import Routing, family_of, routed_linear, tile_for
 from penstock.kernels.triton.specialization import Specialization, specialization
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ def experts_mlp(
     down: PackedLinear | QuantizedLinear,
     num_experts: int,
     activate: Callable[[Tensor], Tensor],
+    *,
+    row_invariant: bool = False,
 ) -> Tensor:
     """sum over a token's experts of weight * down(activate(gate_up(x))) -> [T, K]. chosen: of choose_experts.
 
@@ -177,11 +179,12 @@ def experts_mlp(
     experts_TK, weights_TK = chosen
     tokens, top_k = experts_TK.shape
     # A tile as for the tokens that an expert has on average: the same for both matrices, which share the sorting.
-    tile = configs.of_device(x_TK.device).tile(family_of(gate_up), triton.cdiv(tokens * top_k, num_experts))
+    card, num_each = configs.of_device(x_TK.device), triton.cdiv(tokens * top_k, num_experts)
+    tile = tile_for(card, family_of(gate_up), num_each, row_invariant=row_invariant)
     routing = route(experts_TK, num_experts, tile.block_m)
-    hidden = activate(routed_linear(x_TK, gate_up, routing))
+    hidden = activate(routed_linear(x_TK, gate_up, routing, row_invariant=row_invariant))
     # Of the second matrix every pair is a token of its own.
-    out = routed_linear(hidden, down, routing._replace(top_k=1))
+    out = routed_linear(hidden, down, routing._replace(top_k=1), row_invariant=row_invariant)
     return combine(out, weights_TK)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from penstock.kernels.reference.table import ReferenceOps
 from penstock.kernels.triton import activation, attention, full_attention, norm, packing, rope, sampling
 from penstock.kernels.triton import linear as linear_family
+from penstock.kernels.triton.kv_layout import num_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,3 +73,33 @@ class TritonOps(ReferenceOps):
         if self.layouts.device.type == "cpu":
             return host
         return host.pin_memory().to(self.layouts.device, non_blocking=True)
+
+
+class RowInvariantOps(TritonOps):
+    """Batch-invariant mode: a row's bits depend on its own request alone, not on the rows beside it, on their number,
+    or on how its request was cut into steps.
+
+    Every other op is so anyway: a program has a row (norms, activations, draws) or an element to itself, and its launch
+    follows from the row's length.
+    """
+
+    __slots__ = ()
+
+    linear = staticmethod(partial(linear_family.linear, row_invariant=True))
+
+    def paged_attention(
+        self,
+        q_THD: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables_RW: Tensor,
+        context_lens_R: Tensor,
+        query_starts: Tensor,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        """Every token is decoded."""
+        caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
+        max_context_len = block_tables_RW.shape[1] * num_slots(key_cache, q_THD.shape[2])
+        bounds = attention.StepBounds(max_context_len, q_THD.shape[0], row_invariant=True)
+        return attention.paged_attention(q_THD, caches, tables, scale, sliding_window, bounds=bounds)
