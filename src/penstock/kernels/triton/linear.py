@@ -37,7 +37,7 @@ _SUMS_BLOCK: Final = 1024
 _ADD_BLOCK: Final = 1024
 # Of row_invariant: the tile for so many tokens serves all. float32 has no tensor cores that keep its bits.
 _INVARIANT_TOKENS: Final = 64
-FLOAT32_TILE: Final = configs.Tile(1 << 30, 64, 64, 4, 2)
+FLOAT32_TILE: Final = configs.Tile(1 << 30, 64, 64, 8, 2)
 _DENSE_STEPS: Final = {"bf16": 64, "f32": 32}  # of float weights
 
 
