@@ -21,6 +21,7 @@ import msgspec
 from penstock.base.errors import ContextOverflowError, DrainingError, PenstockError, ValidationError
 from penstock.config.settings import Settings
 from penstock.frontend.engine_client import RequestStream
+from penstock.frontend.fill_in_middle import Gap
 from penstock.frontend.one_pass import ModelTasks, Pair, PooledState
 from penstock.frontend.output import LogprobEntry, TextOutput, TokenEntry
 from penstock.frontend.parsers import hermes
@@ -257,7 +258,7 @@ class FakeText:
     def template(self) -> str:
         return "{{ messages }}<tool_call><think>"
 
-    async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
+    async def prompt(self, source: str | list[int] | Chat | Gap, *, add_special_tokens: bool = True) -> Prompt:
         ids = _checked_ids(source)
         return Prompt(ids, self.decode(ids))
 
@@ -306,16 +307,18 @@ class FakeText:
         return Sequenced(engine_request, PooledState(), Prompt(ids))
 
 
-def _prompt_ids(source: str | list[int] | Chat) -> list[int]:
+def _prompt_ids(source: str | list[int] | Chat | Gap) -> list[int]:
     if isinstance(source, list):
         return source
     if isinstance(source, str):
         return list(map(ord, source))
+    if isinstance(source, Gap):
+        return list(map(ord, f"{source.before}_{source.after}"))
     texts = [message["content"] if isinstance(message["content"], str) else "" for message in source.messages]
     return list(map(ord, "\n".join(texts)))
 
 
-def _checked_ids(source: str | list[int] | Chat) -> list[int]:
+def _checked_ids(source: str | list[int] | Chat | Gap) -> list[int]:
     ids = _prompt_ids(source)
     if not ids:
         raise ValidationError("The prompt is empty.", param="prompt")

@@ -7,6 +7,8 @@ from typing import Any
 import openai
 import pytest
 
+from penstock.frontend.fill_in_middle import Gap
+
 from .fakes import REPLY, RunningServer
 
 
@@ -127,3 +129,11 @@ async def test_special_tokens_can_be_left_out(client: openai.AsyncOpenAI, server
     await client.completions.create(model="demo", prompt="a", max_tokens=1, extra_body={"add_special_tokens": False})
     await client.completions.create(model="demo", prompt="a", max_tokens=1)
     assert [request.add_special_tokens for request in server.text.requests] == [False, True]
+
+
+async def test_a_suffix_asks_for_what_stands_between(server: RunningServer) -> None:
+    body = {"model": "demo", "prompt": ["a", "b"], "suffix": "z", "max_tokens": 2}
+    async with server.client() as http:
+        answer = await http.post("/v1/completions", json=body)
+    assert answer.status_code == 200
+    assert server.text.requests[-1].prompts == [Gap("a", "z"), Gap("b", "z")]

@@ -89,7 +89,7 @@ EXAMPLES: dict[str, Any] = {
         "messages": [*MESSAGES, {"role": "assistant", "content": "a"}], "continue_final_message": True,
         "add_generation_prompt": False,
     },
-    "reasoning_effort": "none", "thinking_token_budget": 16, "prompt": "hi", "echo": True, "best_of": 1,
+    "reasoning_effort": "none", "thinking_token_budget": 16, "prompt": "hi", "echo": True, "suffix": "x", "best_of": 1,
     "add_special_tokens": False, "truncate_prompt_tokens": -1, "input": "hi", "dimensions": 2,
     "encoding_format": "float", "normalize": True, "query": "a", "documents": ["a", {"text": "b"}], "top_n": 1,
     "return_documents": True, "text_1": "a", "text_2": "b", "activation": True, "instructions": "a",
@@ -143,7 +143,7 @@ def rows() -> list[Row]:
         if len(cells) > 1:
             found += [Row(of, name, cells[0], _accepted(cells[at])) for of, at in COLUMNS.items() if cells[at]]
         else:
-            found.append(Row("Completions" if name == "suffix" else "Chat", name, "", _accepted(cells[0])))
+            found.append(Row("Chat", name, "", _accepted(cells[0])))
     part = re.search(r"<!-- begin protocols -->(.*?)<!-- end protocols -->", text, re.DOTALL)
     assert part is not None
     for title, table in re.findall(r"\*\*(.*?)\*\*\n\n((?:\|.*\n)+)", part[1] + "\n"):

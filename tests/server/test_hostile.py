@@ -141,7 +141,9 @@ async def test_chat_requests_that_cannot_be_served(server: RunningServer, change
     [
         ({"prompt": []}, "prompt"), ({"prompt": ["a", 1]}, "prompt"), ({"prompt": [[1], "a"]}, "prompt"),
         ({"prompt": [[1, "a"]]}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": ["a"] * 2000}, "prompt"),
-        ({"prompt": [[1.5]]}, "prompt"), ({"best_of": 5}, "best_of"), ({"suffix": "x"}, "suffix"),
+        ({"prompt": [[1.5]]}, "prompt"), ({"best_of": 5}, "best_of"), ({"suffix": 5}, "suffix"),
+        ({"suffix": "x", "prompt": [1]}, "suffix"),
+        ({"suffix": "x", "echo": True}, "echo"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"), ({"tools": []}, "tools"), ({"messages": []}, "messages"),
         ({"prompt": ""}, "prompt"),

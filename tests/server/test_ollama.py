@@ -9,6 +9,7 @@ from typing import Any
 import ollama
 import pytest
 
+from penstock.frontend.fill_in_middle import Gap
 from penstock.server.model_facts import ModelFacts
 
 from .fakes import REPLY, RunningServer
@@ -81,6 +82,13 @@ async def test_generate(client: ollama.AsyncClient, server: RunningServer) -> No
     assert "".join(line.response for line in lines) == REPLY + "hi"
     assert lines[-1].done
     assert server.text.requests[1].prompts == ["hi"]
+
+
+async def test_generate_fills_a_gap(client: ollama.AsyncClient, server: RunningServer) -> None:
+    await client.generate(model="demo", prompt="a", suffix="z")
+    assert server.text.requests[0].prompts == [Gap("a", "z")]
+    with pytest.raises(ollama.ResponseError, match="system has no effect with suffix"):
+        await client.generate(model="demo", prompt="a", suffix="z", system="Be brief.")
 
 
 async def test_loading_without_a_prompt(client: ollama.AsyncClient, server: RunningServer) -> None:

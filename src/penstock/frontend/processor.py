@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.base.errors import ContextOverflowError, ValidationError
 from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.fill_in_middle import Gap, gap_token_ids
 from penstock.frontend.one_pass import GENERATES, ModelTasks, Pair, Source
 from penstock.frontend.output import OutputState
 from penstock.frontend.parsers.choose import OutputStyle
@@ -209,6 +210,13 @@ class Processor:
         encode = self.tokenizer.encode if parse_control_tokens else self.tokenizer.encode_user
         return self._checked(Prompt(encode(text, add_special_tokens=add_special_tokens), text), "prompt")
 
+    def gap_prompt(self, gap: Gap, *, add_special_tokens: bool = True) -> Prompt:
+        """A text with a gap to fill. Raises ValidationError or ContextOverflowError."""
+        self._check_chars(gap.before + gap.after, "prompt")
+        return self._checked(
+            Prompt(gap_token_ids(self.tokenizer, gap, add_special_tokens=add_special_tokens)), "prompt"
+        )
+
     def token_prompt(self, token_ids: Sequence[int]) -> Prompt:
         """A prompt that comes as ids. Raises ValidationError or ContextOverflowError."""
         self._check_ids(token_ids, "prompt")
@@ -264,6 +272,12 @@ class Processor:
                 text, add_special_tokens=add_special_tokens, parse_control_tokens=parse_control_tokens
             ),
             len(text),
+        )
+
+    async def prepare_gap(self, gap: Gap, *, add_special_tokens: bool = True) -> Prompt:
+        """`gap_prompt`, in a thread when the texts are long."""
+        return await self._run(
+            lambda: self.gap_prompt(gap, add_special_tokens=add_special_tokens), len(gap.before) + len(gap.after)
         )
 
     async def _run(self, prepare: Callable[[], T], num_chars: int) -> T:

@@ -214,6 +214,10 @@ class Tokenizer:
     def _surround(self, ids: list[int], add_special_tokens: bool) -> list[int]:
         return [*self._prefix_ids, *ids, *self._suffix_ids] if add_special_tokens else ids
 
+    def first_ids(self, add_special_tokens: bool) -> list[int]:
+        """What the tokenizer puts before a text."""
+        return list(self._prefix_ids) if add_special_tokens else []
+
     # Ids to text
 
     def detokenizer(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.chat_template import ChatTemplate
+from penstock.frontend.fill_in_middle import Gap
 from penstock.frontend.one_pass import GENERATES, ModelTasks, Pair, PooledState, Source
 from penstock.frontend.processor import Chat, Processor, Prompt
 from penstock.frontend.text_files import TextFiles
@@ -72,7 +73,7 @@ class ModelText:
     async def _prepare_one_pass(self, request: GenerationRequest, pooling: PoolingParams) -> list[Sequenced]:
         self.tasks.check(pooling.kind)
         longest = request.truncate_tokens if request.truncate_tokens != -1 else self._processor.max_model_len
-        sources = [source for source in request.prompts if not isinstance(source, Chat)]
+        sources = [source for source in request.prompts if not isinstance(source, (Chat, Gap))]
         sequences: list[Sequenced] = []
         for index, prompt in enumerate(await self._processor.prepare_one_pass(sources, longest)):
             engine_request = self._processor.one_pass_request(
@@ -87,12 +88,14 @@ class ModelText:
             sequences.append(Sequenced(engine_request, PooledState(), prompt))
         return sequences
 
-    async def prompt(self, source: Source | Chat, *, add_special_tokens: bool = True) -> Prompt:
+    async def prompt(self, source: Source | Chat | Gap, *, add_special_tokens: bool = True) -> Prompt:
         """Raises ValidationError, ContextOverflowError."""
         if isinstance(source, str):
             return await self._processor.prepare_text(source, add_special_tokens=add_special_tokens)
         if isinstance(source, Chat):
             return await self._processor.prepare_chat(source)
+        if isinstance(source, Gap):
+            return await self._processor.prepare_gap(source, add_special_tokens=add_special_tokens)
         assert not isinstance(source, Pair), "only one-pass tasks read pairs"
         return self._processor.token_prompt(source)
 

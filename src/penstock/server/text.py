@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.frontend.beam_search import BeamSearchParams
+from penstock.frontend.fill_in_middle import Gap
 from penstock.frontend.one_pass import ModelTasks, Source
 from penstock.frontend.output import TextOutput
 from penstock.frontend.parsers.choose import OutputStyle
@@ -24,7 +25,7 @@ class GenerationRequest:
     """
 
     request_id: str
-    prompts: Sequence[Source | Chat]
+    prompts: Sequence[Source | Chat | Gap]
     sampling: SamplingParams
     namespace: str = ""
     priority: int = 0
@@ -61,7 +62,7 @@ class TextLayer(Protocol):
         """Renders, encodes and checks a request. Raises ValidationError, ContextOverflowError."""
         ...
 
-    async def prompt(self, source: str | list[int] | Chat, *, add_special_tokens: bool = True) -> Prompt:
+    async def prompt(self, source: str | list[int] | Chat | Gap, *, add_special_tokens: bool = True) -> Prompt:
         """One prompt, as it would go into the engine. Raises ValidationError, ContextOverflowError."""
         ...
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from penstock.base.errors import ValidationError
+from penstock.frontend.fill_in_middle import Gap
 from penstock.frontend.processor import Chat, Thinking
 from penstock.messages import GrammarKind, GrammarSpec, SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
@@ -105,7 +106,12 @@ def _template_message(message: Message) -> dict[str, Any]:
     return entry
 
 
-def prompt_of(request: GenerateRequest) -> str | Chat:
+def prompt_of(request: GenerateRequest) -> str | Chat | Gap:
+    if request.suffix:
+        for name in ("system", "think"):
+            if getattr(request, name):
+                raise ValidationError(f"{name} has no effect with suffix.", param=name)
+        return Gap(request.prompt, request.suffix)
     if request.raw:
         if request.system:
             raise ValidationError("system has no effect with raw.", param="system")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from penstock.frontend.fill_in_middle import Gap
 from penstock.frontend.output import TextOutput
 from penstock.frontend.parsers.parts import (
     CallArguments,
@@ -71,13 +72,13 @@ class OllamaFormat(OllamaErrors):
         """An empty request only asks for the model to be loaded. Raises ValidationError, UnknownModelError."""
         state, lenient = self._state, self._state.settings.lenient
         request: ChatRequest | GenerateRequest
-        source: Chat | str
+        source: Chat | str | Gap
         if self._is_chat:
             request, ignored = decode.decode_chat(body, lenient=lenient)
             source, is_empty = decode.chat_of(request), not request.messages
         else:
             request, ignored = decode.decode_generate(body, lenient=lenient)
-            source, is_empty = decode.prompt_of(request), not request.prompt
+            source, is_empty = decode.prompt_of(request), not (request.prompt or request.suffix)
         model_name(state, request.model)
         wrap = _chat_fields if self._is_chat else _generate_fields
         if is_empty:

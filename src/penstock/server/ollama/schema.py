@@ -102,7 +102,7 @@ class GenerateRequest(_Asked, kw_only=True, forbid_unknown_fields=True):
     system: str | None = None
     raw: bool | None = None
     images: list[None] | None = None
-    suffix: Any = None
+    suffix: str | None = None
     template: Any = None
     context: Any = None
     width: Any = None
@@ -124,7 +124,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "top_logprobs": (0,),
     "truncate": (False,),
     "shift": (False,),
-    "suffix": ("",),
     "template": ("",),
     "context": ([],),
     "width": (0,),

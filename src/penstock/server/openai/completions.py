@@ -57,7 +57,7 @@ class CompletionFormat(render.OpenAIErrors):
             raise ValidationError("prompt_logprobs is not supported with stream.", param="prompt_logprobs")
         generation = GenerationRequest(
             request_id=state.new_id(),
-            prompts=decode.completion_prompts(request),
+            prompts=decode.completion_sources(request),
             sampling=decode.completion_sampling(request),
             beams=decode.beams_of(request),
             namespace=request.cache_salt or "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from penstock.base.errors import ValidationError
 from penstock.frontend.beam_search import BeamSearchParams
+from penstock.frontend.fill_in_middle import Gap
 from penstock.messages import SamplingParams
 from penstock.messages.bounds import MAX_ENTRIES
 from penstock.messages.sampling import check_bound
@@ -273,6 +275,19 @@ def _content(message: ChatMessage) -> str | list[dict[str, str]]:
     if isinstance(message.content, str):
         return message.content
     return [{"type": "text", "text": part.text} for part in message.content]
+
+
+def completion_sources(request: CompletionRequest) -> Sequence[str | list[int] | Gap]:
+    """The prompts; with a suffix, each is the text before a gap. Raises ValidationError."""
+    prompts = completion_prompts(request)
+    if not request.suffix:
+        return prompts
+    if request.echo:
+        raise ValidationError("echo cannot be combined with suffix.", param="echo")
+    gaps = [Gap(prompt, request.suffix) for prompt in prompts if isinstance(prompt, str)]
+    if len(gaps) < len(prompts):
+        raise ValidationError("suffix needs a prompt of text, not of token ids.", param="suffix")
+    return gaps
 
 
 def completion_prompts(request: CompletionRequest) -> list[str | list[int]]:

@@ -204,7 +204,7 @@ class CompletionRequest(_Sampled, kw_only=True, forbid_unknown_fields=True):
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
-    suffix: Any = None
+    suffix: str | None = None
     return_token_ids: bool | None = None
     add_special_tokens: bool | None = None
 
@@ -254,7 +254,6 @@ NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "truncate_prompt_tokens": (),
     "chat_template": (),
     "documents": ([],),
-    "suffix": ("",),
     "prompt_cache_options": ({},),
     "moderation": (),
     "tool_prompt": (),
