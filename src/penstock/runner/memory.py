@@ -121,7 +121,9 @@ def _host_blocks(config: EngineConfig, kv_bytes: int, block_bytes: int) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return torch.xpu.mem_get_info(device)[0] if device.type == "xpu" else available_memory_bytes()
 
 
 class _Needs:

@@ -299,6 +299,7 @@ class ModelRunner:
         """Logits [R, V] of the rows `sources` of what the model made."""
         x, residual = computed.x, computed.residual
         if len(sources) < len(x):
+            sources = sources.to(x.device)
             x = x.index_select(0, sources)
             residual = residual.index_select(0, sources) if residual is not None else None
         return x if residual is None else self._model.logits(x, residual, self.ops)
@@ -320,6 +321,7 @@ class ModelRunner:
             batch = self._batch.sampling_batch(rows_R, inputs)
             step.late.append(self._draw_late(self._device, request_ids, inputs, batch, logits_RV, rows_R))
             return
+        logits_RV = logits_RV.cpu()
         batch = self._batch.sampling_batch(rows_R, inputs)
         settle = (lambda drawn: self._batch.advance_grammars(rows_R, drawn)) if batch.masks is not None else None
         token_ids, logprobs = sample(logits_RV, batch, self.ops, settle)
@@ -419,6 +421,8 @@ class ModelRunner:
                 # Clones: `logits` overwrites the residual, and sampling reads the rows again.
                 piece = slice(first + begin, first + end)
                 logits_RV = self._model.logits(x_TD[piece], residual_TD[piece].clone(), self.ops)
+                if not self._device.is_asynchronous:
+                    logits_RV = logits_RV.cpu()
                 ids_R = torch.from_numpy(targets[begin:end]).to(logits_RV.device)
                 entries += token_logprobs(logits_RV, ids_R, [num_top] * (end - begin), self.ops)
             found[request.request_id] = entries
@@ -443,8 +447,8 @@ def _no_token(row: int, masks: TokenMasks) -> ErrorInfo:
 
 def step_device(config: EngineConfig, device: torch.device) -> HostDevice | AsyncDevice:
     """Where the steps of this engine run."""
-    if device.type == "cpu":
-        return HostDevice()
+    if device.type != "cuda":
+        return HostDevice(device)
     limits = config.scheduler
     max_blocks = -(-limits.max_model_len // config.cache.block_size)
     nbytes = table_nbytes(limits.max_num_seqs, limits.max_num_batched_tokens, max_blocks)

@@ -105,7 +105,7 @@ class Pooler:
         begin = 0
         for request, span in spans:
             request_id, end = request.request_id, begin + len(span)
-            sum_D = hidden_RD[begin:end].double().sum(0)
+            sum_D = _wide(hidden_RD[begin:end]).sum(0)
             if request.num_computed_tokens and request_id in self._sums:
                 sum_D += self._sums[request_id]
             begin = end
@@ -124,7 +124,7 @@ class Pooler:
     def _classify(
         self, requests: Sequence[ScheduledRequest], x_RD: Tensor, residual_RD: Tensor, pooled: Pooled
     ) -> None:
-        logits_RL = self._model.logits(x_RD, residual_RD, self._ops).double()
+        logits_RL = _wide(self._model.logits(x_RD, residual_RD, self._ops))
         match self._config.activation:
             case "softmax":
                 scores_RL = logits_RL.softmax(-1)
@@ -135,6 +135,10 @@ class Pooler:
         for row, request in enumerate(requests):
             shown_RL = scores_RL if self._params[request.request_id].activate else logits_RL
             pooled.vectors[request.request_id] = _bytes(shown_RL[row])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.double() if x.is_cpu or x.is_cuda else x.float()  # others may have no float64
 
 
 def _bytes(vector: Tensor) -> bytes | None:

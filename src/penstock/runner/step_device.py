@@ -1,4 +1,4 @@
-"""Where a step's tensors lie, and how the host hears of what was drawn: at once on the CPU, later on a GPU."""
+"""Where a step's tensors lie, and how the host hears of what was drawn: at once on the CPU, later on a CUDA device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.kernels.ops import HOST
 from penstock.layers import AttentionMetadata
 from penstock.runner.staging import Backend, Event
 from penstock.runner.step_tables import DrawInputs, DrawTables, StepInputs, StepTables
@@ -26,14 +27,15 @@ class StepDevice(Protocol):
         ...
 
     def send(self, array: NDArray[np.generic]) -> Tensor:
-        """A copy on the device, without waiting."""
+        """A copy where draws are made, without waiting."""
         ...
 
 
 class HostBackend:
-    """The CPU as a device (staging.Backend): what it is given is done when it is given."""
+    """The CPU, or a device that is waited for (staging.Backend): what it is given is done when it is given."""
 
-    device = torch.device("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -61,28 +63,33 @@ class _Done:
 
 
 class HostDevice:
-    """The CPU: tables are wrapped, not copied."""
+    """The CPU: tables are wrapped, not copied. On another device the model alone computes there, and is waited for;
+    what it takes to draw, and the draw, stay on the host."""
 
     is_asynchronous = False
 
-    def __init__(self) -> None:
-        self.backend: Backend = HostBackend()
+    def __init__(self, device: torch.device = HOST) -> None:
+        self.backend: Backend = HostBackend(device)
 
     def place(self, tables: StepTables, draw: DrawTables | None) -> StepInputs:
         metadata = AttentionMetadata(
-            query_starts=torch.from_numpy(tables.query_starts),
-            context_lens=torch.from_numpy(tables.context_lens),
-            block_tables=torch.from_numpy(tables.block_tables),
-            slot_mapping=torch.from_numpy(tables.slot_mapping),
-            token_types=torch.from_numpy(tables.token_types) if tables.token_types is not None else None,
+            query_starts=self._placed(tables.query_starts),
+            context_lens=self._placed(tables.context_lens),
+            block_tables=self._placed(tables.block_tables),
+            slot_mapping=self._placed(tables.slot_mapping),
+            token_types=self._placed(tables.token_types) if tables.token_types is not None else None,
         )
         return StepInputs(
-            torch.from_numpy(tables.token_ids),
-            torch.from_numpy(tables.positions),
+            self._placed(tables.token_ids),
+            self._placed(tables.positions),
             metadata,
-            torch.from_numpy(tables.last_tokens),
+            self._placed(tables.last_tokens),
             DrawInputs(*map(torch.from_numpy, draw)) if draw is not None else None,
         )
+
+    def _placed(self, array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.backend.device.type == HOST.type else tensor.to(self.backend.device)
 
     def send(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array)

@@ -27,7 +27,7 @@ def _round(x_TGD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     largest = QUANTIZED_DTYPES[dtype]
     x = x_TGD.float()
     most = x.abs().amax(2, keepdim=True)
-    scaled = torch.where(most.isfinite(), x * torch.where(most >= 1e-30, torch.tensor(largest) / most, 0.0), 0.0)
+    scaled = torch.where(most.isfinite(), x * torch.where(most >= 1e-30, largest / most, 0.0), 0.0)
     codes = scaled.round().to(dtype) if dtype == torch.int8 else scaled.clamp(-largest, largest).to(dtype)
     scales = torch.where(most >= 1e-30, most / largest, 0.0)
     return codes, torch.where(most.isfinite(), scales, torch.nan)[..., 0]
@@ -80,7 +80,7 @@ def paged_attention(
     sliding_window: int = 0,
 ) -> Tensor:
     """See Ops.paged_attention."""
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     group = q_THD.shape[1] // key_cache.shape[1]
     starts = query_starts.tolist()
     for request, context_len in enumerate(context_lens_R.tolist()):
@@ -89,7 +89,8 @@ def paged_attention(
         keys = keys_by_slot(key_cache[blocks]).flatten(0, 1)[:context_len].float().repeat_interleave(group, dim=1)
         values = values_by_slot(value_cache[blocks]).flatten(0, 1)[:context_len].float()
         q = q_THD[rows].float()
-        behind = torch.arange(context_len - q.shape[0], context_len)[:, None] - torch.arange(context_len)
+        positions = torch.arange(context_len, device=q.device)
+        behind = positions[context_len - q.shape[0] :, None] - positions
         seen = behind >= 0
         if sliding_window:
             seen &= behind < sliding_window

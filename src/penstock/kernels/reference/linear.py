@@ -30,8 +30,9 @@ def pack_into(packed: PackedLinear, first_row: int, source: Tensor) -> None:
     padded = torch.zeros((rows, packed.k_padded), dtype=packed.dtype)
     padded[:, :k] = source
     tiles = packed.tiles()
-    row = torch.arange(first_row, first_row + rows)
-    tiles[row // TILE_COLUMNS, :, row % TILE_COLUMNS] = padded.view(rows, tiles.shape[1], tiles.shape[3])
+    row = torch.arange(first_row, first_row + rows, device=tiles.device)
+    padded_rows = padded.view(rows, tiles.shape[1], tiles.shape[3]).to(tiles.device)
+    tiles[row // TILE_COLUMNS, :, row % TILE_COLUMNS] = padded_rows
 
 
 def linear(

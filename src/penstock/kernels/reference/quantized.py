@@ -92,7 +92,8 @@ def _read_codes(packed: QuantizedLinear) -> Tensor:
     if layout.activations == "float":
         words = split_dim(_float_words(packed).transpose(2, 3), 4, 2, 2).transpose(-1, -2)
         return torch.stack([words & 15, words >> 4], dim=-2).flatten(3).long()
-    codes = torch.zeros((packed.num_tiles, packed.num_steps, TILE_COLUMNS, layout.step), dtype=torch.int64)
+    shape = (packed.num_tiles, packed.num_steps, TILE_COLUMNS, layout.step)
+    codes = torch.zeros(shape, dtype=torch.int64, device=packed.data.device)
     for low, bits in _planes(layout):
         per_byte = 8 // bits
         nbytes = TILE_COLUMNS * layout.step * bits // 8
@@ -134,13 +135,14 @@ def write_rows(packed: QuantizedLinear, first_row: int, codes_RK: Tensor, parts:
     assert codes_RK.dtype is torch.uint8, codes_RK.dtype
     assert codes_RK.shape[1] == packed.k, (codes_RK.shape, packed.k)
     assert 0 <= first_row <= packed.n - rows, (first_row, rows, packed.n)
-    row = torch.arange(first_row, first_row + rows)
-    _write_codes(packed, row, split_dim(_pad(codes_RK, layout.step), 1, -1, layout.step))
+    device = packed.data.device
+    row = torch.arange(first_row, first_row + rows, device=device)
+    _write_codes(packed, row, split_dim(_pad(codes_RK.to(device), layout.step), 1, -1, layout.step))
     if not layout.group_size:
-        packed.row_scales()[first_row : first_row + rows] = parts["scales"][:, 0]
+        packed.row_scales()[first_row : first_row + rows] = parts["scales"][:, 0].to(device)
         return
     header = _header(packed)
-    for name, part in parts.items():
+    for name, part in ((name, part.to(device)) for name, part in parts.items()):
         per_step = header[name].shape[2]
         values = part if name == "supers" else split_dim(_pad(part, per_step), 1, -1, per_step)
         header[name][row // TILE_COLUMNS, :, :, row % TILE_COLUMNS] = values.to(header[name].dtype)
@@ -159,7 +161,7 @@ def pack_parts(
 def dequantize(packed: QuantizedLinear, first_row: int = 0, rows: int | None = None) -> Tensor:
     """See Ops.dequantize."""
     layout = packed.layout
-    values = values_of(layout, packed.dtype)[_read_codes(packed)]
+    values = values_of(layout, packed.dtype).to(packed.data.device)[_read_codes(packed)]
     if not layout.group_size:
         values = values * packed.row_scales().view(-1, 1, TILE_COLUMNS, 1)
     else:
@@ -192,7 +194,7 @@ def quantize_activations(x_TK: Tensor, x_block: int) -> Tensor:
     block = x_block or k
     blocks = split_dim(_pad(x_TK.float(), block), 1, -1, block)
     most = blocks.abs().amax(2, keepdim=True)
-    codes = (blocks * torch.where(most >= 1e-30, torch.tensor(127.0) / most, 0.0)).round()
+    codes = (blocks * torch.where(most >= 1e-30, 127.0 / most, 0.0)).round()
     scaled = codes * torch.where(most >= 1e-30, most / 127.0, 0.0)
     return torch.where(most.isfinite(), scaled, torch.nan).reshape(tokens, -1)[:, :k]
 
@@ -202,7 +204,8 @@ def linear(
 ) -> Tensor:
     """See Ops.linear."""
     x = x_TK.float() if weight.layout.activations == "float" else quantize_activations(x_TK, weight.layout.x_block)
-    out_TN = (x.double() @ dequantize(weight).double().T).float()
+    wide = torch.float64 if x.is_cpu or x.is_cuda else torch.float32  # others may have no float64
+    out_TN = (x.to(wide) @ dequantize(weight).to(wide).T).float()
     if bias_N is not None:
         out_TN += bias_N.float()
     return out_TN.to(x_TK.dtype if out_dtype is None else out_dtype)
