@@ -16,6 +16,9 @@ constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
 constexpr int kRowsOfWhole = 2, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #endif
 
+// With so few rows, the sums of two groups of floats are made at once.
+constexpr int kRowsOfTwoSteps = 2;
+
 // What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, `step` bytes
 // apart, from `at` on and not beyond `end`, where another thread's tiles may begin.
 struct Ahead {
@@ -66,49 +69,57 @@ struct FloatFamily {
 static inline Vec to_vec(Vec x) { return x; }
 static inline Vec splat_float(const uint32_t* bits) { return splat(f32_from_bits(*bits)); }
 
-// Where codes come from: vectors as they are multiplied, or nibbles made into them on the way.
+// Where codes come from: vectors as they are multiplied, or nibbles made into them on the way. `codes` is where unit u of
+// its plane lies, u a multiple of 4; what is wanted is unit u + kPlace. A pointer that goes on by kStride for each unit
+// is all the arithmetic of addresses there is: with one row of x, every instruction counts.
 struct WholeReader {
     static constexpr bool kFused = false;
+    static constexpr int kStride = kVectorBytes;
     explicit WholeReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes, int64_t u) const {
-        return load_vector(codes, u + kPlace);
+    Units unit(const char* codes, const char*) const {
+        return load_vector(codes, kPlace);
     }
 };
 struct NibbleReader {
     static constexpr bool kFused = true;
+    static constexpr int kStride = kVectorBytes / 2;
     explicit NibbleReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes, int64_t u) const {
-        return plane_unit<4, kPlace % 2>(codes, u + kPlace);
+    Units unit(const char* codes, const char*) const {
+        return plane_unit<4, kPlace % 2>(codes, kPlace);
     }
 };
 // Six bits: a plane of nibbles, and behind it one of pairs.
 struct SixBitReader {
     static constexpr bool kFused = true;
+    static constexpr int kStride = kVectorBytes / 2;
     explicit SixBitReader(const WeightLayout& layout) : upper(kLanes * layout.step * 4 / 8) {}
     template <int kPlace>
-    Units unit(const char* codes, int64_t u) const {
-        return join<4>(plane_unit<2, kPlace>(codes + upper, u + kPlace), plane_unit<4, kPlace % 2>(codes, u + kPlace));
+    Units unit(const char* codes, const char* step) const {
+        const char* pairs = step + upper + (size_t(codes - step) >> 1);
+        return join<4>(plane_unit<2, kPlace>(pairs, kPlace), plane_unit<4, kPlace % 2>(codes, kPlace));
     }
     int64_t upper;
 };
 struct TableReader {
     static constexpr bool kFused = true;
+    static constexpr int kStride = kVectorBytes / 2;
     explicit TableReader(const WeightLayout& layout) : table(static_cast<const uint8_t*>(layout.table)) {}
     template <int kPlace>
-    Units unit(const char* codes, int64_t u) const {
-        return table.of(plane_unit<4, kPlace % 2>(codes, u + kPlace));
+    Units unit(const char* codes, const char*) const {
+        return table.of(plane_unit<4, kPlace % 2>(codes, kPlace));
     }
     ByteTable table;
 };
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
 struct FloatNibbleReader {
     static constexpr bool kFused = true;
+    static constexpr int kStride = kVectorBytes / 4;
     explicit FloatNibbleReader(const WeightLayout& layout) : table(layout.table) {}
     template <int kPlace>
-    Units unit(const char* codes, int64_t u) const {
-        return table.of<kPlace>(load_vector(codes, u / 4));
+    Units unit(const char* codes, const char*) const {
+        return table.of<kPlace>(load_vector(codes, 0));
     }
     NibbleTable table;
 };
@@ -117,29 +128,50 @@ struct FloatNibbleReader {
 // What a group's sum is multiplied with and given: nothing (one scale a row), a scale, or a scale and a minimum.
 enum class Scaling { row, group, minimum };
 
-// The products of one group: `sums` begins with what the family says, and is fed in the order of k.
-// Inlined by force: out of line, the sums would be in memory.
-template <class Family, class Reader, int kRows, int kTiles>
+// Fetches what is ahead, a few lines at a time.
+template <int kTiles>
+class Fetcher {
+public:
+    explicit Fetcher(const Ahead& ahead) : ahead_(ahead) {}
+    void turn() {
+        for (int line = 0; line < ahead_.lines && ahead_.at < ahead_.end; ++line, ahead_.at += ahead_.step)
+            for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead_.at + t * ahead_.tile_stride, 0, 2);
+    }
+
+private:
+    Ahead ahead_;
+};
+
+// The products of a group, from unit `unit` of a step on (a multiple of 4): `sums` begins with what the family says, and
+// is fed in the order of k. With kSteps > 1, of the same group of as many steps at once: each sum is a chain, and too few
+// of them wait for the multiplier. Inlined by force: out of line, the sums would be in memory.
+template <class Family, class Reader, int kRows, int kTiles, int kSteps>
 [[gnu::always_inline]] static inline void multiply_group(const QuantizedBlock& block, const Reader& reader,
-                                                         const char* codes, int64_t unit, int64_t units, const char* x,
-                                                         const char*& ahead,
-                                                         typename Family::Acc (&sums)[kRows][kTiles]) {
-    for (int64_t u = 0; u < units; u += 4) {
-        for (int line = 0; line < block.ahead.lines && ahead < block.ahead.end; ++line, ahead += block.ahead.step)
-            for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead + t * block.ahead.tile_stride, 0, 2);
-        const auto multiply = [&]<int kPlace>() __attribute__((always_inline)) {
+                                                         const char* step, int64_t unit, int64_t units, const char* x,
+                                                         Fetcher<kTiles>& fetcher,
+                                                         typename Family::Acc (&sums)[kSteps][kRows][kTiles]) {
+    const char* codes = step + unit * Reader::kStride;
+    const char* end = codes + units * Reader::kStride;
+    const int64_t tile_stride = block.tile_stride, x_stride = block.x_stride;
+    const int64_t step_stride = block.step_stride, step_x = int64_t(block.step_units) * int64_t(sizeof(uint32_t));
+    for (; codes != end; codes += 4 * Reader::kStride, x += 4 * sizeof(uint32_t)) {
+        const auto multiply = [&]<int kPlace>(int s) __attribute__((always_inline)) {
             Units w[kTiles];
-            for (int t = 0; t < kTiles; ++t)
-                w[t] = reader.template unit<kPlace>(codes + t * block.tile_stride, unit + u);
+            for (int t = 0; t < kTiles; ++t) {
+                const int64_t at = s * step_stride + t * tile_stride;
+                w[t] = reader.template unit<kPlace>(codes + at, step + at);
+            }
             for (int r = 0; r < kRows; ++r) {
-                const Units splat = splat_unit(reinterpret_cast<const uint32_t*>(x + r * block.x_stride) + u + kPlace);
-                for (int t = 0; t < kTiles; ++t) sums[r][t] = Family::dot(sums[r][t], w[t], splat);
+                const char* its_x = x + s * step_x + r * x_stride;
+                const Units splat = splat_unit(reinterpret_cast<const uint32_t*>(its_x) + kPlace);
+                for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::dot(sums[s][r][t], w[t], splat);
             }
         };
-        multiply.template operator()<0>();
-        multiply.template operator()<1>();
-        multiply.template operator()<2>();
-        multiply.template operator()<3>();
+        for (int s = 0; s < kSteps; ++s) fetcher.turn();
+        for (int s = 0; s < kSteps; ++s) multiply.template operator()<0>(s);
+        for (int s = 0; s < kSteps; ++s) multiply.template operator()<1>(s);
+        for (int s = 0; s < kSteps; ++s) multiply.template operator()<2>(s);
+        for (int s = 0; s < kSteps; ++s) multiply.template operator()<3>(s);
     }
 }
 
@@ -157,20 +189,20 @@ template <class Family, int kTiles>
 // Where a row has one scale: the products of 256 inputs are one sum.
 template <class Family, class Reader, int kRows, int kTiles>
 void multiply_whole_rows(const QuantizedBlock& block, const Reader& reader) {
-    const char* ahead = block.ahead.at;
+    Fetcher<kTiles> fetcher(block.ahead);
     const int64_t x_block_units = int64_t(block.x_block_steps) * block.step_units;
     const int64_t units = block.steps * block.step_units;
     for (int64_t begin = 0, x_block = 0; begin < units; begin += x_block_units, ++x_block) {
-        typename Family::Acc sums[kRows][kTiles];
+        typename Family::Acc sums[1][kRows][kTiles];
         for (int r = 0; r < kRows; ++r)
             for (int t = 0; t < kTiles; ++t)
-                sums[r][t] = Family::start(false, block.x_sums[r * block.x_sum_stride + x_block]);
+                sums[0][r][t] = Family::start(false, block.x_sums[r * block.x_sum_stride + x_block]);
         const int64_t count = units - begin < x_block_units ? units - begin : x_block_units;
-        multiply_group<Family, Reader, kRows, kTiles>(block, reader, block.codes, begin, count, block.x + begin * 4,
-                                                      ahead, sums);
+        multiply_group<Family, Reader, kRows, kTiles, 1>(block, reader, block.codes, begin, count, block.x + begin * 4,
+                                                      fetcher, sums);
         for (int r = 0; r < kRows; ++r) {
             Vec parts[kTiles];
-            for (int t = 0; t < kTiles; ++t) parts[t] = to_vec(sums[r][t]);
+            for (int t = 0; t < kTiles; ++t) parts[t] = to_vec(sums[0][r][t]);
             add_scaled<Family, kTiles>(block, r, x_block, parts);
         }
     }
@@ -213,38 +245,46 @@ private:
 
 template <class Family, class Reader, bool kMinimum, int kRows, int kTiles, class Scales>
 void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales scales) {
-    const char* ahead = block.ahead.at;
+    Fetcher<kTiles> fetcher(block.ahead);
     const char *codes = block.codes, *x = block.x;
     const uint32_t* x_sums = block.x_sums;
+    Vec parts[kRows][kTiles];
+    // The same group of kSteps steps; their sums are added one after another.
+    const auto multiply = [&]<int kSteps>(int64_t step, int unit, int group) __attribute__((always_inline)) {
+        typename Family::Acc sums[kSteps][kRows][kTiles];
+        for (int s = 0; s < kSteps; ++s)
+            for (int r = 0; r < kRows; ++r) {
+                const uint32_t start = Family::kIsScaled ? x_sums[r * block.x_sum_stride] : 0;
+                for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::start(kMinimum, start);
+            }
+        multiply_group<Family, Reader, kRows, kTiles, kSteps>(block, reader, codes, unit, block.group_units, x, fetcher,
+                                                              sums);
+        for (int s = 0; s < kSteps; ++s, x += int64_t(block.group_units) * 4, ++x_sums) {
+            if (unit == 0) scales.begin_step(step + s);
+            scales.begin_group(group);
+            for (int t = 0; t < kTiles; ++t) {
+                const Vec scale = scales.scale(t);
+                for (int r = 0; r < kRows; ++r) parts[r][t] = fma(to_vec(sums[s][r][t]), scale, parts[r][t]);
+                if constexpr (kMinimum) {
+                    const Vec minimum = scales.minimum(t, scale);
+                    for (int r = 0; r < kRows; ++r)
+                        parts[r][t] = fma(splat_float(x_sums + r * block.x_sum_stride), minimum, parts[r][t]);
+                }
+            }
+        }
+    };
     for (int64_t begin = 0, x_block = 0; begin < block.steps; begin += block.x_block_steps, ++x_block) {
-        Vec parts[kRows][kTiles];
         for (int r = 0; r < kRows; ++r)
             for (int t = 0; t < kTiles; ++t) parts[r][t] = zero();
         const int64_t end = begin + block.x_block_steps < block.steps ? begin + block.x_block_steps : block.steps;
-        for (int64_t step = begin; step < end; ++step, codes += block.step_stride) {
-            scales.begin_step(step);
-            for (int unit = 0, group = 0; unit < block.step_units; unit += block.group_units, ++group) {
-                typename Family::Acc sums[kRows][kTiles];
-                for (int r = 0; r < kRows; ++r) {
-                    const uint32_t start = Family::kIsScaled ? x_sums[r * block.x_sum_stride] : 0;
-                    for (int t = 0; t < kTiles; ++t) sums[r][t] = Family::start(kMinimum, start);
-                }
-                multiply_group<Family, Reader, kRows, kTiles>(block, reader, codes, unit, block.group_units, x, ahead,
-                                                              sums);
-                x += int64_t(block.group_units) * 4;
-                scales.begin_group(group);
-                for (int t = 0; t < kTiles; ++t) {
-                    const Vec scale = scales.scale(t);
-                    for (int r = 0; r < kRows; ++r) parts[r][t] = fma(to_vec(sums[r][t]), scale, parts[r][t]);
-                    if constexpr (kMinimum) {
-                        const Vec minimum = scales.minimum(t, scale);
-                        for (int r = 0; r < kRows; ++r)
-                            parts[r][t] = fma(splat_float(x_sums + r * block.x_sum_stride), minimum, parts[r][t]);
-                    }
-                }
-                ++x_sums;
-            }
-        }
+        int64_t step = begin;
+        // Groups of bytes are short, and the next one's products need not wait for them.
+        if constexpr (!Family::kIsScaled && kRows <= kRowsOfTwoSteps)
+            for (; block.group_units == block.step_units && step + 2 <= end; step += 2, codes += 2 * block.step_stride)
+                multiply.template operator()<2>(step, 0, 0);
+        for (; step < end; ++step, codes += block.step_stride)
+            for (int unit = 0, group = 0; unit < block.step_units; unit += block.group_units, ++group)
+                multiply.template operator()<1>(step, unit, group);
         for (int r = 0; r < kRows; ++r) add_scaled<Family, kTiles>(block, r, x_block, parts[r]);
     }
 }

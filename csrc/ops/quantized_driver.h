@@ -13,6 +13,7 @@ namespace penstock::PENSTOCK_ISA {
 constexpr int64_t kQuantizedBlockInputs = 2048;  // of k that all rows pass over: at most 200 KB of a panel's values
 constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
+constexpr int64_t kRowsOfOneStream = 2;         // up to so many rows of x wait for the memory: best read as one stream
 constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x are converted before threads are woken
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -33,7 +34,9 @@ public:
           groups_per_step_(layout_.group_size ? layout_.step / layout_.group_size : 0),
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
-          panel_tiles_(tiles_ >= 2 * kQuantizedTiles * threads ? kQuantizedTiles : 1),
+          threads_(threads),
+          panel_tiles_((kIsBytes && args.m <= kRowsOfOneStream) || tiles_ < 2 * kQuantizedTiles * threads ? 1
+                                                                                                          : kQuantizedTiles),
           panels_(divide_up(tiles_, panel_tiles_)),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
           expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
@@ -51,16 +54,17 @@ public:
         float* scales = scales_scratch.at_least(2 * kQuantizedTiles * block_groups * kLanes + kLanes);
         float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * kQuantizedTiles * kLanes);
         char* codes = expands_ ? codes_scratch.at_least(kQuantizedTiles * block_steps_ * expanded_step_bytes_) : nullptr;
-        const int64_t items = panels_ * row_blocks_;
-        for (int64_t item = draw(); item < items;) {
-            const int64_t next = draw();
+        for (Range items = draw(); items.begin < items.end;) {
+            const Range rest = {items.begin + 1, items.end};
+            const Range next = rest.begin < rest.end ? rest : draw();
+            const int64_t item = items.begin;
             for (int64_t b = 0; b < k_blocks_; ++b) {
-                const char* ahead = b + 1 < k_blocks_ ? address(item % panels_, b + 1)
-                                    : next < items    ? address(next % panels_, 0)
-                                                      : nullptr;
+                const char* ahead = b + 1 < k_blocks_       ? address(item % panels_, b + 1)
+                                    : next.begin < next.end ? address(next.begin % panels_, 0)
+                                                            : nullptr;
                 multiply({split(args_.m, row_blocks_, int(item / panels_)), item % panels_, b, ahead}, scales, codes, sums);
             }
-            item = next;
+            items = next;
         }
     }
 
@@ -72,7 +76,17 @@ private:
         const char* ahead;  // the block after it, or null
     };
 
-    int64_t draw() { return __atomic_fetch_add(&next_item_, 1, __ATOMIC_RELAXED); }
+    // The panels that the calling thread does next: at first many, whose memory is one stream, at last one, so that all
+    // threads end together.
+    Range draw() {
+        const int64_t items = panels_ * row_blocks_;
+        int64_t begin = __atomic_load_n(&next_item_, __ATOMIC_RELAXED), end;
+        do {
+            const int64_t fair = (items - begin) / (2 * threads_);
+            end = smaller(items, begin + (fair > 1 ? fair : 1));
+        } while (!__atomic_compare_exchange_n(&next_item_, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+        return {begin, end};
+    }
     int64_t tile_stride() const { return steps_ * layout_.step_bytes; }
     const char* tile(int64_t index) const { return static_cast<const char*>(args_.weight) + index * tile_stride(); }
     const char* address(int64_t panel, int64_t block) const {
@@ -170,11 +184,13 @@ private:
     }
 
     // The last strips fetch the next block, a line or more of each tile with every four units of theirs: earlier, the
-    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time; of
-    // bytes as they are it takes each second line, and the hardware the others.
+    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time. Where
+    // its tiles are long streams it takes each fourth line: the hardware sees where that goes, and fetches the others
+    // without keeping the thread's own loads waiting (measured on Zen 4: 1.15 to 1.3 times as fast as all lines).
     Ahead plan_ahead(const PanelBlock& block, Range strip, int64_t steps) const {
         if (block.ahead == nullptr) return {};
-        const int64_t distance = strip.end == 1 && kIsWhole ? 2 * kVectorBytes : kVectorBytes;
+        const bool is_helped = strip.end == 1 && (panel_tiles_ == 1 || layout_.bits == 8);
+        const int64_t distance = is_helped ? 4 * kVectorBytes : kVectorBytes;
         const int64_t lines = divide_up(steps * layout_.step_bytes, distance);  // of the block, for a tile
         const int64_t turns = steps * step_units_ / 4;                          // of a strip: four units each
         const int64_t fetching = smaller(strip.end, divide_up(lines, turns));
@@ -215,7 +231,7 @@ private:
     const Kernel kernel_;
     const int groups_per_step_;
     const int64_t steps_, tiles_;
-    const int panel_tiles_;
+    const int threads_, panel_tiles_;
     const int64_t panels_;
     const int row_blocks_;
     const bool expands_;
