@@ -27,7 +27,9 @@ def _round(x_TGD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     largest = QUANTIZED_DTYPES[dtype]
     x = x_TGD.float()
     most = x.abs().amax(2, keepdim=True)
-    scaled = torch.where(most.isfinite(), x * torch.where(most >= 1e-30, largest / most, 0.0), 0.0)
+    scaled = torch.where(
+        most.isfinite(), x * torch.where(most >= 1e-30, torch.full_like(most, largest) / most, 0.0), 0.0
+    )
     codes = scaled.round().to(dtype) if dtype == torch.int8 else scaled.clamp(-largest, largest).to(dtype)
     scales = torch.where(most >= 1e-30, most / largest, 0.0)
     return codes, torch.where(most.isfinite(), scales, torch.nan)[..., 0]

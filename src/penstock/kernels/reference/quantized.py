@@ -194,7 +194,7 @@ def quantize_activations(x_TK: Tensor, x_block: int) -> Tensor:
     block = x_block or k
     blocks = split_dim(_pad(x_TK.float(), block), 1, -1, block)
     most = blocks.abs().amax(2, keepdim=True)
-    codes = (blocks * torch.where(most >= 1e-30, 127.0 / most, 0.0)).round()
+    codes = (blocks * torch.where(most >= 1e-30, torch.full_like(most, 127.0) / most, 0.0)).round()
     scaled = codes * torch.where(most >= 1e-30, most / 127.0, 0.0)
     return torch.where(most.isfinite(), scaled, torch.nan).reshape(tokens, -1)[:, :k]
 
