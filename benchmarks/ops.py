@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Every op beside torch and beside the machine's limit: `penstock bench ops`, with its results in benchmarks/results/.
+"""Every op beside torch and beside the machine's limit: `penstock bench ops`, with its results in benchmarks/results/
+(ops.json, ops.md, and ops.html with the roofline).
 
 ops.py [--threads 2] [--isa NAME] [--only TEXT] [--seconds 0.4]
 """
@@ -11,9 +12,9 @@ import json
 import os
 from pathlib import Path
 
-from penstock.bench.roofline import markdown, run_ops
+from penstock.bench.roofline import markdown, roofline_page, run_ops
 
-RESULTS = Path(os.environ.get("PENSTOCK_BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / "ops.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "ops.md").write_text(markdown(found))
+        (RESULTS / "ops.html").write_text(roofline_page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

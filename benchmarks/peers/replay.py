@@ -157,7 +157,12 @@ def table_of(rows: list[tuple[str, dict[str, Any]]], recorded_share: float | Non
         )
     if recorded_share is not None:
         table.note = (
-            f"When it was recorded, {recorded_share:.1%} of the prompt tokens were cached; contents were not kept."
+            f"When it was recorded, {recorded_share:.1%} of the prompt tokens were cached; contents were not kept. The "
+            "recording also has the two requests by which the harness saw that the server was ready."
+        )
+    for name, result in rows:
+        table.note += "".join(
+            f"\n\n{name}: {line}." for line in result["summary"]["warnings"] + result["summary"]["void"]
         )
     return table
 
