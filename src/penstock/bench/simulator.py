@@ -156,7 +156,7 @@ class SimulatedClient:
             self._take(refused, 0)
         elif not self._is_stepping:
             self._is_stepping = True
-            self._step()
+            self._step_next()
 
     def _step(self) -> None:
         position = 0
@@ -169,8 +169,11 @@ class SimulatedClient:
             self.samples.append((now_s, self._sample()))
         self._is_stepping = self._core.has_work()
         if self._is_stepping:
-            # By the clock, and not next in line: what arrived during the step is in the inbox before the next one.
-            self._loop.call_at(now_s, self._step)
+            self._step_next()
+
+    def _step_next(self) -> None:
+        """By the clock, and not next in line: whatever arrived by now is in the inbox before the step."""
+        self._loop.call_at(self._loop.simulated_s, self._step)
 
     def _sample(self) -> dict[str, float]:
         stats = self._core.stats()
