@@ -55,7 +55,7 @@ from penstock.bench.results import read_requests, write_requests
 from penstock.bench.server_metrics import served_model
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.startup import ServerProcess
-from penstock.bench.step_time import Profile, kind_of
+from penstock.bench.step_time import Profile, idle_seconds
 from penstock.bench.target import Target
 from penstock.config.resolve import EngineOptions
 
@@ -264,7 +264,10 @@ def within(log: StepLog, windows: list[tuple[float, float]]) -> StepLog:
 def step_ratio(log: StepLog, profile: Profile) -> float:
     """Modelled over measured time of these steps: how far the machine, or the model, was off for them."""
     model = profile.step_time
-    modelled = sum(model.seconds(step.work) * statistics.fmean(model.spreads[kind_of(step.work)]) for step in log.steps)
+    modelled = sum(
+        model.seconds(step.work) * statistics.fmean(model.spread(step.work, share / 50, idle_s) for share in range(50))
+        for step, idle_s in zip(log.steps, idle_seconds(log.steps), strict=True)
+    )
     return modelled / sum(step.seconds for step in log.steps)
 
 

@@ -160,12 +160,12 @@ def test_the_fit_keeps_how_steps_vary() -> None:
     """Uniform noise of 20 % comes back as it was; a tenth of steps that take 20 times as long stays a tenth."""
     work = StepWork(8, 8, 1000, 0)
     noisy = fit_step_time(made_up_steps(3000, 0.2))
-    drawn = [noisy.seconds(work) * noisy.spread(work, (index + 0.5) / 100) for index in range(100)]
+    drawn = [noisy.seconds(work) * noisy.spread(work, (index + 0.5) / 100, 0.0) for index in range(100)]
     true_s = 0.004 + 8e-4 + 1e-4
     assert drawn[5] == pytest.approx(true_s * 0.82, rel=0.04)
     assert drawn[95] == pytest.approx(true_s * 1.18, rel=0.04)
     disturbed = fit_step_time(made_up_steps(3000, 0.0, disturbed=10))
-    shares = [disturbed.spread(work, (index + 0.5) / 100) for index in range(100)]
+    shares = [disturbed.spread(work, (index + 0.5) / 100, 0.0) for index in range(100)]
     assert sum(share > 10 for share in shares) == pytest.approx(10, abs=3)
 
 
@@ -179,7 +179,10 @@ def test_a_step_that_found_the_device_idle() -> None:
         steps.append(LoggedStep(now_s, seconds, StepWork(1 + index % 3, 1, 0, 0)))
         now_s += seconds
     found = fit_step_time(steps)
-    assert found.wake_s == pytest.approx(0.001, rel=0.1)
+    work = StepWork(1, 1, 0, 0)
+    assert found.seconds(work) == pytest.approx(0.002, rel=0.01)
+    assert found.spread(work, 0.5, 0.05) == pytest.approx(1.5, rel=0.01)
+    assert found.spread(work, 0.5, 0.001) == pytest.approx(1.0, rel=0.01)
     assert found.host_s == pytest.approx(0.0001)
     plan = [PlannedRequest([index], 1, 2, index, at_s=float(index)) for index in range(20)]
     summary, _ = play(plan, engine(), step=msgspec.structs.replace(found, spreads=[]))

@@ -25,6 +25,7 @@ _SEQUENCES: Final = (8, 16, 32, 64, 128)
 _BUDGETS: Final = (256, 512, 1024)
 CONFIRMING_DRAWS: Final = 8  # at least; more where as many requests cannot speak of a p99
 MAX_DRAWS: Final = 64
+MAX_CONFIRMED: Final = 3
 _SPEEDUPS: Final = (2, 4, 8, 16, 32, 64)
 _LATENCIES: Final = {"TTFT": "ttft", "ITL": "itl", "E2E": "e2e"}
 
@@ -152,28 +153,33 @@ def _shift(record: RunRecord, by_s: float) -> None:
 def advise(platforms: Sequence[Platform], workload: Workload, slo: Slo, seed: int, max_replicas: int) -> Advice:
     """Fewest replicas first, then settings. Raises ConfigError."""
     advice = Advice(None)
+    confirmed = []
     for platform in platforms:
         for num_replicas in _growing(max_replicas):
             start = Candidate(platform, num_replicas, 64, 512)
-            first = predict(start, workload, slo, seed)
-            advice.tried.append(first)
+            tried = [predict(start, workload, slo, seed)]
             # Settings seldom help twofold: when the SLO is missed by far, more replicas are tried first.
-            if worst_ratio(first) > 4 and num_replicas < max_replicas:
-                continue
-            advice.tried += [predict(other, workload, slo, seed) for other in _variants(start)]
-            if any(found.keeps_slo and found.candidate.num_replicas == num_replicas
-                   and found.candidate.platform is platform for found in advice.tried):  # fmt: skip
+            if worst_ratio(tried[0]) <= 4 or num_replicas == max_replicas:
+                tried += [predict(other, workload, slo, seed) for other in _variants(start)]
+            advice.tried += tried
+            if found := _confirmed(tried, workload, slo, seed):
+                confirmed.append(found)
                 break
-    kept = [found for found in advice.tried if found.keeps_slo]
-    for found in sorted(kept, key=_preference):
-        # What one draw kept by luck, several do not.
-        several = predict(found.candidate, workload, slo, seed, _num_draws(found.summary))
-        if several.keeps_slo:
-            advice.best = several
-            advice.replicas = _replica_interval(several, workload, slo, seed, max_replicas)
-            break
+    if confirmed:
+        advice.best = min(confirmed, key=_preference)
+        advice.replicas = _replica_interval(advice.best, workload, slo, seed, max_replicas)
     advice.reasons = list(_reasons(advice)) + list(_faster_machine(advice, workload, slo, seed))
     return advice
+
+
+def _confirmed(tried: Sequence[Prediction], workload: Workload, slo: Slo, seed: int) -> Prediction | None:
+    """The best that also keeps the SLO in several draws: what one kept by luck, several do not."""
+    kept = sorted((found for found in tried if found.keeps_slo), key=_preference)
+    for found in kept[:MAX_CONFIRMED]:
+        several = predict(found.candidate, workload, slo, seed, _num_draws(found.summary))
+        if several.keeps_slo:
+            return several
+    return None
 
 
 def _preference(found: Prediction) -> tuple[float, int, float, float]:

@@ -34,6 +34,9 @@ from penstock.engine.step_log import STEP_LOG_FORMAT, LoggedStep, StepLogHeader
 
 _CONCURRENCIES: Final = (1, 2, 4, 8, 16, 32)
 _SHARES: Final = (0.3, 0.6, 0.9, 1.2)  # of one user's rate
+_REST_PHASES: Final = 3
+_RESTS_S: Final = (0.02, 0.6)
+_TURNS: Final = 8
 LONGEST_PROMPT: Final = 600
 _ANSWERS: Final = (4, 60)
 MIN_ALONE: Final = 8
@@ -126,17 +129,20 @@ class CalibrationLoad:
         """Each phase gets the same time; what was begun is finished, so slow machines take longer.
 
         Closed loops keep a server busy; arrivals by chance, at shares of what one user got through, leave it idle in
-        between, and that is another server: its threads sleep, its caches hold other things.
+        between, and so does one who rests between short answers. That is another server: its threads sleep, its caches
+        hold other things.
         """
         await self._run(0, 1, None, time.monotonic() + 0.5)  # warm
         end_s = time.monotonic() + seconds
         alone_rate = 0.0
-        phases = [(users, None) for users in _CONCURRENCIES] + [(None, share) for share in _SHARES]
+        one, *more = _CONCURRENCIES
+        phases: list[tuple[int | None, float | None]] = [(one, None), *[(None, None)] * _REST_PHASES]
+        phases += [(users, None) for users in more] + [(None, share) for share in _SHARES]
         for number, (users, share) in enumerate(phases):
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 return
-            on_progress(f"{users} users" if users else f"{share} of one user's rate")
+            on_progress(f"{users} users" if users else f"{share} of one user's rate" if share else "one user who rests")
             rate = share * alone_rate if share else None
             until_s = time.monotonic() + left_s / (len(phases) - number)
             found = await self._run(number + 1, users, rate, until_s)
@@ -157,7 +163,20 @@ class CalibrationLoad:
                     request.at_s = at_s
                 yield request
 
-        run = await run_once(self._target, Workload(plan, users), number, RunOptions(sample_server=False))
+        def rests(_: int) -> Iterator[PlannedRequest]:
+            source = random.Random(f"calibration {number}")
+            count = 0
+            while time.monotonic() < until_s:
+                request = self._request(source, number)
+                request.output_tokens = _ANSWERS[0]
+                conversation, request.turn = divmod(count, _TURNS)
+                request.session = str(conversation)
+                request.think_s = math.exp(source.uniform(*map(math.log, _RESTS_S)))
+                count += 1
+                yield request
+
+        workload = Workload(plan, users) if users or rate else Workload(rests, 1)
+        run = await run_once(self._target, workload, number, RunOptions(sample_server=False))
         return run.observations
 
     def _request(self, source: random.Random, number: int) -> PlannedRequest:
@@ -195,7 +214,7 @@ def _alone(observations: Sequence[Observation]) -> Iterator[Observation]:
     seens = sorted(observations, key=lambda seen: seen.intended_s)
     ended_s = -math.inf
     for seen, after in zip(seens, [*seens[1:], None], strict=True):
-        is_first = seen.intended_s > ended_s
+        is_first = seen.intended_s >= ended_s
         if is_first and (after is None or after.intended_s > seen.chunk_s[0]):
             yield seen
         ended_s = max(ended_s, seen.ended_s)

@@ -113,9 +113,9 @@ class LoadRun:
         await asyncio.gather(*(self._user(groups) for _ in range(concurrency)))
 
     async def _user(self, groups: Iterator[list[PlannedRequest]]) -> None:
+        due_s = self._clock()
         for group in groups:
             session = _Session()
-            due_s = self._clock()
             for request in group:
                 if session.is_broken:
                     self.num_skipped += 1
@@ -127,7 +127,7 @@ class LoadRun:
                 said = session.said if request.extends_session else None
                 self._client.send(request, due_s, ended.set_result, said)
                 self._note_end(session, await ended)
-                due_s = self._clock()
+                due_s = session.ended_s  # and not when this client came to it
 
     def _pump(self) -> None:
         """Sends everything that is due, and comes back for the next."""

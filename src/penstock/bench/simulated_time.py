@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -27,6 +28,10 @@ class _JumpingSelector(selectors.SelectSelector):
 class SimulatedLoop(asyncio.SelectorEventLoop):
     """Owns: simulated_s, the time; work that takes simulated time adds to it."""
 
+    # asyncio's own, which it does not show
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+
     def __init__(self) -> None:
         self.simulated_s = 1000.0
         selector = _JumpingSelector()
@@ -36,6 +41,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.simulated_s
+
+    def is_anything_due(self) -> bool:
+        """Whether something else is to run before more time may pass."""
+        return bool(self._ready) or (bool(self._scheduled) and self._scheduled[0].when() <= self.simulated_s)
 
 
 def simulate(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

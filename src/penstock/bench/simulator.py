@@ -22,7 +22,7 @@ from penstock.bench.measure import Workload
 from penstock.bench.observation import Observation
 from penstock.bench.plan import Message, PlannedRequest
 from penstock.bench.simulated_time import SimulatedLoop, simulate
-from penstock.bench.step_time import IDLE_S, StepTime
+from penstock.bench.step_time import StepTime
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
 from penstock.engine.core import EngineCore
@@ -76,9 +76,9 @@ class SimulatedExecutor:
     def launch(self, output: SchedulerOutput) -> SimulatedHandle:
         work, step_time = StepWork.of(output), self._step_time
         start_s = self._loop.simulated_s + step_time.host_s
-        wake_s = step_time.wake_s if start_s > self._free_s + IDLE_S else 0.0
+        idle_s = start_s - self._free_s
         start_s = max(start_s, self._free_s)
-        seconds = (step_time.seconds(work) + wake_s) * step_time.spread(work, self._source.random())
+        seconds = step_time.seconds(work) * step_time.spread(work, self._source.random(), idle_s)
         self._free_s = start_s + seconds
         self.busy_s += seconds
         self.num_steps += 1
@@ -159,6 +159,16 @@ class SimulatedClient:
             self._step_next()
 
     def _step(self) -> None:
+        """Steps until there is nothing to do. What happens outside of the engine during a step comes before the next
+        one: a user has the answer, and what follows is in the inbox."""
+        while not self._loop.is_anything_due():
+            self._step_once()
+            if not self._core.has_work():
+                self._is_stepping = False
+                return
+        self._step_next()
+
+    def _step_once(self) -> None:
         position = 0
         for output in self._core.step():
             self._take(output, position)
@@ -167,9 +177,6 @@ class SimulatedClient:
         if now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
             self.samples.append((now_s, self._sample()))
-        self._is_stepping = self._core.has_work()
-        if self._is_stepping:
-            self._step_next()
 
     def _step_next(self) -> None:
         """By the clock, and not next in line: whatever arrived by now is in the inbox before the step."""

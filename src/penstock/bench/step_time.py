@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +25,9 @@ _KNEES: Final = (1, 4, 16, 64)
 MIN_STEPS: Final = 30
 MIN_OF_A_KIND: Final = 20
 IDLE_S: Final = 0.001  # a longer pause means that there was nothing to run
+# After so long a rest a step takes longer: caches hold other things, and cores sleep.
+RESTS_S: Final = (0.02, 0.1)
+MIN_RESTED: Final = 8
 _NUM_SIZES: Final = 12
 _NUM_QUANTILES: Final = 50
 
@@ -46,16 +52,13 @@ USUAL_FRONTEND: Final = Frontend(request_s=0.001, prompt_token_s=1e-6, output_s=
 
 
 class StepTime(Protocol):
-    """seconds: of a step on the device; typical. spread: what a step of that kind takes over `seconds`, for a number
-    drawn from [0, 1). host_s: of Python between two steps, hidden while the device works. wake_s: more for a step that
-    found the device idle. error: median relative error of `seconds`.
+    """seconds: of a step on the device; typical. spread: what a step of that kind takes over `seconds` on a device that
+    was idle for idle_s before it, for a number drawn from [0, 1). host_s: of Python between two steps, hidden while the
+    device works. error: median relative error of `seconds`.
     """
 
     @property
     def host_s(self) -> float: ...
-
-    @property
-    def wake_s(self) -> float: ...
 
     @property
     def frontend(self) -> Frontend: ...
@@ -65,7 +68,7 @@ class StepTime(Protocol):
 
     def seconds(self, work: StepWork) -> float: ...
 
-    def spread(self, work: StepWork, drawn: float) -> float: ...
+    def spread(self, work: StepWork, drawn: float, idle_s: float) -> float: ...
 
 
 class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +76,7 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     coefficients: of steps that only decode, and of all where prompt_coefficients is empty; else those are of steps with
     prompts in them. error: median relative error over the steps it was fitted to. spreads: by kind, evenly spaced
-    quantiles of measured over modelled; empty: none.
+    quantiles of measured over modelled; empty: none. rested: the same of steps after a rest, by its length (RESTS_S).
     """
 
     coefficients: list[float]
@@ -81,9 +84,9 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
     host_s: float
     error: float
     num_steps: int
-    wake_s: float = 0.0
     frontend: Frontend = Frontend()
     spreads: list[list[float]] = []
+    rested: list[list[float]] = []
     source: str = ""
 
     def seconds(self, work: StepWork) -> float:
@@ -91,8 +94,12 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
         seconds: float = sum(map(mul, factors, _features(work)))
         return seconds
 
-    def spread(self, work: StepWork, drawn: float) -> float:
-        quantiles = self.spreads[kind_of(work)] if self.spreads else ()
+    def spread(self, work: StepWork, drawn: float, idle_s: float) -> float:
+        rest = bisect_right(RESTS_S, idle_s)
+        if rest and self.rested:
+            quantiles = self.rested[rest - 1]
+        else:
+            quantiles = self.spreads[kind_of(work)] if self.spreads else []
         return quantiles[int(drawn * len(quantiles))] if quantiles else 1.0
 
 
@@ -115,25 +122,29 @@ def fit_step_time(steps: Sequence[LoggedStep], frontend: Frontend | None = None,
     """
     if len(steps) < MIN_STEPS:
         raise ConfigError(f"{len(steps)} steps are too few to fit a model.", remedy=f"Measure at least {MIN_STEPS}.")
-    host_s, is_first = _pauses(steps)
-    prompts = [index for index, step in enumerate(steps) if step.work.prefill_pairs]
-    decodes = [index for index, step in enumerate(steps) if not step.work.prefill_pairs]
+    idle_s = idle_seconds(steps)
+    busy = [seconds for seconds in idle_s if seconds < IDLE_S]
+    is_rested = np.asarray(idle_s) >= RESTS_S[0]
+    has_prompts = np.asarray([step.work.prefill_pairs > 0 for step in steps])
     seconds = np.asarray([step.seconds for step in steps])
-    features = np.asarray([(*_features(step.work), first) for step, first in zip(steps, is_first, strict=True)])
+    features = np.asarray([_features(step.work) for step in steps], dtype=np.float64)
+    fewest = min(np.sum(has_prompts & ~is_rested), np.sum(~has_prompts & ~is_rested))
     modelled = np.empty(len(steps))
     found: list[list[float]] = []
-    for part in (decodes, prompts) if min(len(decodes), len(prompts)) >= MIN_STEPS else (range(len(steps)),):
-        chosen = np.asarray(part)
+    for part in (~has_prompts, has_prompts) if fewest >= MIN_STEPS else (np.ones(len(steps), dtype=bool),):
+        chosen = part & ~is_rested
         coefficients = _fit(features[chosen], seconds[chosen])
-        modelled[chosen] = features[chosen] @ coefficients
+        modelled[part] = features[part] @ coefficients
         found.append(coefficients.tolist())
-    # Whoever finds the device idle brings a prompt, but for the rare decode after a pause.
-    *_, wake_s = found[-1]
     ratios = seconds / np.maximum(modelled, 1e-9)
+    kinds = np.asarray([kind_of(step.work) for step in steps])
     return FittedStepTime(
-        coefficients=found[0][:-1], prompt_coefficients=found[1][:-1] if len(found) > 1 else [], wake_s=wake_s,
-        host_s=host_s, error=float(np.median(np.abs(1 / ratios - 1.0))), num_steps=len(steps),
-        frontend=frontend or Frontend(), spreads=_spreads(steps, ratios), source=source,
+        coefficients=found[0], prompt_coefficients=found[1] if len(found) > 1 else [],
+        host_s=max(0.0, statistics.median(busy)) if busy else 0.0,
+        error=float(np.median(np.abs(1 / ratios[~is_rested] - 1.0))), num_steps=len(steps),
+        frontend=frontend or Frontend(),
+        spreads=_spreads(kinds[~is_rested], ratios[~is_rested]), rested=_rested(idle_s, ratios),
+        source=source,
     )  # fmt: skip
 
 
@@ -147,18 +158,24 @@ def _fit(features: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) ->
     return coefficients
 
 
-def _pauses(steps: Sequence[LoggedStep]) -> tuple[float, list[bool]]:
-    """(the usual pause between two steps, which steps found the device idle)."""
-    pauses = [0.0, *(after.started_s - before.started_s - before.seconds for before, after in pairwise(steps))]
-    busy = [pause for pause in pauses[1:] if pause < IDLE_S]
-    return (max(0.0, float(np.median(busy))) if busy else 0.0), [
-        index == 0 or pause >= IDLE_S for index, pause in enumerate(pauses)
-    ]
+def idle_seconds(steps: Sequence[LoggedStep]) -> list[float]:
+    """How long the device had nothing to do before each step; before the first, for ever."""
+    pauses = (after.started_s - before.started_s - before.seconds for before, after in pairwise(steps))
+    return [math.inf, *pauses]
 
 
-def _spreads(steps: Sequence[LoggedStep], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
+def _rested(idle_s: Sequence[float], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
+    """Quantiles for each length of a rest; of one that was hardly seen, the other's. Empty where none was seen."""
+    rests = np.searchsorted(RESTS_S, idle_s, side="right")
+    found = [ratios[rests == rest + 1] for rest in range(len(RESTS_S))]
+    enough = [part for part in found if len(part) >= MIN_RESTED]
+    shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    chosen = [part if len(part) >= MIN_RESTED else enough[0] for part in found] if enough else []
+    return [np.quantile(part, shares).tolist() for part in chosen]
+
+
+def _spreads(kinds: npt.NDArray[np.int64], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
     """Quantiles for each kind; of a kind that was hardly seen, those of its nearest one."""
-    kinds = np.asarray([kind_of(step.work) for step in steps])
     shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     found: list[list[float]] = []
     for kind in range(2 * _NUM_SIZES):
@@ -205,7 +222,6 @@ class HardwareStepTime:
     attention_flops: float
     efficiency: float = 0.7
     host_s: float = 0.0005
-    wake_s: float = 0.0
     frontend: Frontend = USUAL_FRONTEND
     fixed_s: float = 0.0
     error: float = 0.3  # a guess: limits say what cannot be beaten, not what is reached
@@ -245,10 +261,6 @@ class ScaledStepTime:
         return self.inner.host_s
 
     @property
-    def wake_s(self) -> float:
-        return self.inner.wake_s * self.factor
-
-    @property
     def frontend(self) -> Frontend:
         return self.inner.frontend
 
@@ -259,8 +271,8 @@ class ScaledStepTime:
     def seconds(self, work: StepWork) -> float:
         return self.inner.seconds(work) * self.factor
 
-    def spread(self, work: StepWork, drawn: float) -> float:
-        return self.inner.spread(work, drawn)
+    def spread(self, work: StepWork, drawn: float, idle_s: float) -> float:
+        return self.inner.spread(work, drawn, idle_s)
 
 
 def kv_bytes_per_token(model: ModelConfig) -> float:
