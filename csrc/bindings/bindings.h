@@ -39,4 +39,7 @@ using KernelsClass = nb::class_<KernelTable>;
 PENSTOCK_FOR_EACH_FAMILY(PENSTOCK_DECLARE_BIND)
 #undef PENSTOCK_DECLARE_BIND
 
+// `_native.Program`: calls of kernels that are remembered.
+void bind_program(nb::module_& m);
+
 }  // namespace penstock

@@ -16,6 +16,7 @@ NB_MODULE(_native, m) {
 #define PENSTOCK_BIND(family, Type) bind_##family(kernels);
     PENSTOCK_FOR_EACH_FAMILY(PENSTOCK_BIND)
 #undef PENSTOCK_BIND
+    bind_program(m);
 
     m.def(
         "kernels", [](const std::string& isa) { return &select_table(isa); }, nb::arg("isa") = "",

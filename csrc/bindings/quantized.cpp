@@ -1,17 +1,8 @@
-#include "bindings/bindings.h"
+#include "bindings/quantized_layout.h"
 
 namespace penstock {
 
 namespace {
-
-// (bits, group_size, is_float, scales, minimums, offset, x_per_token, step, header_bytes, step_bytes, table)
-using LayoutNumbers = nb::tuple;
-
-WeightLayout layout_of(const LayoutNumbers& numbers) {
-    const auto number = [&](int i) { return nb::cast<int>(numbers[i]); };
-    return {number(0), number(1), number(2) != 0, ScaleKind(number(3)), MinimumKind(number(4)), number(5),
-            number(6) != 0, number(7), number(8), number(9), pointer<void>(nb::cast<Address>(numbers[10]))};
-}
 
 void quantized_linear(const KernelTable& table, const LayoutNumbers& layout, Address x, Address weight, Address bias,
                       Address out, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype, int num_threads) {

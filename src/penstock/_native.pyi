@@ -234,3 +234,17 @@ class Kernels:
         num_threads: int,
         /,
     ) -> None: ...
+
+# Remembers the calls of what it has the methods of (csrc/bindings/program.cpp). inputs: (address, bytes).
+class Program:
+    def __init__(self, kernels: Kernels, tokens: int, inputs: list[tuple[int, int]], /) -> None: ...
+    # Those of Kernels, which are remembered; ValueError: one that cannot be.
+    rms_norm = Kernels.rms_norm
+    linear = Kernels.linear
+    quantized_linear = Kernels.quantized_linear
+    rope_and_cache = Kernels.rope_and_cache
+    paged_attention = Kernels.paged_attention
+    silu_and_mul = Kernels.silu_and_mul
+    def copy_columns(self, x: int, out: int, tokens: int, row_bytes: int, out_row_bytes: int, /) -> None: ...
+    def finish(self, result: int, /) -> None: ...
+    def run(self, inputs: list[int], result: int, tokens: int, num_requests: int, max_blocks: int, /) -> None: ...

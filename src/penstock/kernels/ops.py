@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
@@ -33,20 +33,43 @@ if TYPE_CHECKING:
 HOST: Final = torch.device("cpu")
 
 
+class Layers(Protocol):
+    """The layers of a decoder: what is to be added to the residual [T, D] after them all; it changes in place.
+
+    step: cosines and sines [T, E / 2], slot mapping [T], block tables [R, W], context lengths [R], query starts [R + 1]
+    of the step. caches: of all layers.
+    """
+
+    def __call__(self, ops: Ops, residual_TD: Tensor, step: tuple[Tensor, ...], caches: Sequence[Tensor]) -> Tensor: ...
+
+
+class LayerRecordings(Protocol):
+    """is_on: to be set where weights stay where they are, and layers are nothing but ops."""
+
+    is_on: bool
+
+    def run(
+        self, layers: Layers, residual_TD: Tensor, step: tuple[Tensor, ...], caches: Sequence[Tensor]
+    ) -> Tensor | None:
+        """What layers(...) gives, or None: they have to be run as they are."""
+
+
 class Ops(ABC):
     """One implementation of every op.
 
     kind: "native", "triton" or "reference". isa: the instruction set of the native kernels, or what else they run on.
     layouts: how weights and caches lie, and on which device.
+    recordings: of the ops that layers are made of, where this implementation can repeat them by itself.
     """
 
-    __slots__ = ("isa", "kind", "layouts", "num_threads")
+    __slots__ = ("isa", "kind", "layouts", "num_threads", "recordings")
 
     def __init__(self, kind: str, isa: str, num_threads: int, layouts: Layouts) -> None:
         self.kind = kind
         self.isa = isa
         self.num_threads = num_threads
         self.layouts = layouts
+        self.recordings: LayerRecordings | None = None
 
     # ---- linear, embedding (kernels/native/linear.py, kernels/reference/linear.py, csrc/ops/linear.cpp)
 

@@ -5,6 +5,7 @@ Never: knows about requests.
 """
 
 from penstock.layers.attention import Attention, AttentionMetadata, KVCache
+from penstock.layers.decoder import DecoderLayers
 from penstock.layers.linear import Embedding, Linear
 from penstock.layers.mlp import GatedMLP, GeluMLP
 from penstock.layers.norm import LayerNorm, RMSNorm
@@ -14,6 +15,7 @@ from penstock.layers.weights import Weights
 __all__ = [
     "Attention",
     "AttentionMetadata",
+    "DecoderLayers",
     "Embedding",
     "GatedMLP",
     "GeluMLP",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from penstock.config.model import ModelConfig
 from penstock.kernels.ops import Ops
-from penstock.layers import Attention, AttentionMetadata, GatedMLP, KVCache, RotaryTable, Weights
+from penstock.layers import Attention, AttentionMetadata, DecoderLayers, GatedMLP, KVCache, RotaryTable, Weights
 from penstock.models.heads import output_head
 
 # Ours to the checkpoint's: several names are fused into one linear, in this order.
@@ -71,7 +71,7 @@ class Qwen2ForCausalLM:
     def __init__(self, config: ModelConfig, weights: Weights, max_model_len: int) -> None:
         self.embedding = weights.embedding(WEIGHT_NAMES["embedding"], config.vocab_size, config.hidden_size)
         self.head = output_head(config, weights, WEIGHT_NAMES["head"], self.embedding)
-        self.layers = [Qwen2Layer(config, layer, weights) for layer in range(config.num_layers)]
+        self.layers = DecoderLayers(Qwen2Layer(config, layer, weights) for layer in range(config.num_layers))
         self.norm = weights.norm(WEIGHT_NAMES["norm"], config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(
             config.rope, config.head_dim, config.max_position_embeddings, max_model_len, weights.device
@@ -88,11 +88,7 @@ class Qwen2ForCausalLM:
         """Token ids and positions (int64) -> (x, residual), whose sum is the last layer's output, each [T, D]."""
         rotary = self.rotary(positions_T)
         residual_TD = self.embedding(token_ids_T, ops)
-        x_TD: Tensor | None = None
-        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            x_TD = layer.forward(x_TD, residual_TD, rotary, kv_cache, metadata, ops)
-        assert x_TD is not None
-        return x_TD, residual_TD
+        return self.layers.run(residual_TD, rotary, kv_caches, metadata, ops), residual_TD
 
     def hidden(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
         """Rows of what `forward` returned -> last hidden states [R, D]. Overwrites the residual."""

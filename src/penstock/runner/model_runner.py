@@ -116,6 +116,8 @@ class ModelRunner:
         self._model = load_model(
             config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_packing_time
         )
+        if self.ops.recordings is not None:
+            self.ops.recordings.is_on = True  # from here on the weights stay where they are
         self._pool = KVPool(config.model, config.cache.num_blocks, cache_dtype(config), self.ops.layouts)
         self._batch = InputBatch(
             limits.max_num_seqs,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from penstock.kernels.layouts import HostLayouts
 from penstock.kernels.native import activation, attention, linear, norm, quantized, sampling
+from penstock.kernels.native.recording import Recordings
 from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import QuantizedLinear
 
@@ -29,6 +31,16 @@ class NativeOps(Ops):
     def __init__(self, kernels: Kernels, num_threads: int) -> None:
         super().__init__("native", kernels.isa, num_threads, HostLayouts())
         self.kernels = kernels
+        # Of the class, not of this table: a recording holds the layers, and would keep them in a cycle with it.
+        self.recordings = Recordings(kernels, partial(NativeOps._over, kernels.isa, num_threads))
+
+    @classmethod
+    def _over(cls, isa: str, num_threads: int, kernels: Kernels) -> NativeOps:
+        """The same table over kernels that only remember."""
+        ops = cls.__new__(cls)
+        Ops.__init__(ops, "native", isa, num_threads, HostLayouts())
+        ops.kernels = kernels
+        return ops
 
     def pack_into(self, packed: PackedLinear, first_row: int, source: Tensor) -> None:
         linear.pack_into(self.kernels, self.num_threads, packed, first_row, source)
