@@ -1,6 +1,9 @@
 """What each weight format loses: perplexity and divergence of the bundled model, on two texts.
 
-    python benchmarks/quality.py [--tokens 16384] [--llamacpp PYTHON] [--only TEXT] [--markdown FILE]
+    python benchmarks/quality.py [--tokens 16384] [--llamacpp PYTHON] [--only TEXT] [--results FILE.json]
+
+Each finished row is kept in the results (beside them the table, FILE.md), and is not measured again: a run that was
+stopped goes on. Rows measured on another model or on other texts are dropped.
 
 "World": held-out conversations of the bundled model's world. "Own": their beginnings, continued by the bfloat16 model
 itself, sampled at temperature 1: there the logarithm of the change in perplexity is the divergence, but for chance. In
@@ -18,17 +21,20 @@ from __future__ import annotations
 import argparse
 import copy
 import ctypes
+import hashlib
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import torch
 import transformers
@@ -36,7 +42,6 @@ import transformers
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import msgspec  # noqa: E402
 from tools.bundled_model import corpus  # noqa: E402
 
 from gguf_files import write_gguf  # noqa: E402
@@ -65,75 +70,95 @@ CALIBRATED = {
 Quantize = Callable[[np.ndarray, str], np.ndarray]
 
 
-class Row(NamedTuple):
-    """Of both texts: found; exact: perplexity of the same codes dequantised, in float32; theirs: llama.cpp's.
-
-    wide: ours with --dtype float32, as llama.cpp keeps activations.
+class Row(msgspec.Struct, frozen=True):
+    """Of both texts. ours, exact (the same codes dequantised, in float32), theirs (llama.cpp's), wide (ours with
+    --dtype float32, as llama.cpp keeps activations): perplexities. change: ours, over the bfloat16 model's.
     """
 
     name: str
     bits: float
-    found: list[Comparison]
-    exact: list[float] | None = None
-    theirs: list[float] | None = None
-    wide: list[Comparison] | None = None
+    ours: list[float]
+    change: list[float]
+    divergence: list[float]
+    same_best: list[float]
+    exact: list[float] = []
+    theirs: list[float] = []
+    wide: list[float] = []
+
+
+class Results(msgspec.Struct):
+    """measured_on: a digest of the model and the texts."""
+
+    measured_on: str
+    tokens: int
+    rows: dict[str, Row] = {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--llamacpp", type=Path, help="a Python that has llama-cpp-python")
-    parser.add_argument("--only", default="", help="formats whose name has this text")
-    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    parser.add_argument("--only", default="", help="formats whose name has one of these texts, with ; between")
+    parser.add_argument("--texts", type=Path, help="keep both texts' tokens here: generating one takes a minute")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as directory:
-        measuring = Measuring(Path(directory), options.tokens, options.llamacpp, options.only)
-        lines = []
-        for line in table(measuring.rows()):
-            print(line, flush=True)
-            lines.append(line)
-    if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n")
+        measuring = Measuring(Path(directory), options.tokens, options.llamacpp, options.only, options.texts)
+        results = Results(measuring.measured_on, options.tokens)
+        if options.results.exists():
+            kept = msgspec.json.decode(options.results.read_bytes(), type=Results)
+            results = kept if kept.measured_on == results.measured_on else results
+        measuring.done = set(results.rows)
+        for row in measuring.rows():
+            results.rows[row.name] = row
+            options.results.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+            options.results.with_suffix(".md").write_text("".join(f"{line}\n" for line in table(results)))
+            print(line_of(row), flush=True)
 
 
 class Measuring:
     """Owns `directory`. Rows are made one after the other."""
 
-    def __init__(self, directory: Path, num_tokens: int, llamacpp: Path | None, only: str) -> None:
+    def __init__(self, directory: Path, num_tokens: int, llamacpp: Path | None, only: str, texts: Path | None) -> None:
         held_out = corpus.held_out(0, 60)
         text = "".join(
             held_out[index + 60 * maker].text() for index in range(60) for maker in range(len(held_out) // 60)
         )
         seen = "".join(conversation.text() for conversation in itertools.islice(corpus.training(9, 10**6), 400))
         world = Tokenizer.load(BUNDLED_MODEL).encode(text, add_special_tokens=False)[: num_tokens // WINDOW * WINDOW]
-        self._texts = [world, continued(world)]
+        self._texts = kept_texts(texts) or [world, continued(world)]
         self._calibration = Calibration(seen)
         self._directory = directory
         self._llamacpp = llamacpp
         self._only = only
+        self.done: set[str] = set()
+        seed = json.dumps(self._texts).encode() + (BUNDLED_MODEL / "model.safetensors").read_bytes()
+        self.measured_on = hashlib.sha256(seed).hexdigest()
         self._plain = predictor(BUNDLED_MODEL)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
-        (directory / "texts.json").write_text(json.dumps(self._texts))
+        for path in (directory / "texts.json", *([texts] if texts else [])):
+            path.write_text(json.dumps(self._texts))
 
     def rows(self) -> Iterator[Row]:
-        for row in itertools.chain(
-            self._online(), self._gguf_types(), self._written(), self._calibrated(), self._hub()
-        ):
-            if row is not None:
-                yield row
+        return itertools.chain(self._online(), self._gguf_types(), self._written(), self._calibrated(), self._hub())
 
-    def _row(self, name: str, bits: float, path: Path, exact: list[float] | None = None, **options: str) -> Row:
-        found = self._score(predictor(path, **options))
-        if path.suffix != ".gguf" or self._llamacpp is None:
-            return Row(name, bits, found, exact)
-        return Row(name, bits, found, exact, self._by_llamacpp(path), self._score(predictor(path, dtype="float32")))
+    def _row(self, name: str, bits: float, path: Path, exact: Sequence[float] = (), **options: str) -> Row:
+        found = self._score(predictor(path, **options), self._plain)
+        theirs, wide = [], []
+        if path.suffix == ".gguf" and self._llamacpp is not None:
+            theirs = self._by_llamacpp(self._llamacpp, path)
+            wide = [one.model.perplexity for one in self._score(predictor(path, dtype="float32"), None)]
+        ours = [one.model.perplexity for one in found]
+        changes = [one.model.perplexity / one.reference.perplexity - 1 for one in found if one.reference is not None]
+        divergences, same = [one.divergence for one in found], [one.same_best for one in found]
+        return Row(name, bits, ours, changes, divergences, same, list(exact), theirs, wide)
 
-    def _score(self, model: Predictor) -> list[Comparison]:
-        return [compare(model, self._plain, text, WINDOW, lambda _share: None) for text in self._texts]
+    def _score(self, model: Predictor, reference: Predictor | None) -> list[Comparison]:
+        return [compare(model, reference, text, WINDOW, lambda _share: None) for text in self._texts]
 
     def _wanted(self, name: str) -> bool:
-        return self._only in name
+        return any(text in name for text in self._only.split(";")) and name not in self.done
 
     def _online(self) -> Iterator[Row]:
         if self._wanted("bfloat16"):
@@ -172,7 +197,7 @@ class Measuring:
                 continue
             path = self._directory / (f"c-{name}.gguf" if target in GGUF_TARGETS else f"c-{name}")
             convert(BUNDLED_MODEL, path, target, lambda _share: None, recipe, self._calibration)
-            exact = self._by_transformers(path) if target in ("w8a8", "w4a16") else None
+            exact = self._by_transformers(path) if target in ("w8a8", "w4a16") else []
             yield self._row(f"calibrated: {name}", bits_of(path), path, exact)
 
     def _hub(self) -> Iterator[Row]:
@@ -191,35 +216,38 @@ class Measuring:
     def _by_transformers(self, path: Path) -> list[float]:
         return self._exact(transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
 
-    def _by_llamacpp(self, path: Path) -> list[float]:
+    def _by_llamacpp(self, python: Path, path: Path) -> list[float]:
         script = Path(__file__).parent / "peers" / "llamacpp_perplexity.py"
-        command = [str(self._llamacpp), str(script), str(self._directory / "texts.json"), str(WINDOW), str(path)]
+        command = [str(python), str(script), str(self._directory / "texts.json"), str(WINDOW), str(path)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         return [float(found) for found in json.loads(done.stdout.splitlines()[-1])]
 
 
-def table(rows: Iterator[Row]) -> Iterator[str]:
+def table(results: Results) -> Iterator[str]:
     yield (
         "| format | bits a weight | world | own | KL divergence | same best token "
         "| same codes in float32: world, own | llama.cpp: world, own | llama.cpp, ours with --dtype float32 |"
     )
     yield "|---|---|---|---|---|---|---|---|---|"
-    for name, bits, found, exact, theirs, wide in rows:
-        ours = [f"{one.model.perplexity:.4f} ({change(one):+.2%})" for one in found]
-        others = [compared(found, exact), compared(found, theirs), compared(wide or [], theirs)]
-        cells = [name, f"{bits:.2f}", *ours, f"{found[0].divergence:.5f}", f"{found[0].same_best:.2%}", *others]
-        yield f"| {' | '.join(cells)} |"
+    yield from map(line_of, results.rows.values())
 
 
-def change(found: Comparison) -> float:
-    assert found.reference is not None
-    return found.model.perplexity / found.reference.perplexity - 1
+def line_of(row: Row) -> str:
+    """Divergence and best tokens: in the world's text."""
+    ours = [f"{found:.4f} ({change:+.2%})" for found, change in zip(row.ours, row.change, strict=True)]
+    others = [compared(row.ours, row.exact), compared(row.ours, row.theirs), compared(row.wide, row.theirs)]
+    cells = [row.name, f"{row.bits:.2f}", *ours, f"{row.divergence[0]:.5f}", f"{row.same_best[0]:.2%}", *others]
+    return f"| {' | '.join(cells)} |"
 
 
-def compared(found: list[Comparison], others: list[float] | None) -> str:
+def compared(ours: list[float], others: list[float]) -> str:
     """Others' perplexities, and where ours lie from them."""
-    pairs = zip(found, others or [], strict=False)
-    return ", ".join(f"{other:.4f} ({one.model.perplexity / other - 1:+.2%})" for one, other in pairs)
+    pairs = zip(ours, others, strict=False)
+    return ", ".join(f"{other:.4f} ({one / other - 1:+.2%})" for one, other in pairs)
+
+
+def kept_texts(path: Path | None) -> list[list[int]]:
+    return json.loads(path.read_text()) if path is not None and path.exists() else []
 
 
 def continued(tokens: list[int]) -> list[int]:

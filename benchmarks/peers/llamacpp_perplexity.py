@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,10 @@ import numpy as np
 
 def main() -> None:
     texts, window = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
-    llama = llama_cpp.Llama(sys.argv[3], n_ctx=window, n_batch=window, logits_all=True, n_threads=2, verbose=False)
+    num_threads = len(os.sched_getaffinity(0))
+    llama = llama_cpp.Llama(
+        sys.argv[3], n_ctx=window, n_batch=window, logits_all=True, n_threads=num_threads, verbose=False
+    )
     print(json.dumps([perplexity(llama, tokens, window) for tokens in texts]))
 
 
