@@ -60,7 +60,7 @@ POOLS = """
 import torch
 from penstock.kernels import ops
 native = ops.load("native", 2)
-native.linear(torch.randn(64, 512), native.pack_linear([torch.randn(512, 512)], torch.float32))
+native.linear(torch.randn(64, 512), ops.pack_linear(native, [torch.randn(512, 512)], torch.float32))
 print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libiomp" in line})
 """
 

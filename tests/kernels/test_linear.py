@@ -46,7 +46,7 @@ class TestLinear:
     def test_parity(self, native: ops.Ops, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
         tokens, n, k = shape
         x, weight, bias = torch.randn(tokens, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n).to(dtype)
-        packed = native.pack_linear([weight], dtype)
+        packed = ops.pack_linear(native, [weight], dtype)
         assert_linear_close(native.linear(x, packed), x, weight, None)
         assert_linear_close(native.linear(x, packed, bias), x, weight, bias)
         with_bias = native.linear(x, packed, bias, torch.float32)
@@ -57,7 +57,7 @@ class TestLinear:
     @pytest.mark.parametrize("k", [64, 1000, 2049, 6000])
     def test_a_row_is_the_same_in_any_batch(self, native: ops.Ops, dtype: torch.dtype, k: int) -> None:
         n = 200
-        packed = native.pack_linear([torch.randn(n, k)], dtype)
+        packed = ops.pack_linear(native, [torch.randn(n, k)], dtype)
         bias = torch.randn(n).to(dtype)
         x = torch.randn(531, k).to(dtype)
         alone = torch.cat([native.linear(x[i : i + 1], packed, bias) for i in range(40)])
@@ -68,7 +68,7 @@ class TestLinear:
 
     def test_one_thread_gives_the_same(self, native: ops.Ops, dtype: torch.dtype) -> None:
         single = ops.load("native", 1, native.isa)
-        packed = native.pack_linear([torch.randn(700, 900)], dtype)
+        packed = ops.pack_linear(native, [torch.randn(700, 900)], dtype)
         x = torch.randn(19, 900).to(dtype)
         assert torch.equal(native.linear(x, packed), single.linear(x, packed))
 
@@ -76,12 +76,12 @@ class TestLinear:
         """Padding is zero, and NaN in one column stays in that column."""
         weight = torch.randn(21, 7)
         weight[20] = torch.nan
-        out = native.linear(torch.randn(5, 7).to(dtype), native.pack_linear([weight], dtype))
+        out = native.linear(torch.randn(5, 7).to(dtype), ops.pack_linear(native, [weight], dtype))
         assert torch.isfinite(out[:, :20]).all()
         assert torch.isnan(out[:, 20]).all()
 
     def test_no_rows(self, native: ops.Ops, dtype: torch.dtype) -> None:
-        packed = native.pack_linear([torch.randn(8, 8)], dtype)
+        packed = ops.pack_linear(native, [torch.randn(8, 8)], dtype)
         assert native.linear(torch.empty(0, 8, dtype=dtype), packed).shape == (0, 8)
 
 
@@ -93,13 +93,13 @@ class TestPacking:
         self, native: ops.Ops, dtype: torch.dtype, source_dtype: torch.dtype, shape: tuple[int, int]
     ) -> None:
         weight = torch.randn(shape).to(source_dtype)
-        packed = native.pack_linear([weight], dtype)
-        assert torch.equal(packed.data, REFERENCE.pack_linear([weight], dtype).data)
+        packed = ops.pack_linear(native, [weight], dtype)
+        assert torch.equal(packed.data, ops.pack_linear(REFERENCE, [weight], dtype).data)
         assert torch.equal(unpack(packed), weight.to(dtype))
 
     def test_shards_that_share_a_tile(self, native: ops.Ops, dtype: torch.dtype) -> None:
         shards = [torch.randn(rows, 45) for rows in (5, 40, 16, 3, 1, 30)]
-        packed = native.pack_linear(shards, dtype)
+        packed = ops.pack_linear(native, shards, dtype)
         assert torch.equal(unpack(packed), torch.cat(shards).to(dtype))
         assert not packed.tiles()[-1, :, packed.n % 16 :].any()
 
@@ -115,7 +115,7 @@ class TestPacking:
     @pytest.mark.parametrize("shape", [(40, 32), (70, 33), (16, 1)], ids=str)
     def test_embedding(self, native: ops.Ops, dtype: torch.dtype, shape: tuple[int, int]) -> None:
         table = torch.randn(shape).to(dtype)
-        packed = native.pack_linear([table], dtype)
+        packed = ops.pack_linear(native, [table], dtype)
         ids = torch.randint(0, shape[0], (203,))
         assert torch.equal(native.embedding(ids, packed), table[ids])
         assert torch.equal(REFERENCE.embedding(ids, packed), table[ids])
@@ -142,11 +142,11 @@ class TestTilesEmulated:
     def test_parity(self, shape: tuple[int, int, int], out_dtype: torch.dtype) -> None:
         tokens, n, k = shape
         x, weight, bias = (torch.randn(size).bfloat16() for size in ((tokens, k), (n, k), (n,)))
-        packed = REFERENCE.pack_linear([weight], torch.bfloat16)
+        packed = ops.pack_linear(REFERENCE, [weight], torch.bfloat16)
         assert_linear_close(self.linear(x, packed, bias, out_dtype), x, weight, bias)
 
     def test_a_row_is_the_same_in_any_batch(self) -> None:
-        packed = REFERENCE.pack_linear([torch.randn(100, 1111)], torch.bfloat16)
+        packed = ops.pack_linear(REFERENCE, [torch.randn(100, 1111)], torch.bfloat16)
         x = torch.randn(70, 1111).bfloat16()
         alone = torch.cat([self.linear(x[i : i + 1], packed, None, torch.float32) for i in range(70)])
         for tokens in (2, 15, 16, 17, 31, 32, 33, 48, 70):
@@ -159,5 +159,5 @@ def test_special_values_survive_conversion(native: ops.Ops) -> None:
     single = torch.tensor([[1.00390625, 1.01171875, 3.3e38, -3.4e38, torch.inf, torch.nan, 0.0, 1e-30]])
     for source in (half, single):
         for dtype in DTYPES:
-            unpacked = unpack(native.pack_linear([source], dtype))
+            unpacked = unpack(ops.pack_linear(native, [source], dtype))
             assert torch.equal(torch.nan_to_num(unpacked, nan=7.0), torch.nan_to_num(source.to(dtype), nan=7.0))

@@ -160,7 +160,7 @@ def test_a_version_of_the_layouts_is_of_these_bytes():
     digest = hashlib.sha256()
     source = ((torch.arange(40 * 512) * 2654435761 % 1009).float() / 1009 - 0.5).view(40, 512)
     for dtype in (torch.float32, torch.bfloat16):
-        digest.update(ops.pack_linear([source], dtype).data.view(torch.uint8).numpy().tobytes())
+        digest.update(op_table.pack_linear(ops, [source], dtype).data.view(torch.uint8).numpy().tobytes())
     for layout in (INT8_CHANNEL, w4a16(128), *GGUF_LAYOUTS.values()):
         packed = ops.layouts.empty_quantized(40, 512, layout, torch.bfloat16)
         packed.data.zero_()

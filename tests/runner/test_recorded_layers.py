@@ -77,7 +77,7 @@ def tried(layers: Layers) -> tuple[torch.Tensor | None, Ops]:
 
 def test_what_is_more_than_kernels_is_not_remembered() -> None:
     plain, constant_TD = op_table.load("native", 1), torch.ones(2, 32)
-    weight = plain.pack_linear([torch.randn(32, 32)], torch.float32)
+    weight = op_table.pack_linear(plain, [torch.randn(32, 32)], torch.float32)
     linear, ops = tried(lambda ops, residual_TD, *_: ops.linear(residual_TD, weight))
     assert torch.equal(linear, plain.linear(torch.ones(3, 32), weight))
     assert ops.recordings.is_made

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels.kv_layout import BLOCK_SLOTS, key_cache_shape, value_cache_shape
-from penstock.kernels.ops import Ops
+from penstock.kernels.ops import Ops, pack_linear
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, Q4_0, Q4_K, Q6_K, Q8_0, empty_quantized, fp8, w4a16
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -72,7 +72,7 @@ def linear_cases(ops: Ops, name: str, n: int, k: int, rows: tuple[int, ...], dty
     nbytes = n * k * dtype.itemsize
     copies = max(1, min(64, ROTATION_BYTES // nbytes)) if nbytes > 1 << 20 else 1
     plain = [torch.randn(n, k).to(dtype) for _ in range(copies)]
-    packed = [ops.pack_linear([weight], dtype) for weight in plain]
+    packed = [pack_linear(ops, [weight], dtype) for weight in plain]
     for m in rows:
         x = torch.randn(m, k).to(dtype)
         yield Case(
@@ -140,7 +140,7 @@ def quantized_linears(ops: Ops) -> Iterator[Case]:
 
 def embeddings(ops: Ops, reference: Ops) -> Iterator[Case]:
     table = torch.randn(LLAMA_1B.vocabulary, LLAMA_1B.hidden).to(BF16)
-    packed = ops.pack_linear([table], BF16)
+    packed = pack_linear(ops, [table], BF16)
     for tokens in (1, 64, 512):
         ids = torch.randint(0, LLAMA_1B.vocabulary, (tokens,))
         yield Case(

@@ -77,15 +77,6 @@ class Ops(ABC):
     def pack_into(self, packed: PackedLinear, first_row: int, source: Tensor) -> None:
         """Convert source [rows, K] (float32, bfloat16 or float16; may be a mapped file's) into rows of `packed`."""
 
-    def pack_linear(self, weights: Sequence[Tensor], dtype: torch.dtype) -> PackedLinear:
-        """Pack weights [N_i, K], stacked by rows (fused q, k, v; gate, up), as one [sum N_i, K] of `dtype`."""
-        packed = self.layouts.empty_linear(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
-        first_row = 0
-        for weight in weights:
-            self.pack_into(packed, first_row, weight)
-            first_row += weight.shape[0]
-        return packed
-
     @abstractmethod
     def linear(
         self,
@@ -244,12 +235,36 @@ class Ops(ABC):
         logits: float32, contiguous. masks: [K, ceil(V / 32)] int32, one for each of the rows.
         """
 
+    def apply_penalties(
+        self, logits_RV: Tensor, rows_N: Tensor, token_ids_N: Tensor, counts_N: Tensor, penalties_R3: Tensor
+    ) -> None:
+        """Penalises float32 logits in place; entry n is one distinct token of row rows[n]. No (row, token) twice.
+
+        rows, token_ids: int64. counts: float32, how often the token stands in the row's output (0: in its prompt only).
+        penalties: float32, a row's (repetition, frequency, presence); (1, 0, 0) changes nothing. In torch but on GPUs:
+        a CPU's rows are penalised as they are sampled (sampling/penalties.py).
+        """
+        values = logits_RV[rows_N, token_ids_N]
+        repetition, frequency, presence = penalties_R3[rows_N].unbind(1)
+        values = torch.where(values > 0, values / repetition, values * repetition)
+        logits_RV[rows_N, token_ids_N] = values - frequency * counts_N - presence * (counts_N > 0)
+
     @abstractmethod
     def top_logprobs(self, logits_RV: Tensor, ids_R: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(log-probabilities [R] of `ids`, their ranks [R] int32, ids [R, k] int64 and log-probabilities [R, k]).
 
         A rank is 1 + how many logits are larger. The k best fall by logit, of equals the lower id first.
         """
+
+
+def pack_linear(ops: Ops, weights: Sequence[Tensor], dtype: torch.dtype) -> PackedLinear:
+    """Pack weights [N_i, K], stacked by rows (fused q, k, v; gate, up), as one [sum N_i, K] of `dtype`."""
+    packed = ops.layouts.empty_linear(sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype)
+    first_row = 0
+    for weight in weights:
+        ops.pack_into(packed, first_row, weight)
+        first_row += weight.shape[0]
+    return packed
 
 
 def load(

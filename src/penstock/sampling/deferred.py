@@ -39,7 +39,7 @@ def draw(logits_RV: Tensor, batch: SamplingBatch, ops: Ops, send: Send) -> Defer
     if batch.masks is not None:
         ops.mask_logits(logits_RV, *batch.masks)
     if batch.edits:
-        _apply_edits(logits_RV, batch.edits, send)
+        _apply_edits(logits_RV, batch.edits, ops, send)
     for row, filters, token_ids, position in batch.filtered:
         edited_V = logits_RV[row].cpu().numpy()
         batch.temperature[row] = filters.apply(edited_V, token_ids, position)
@@ -52,7 +52,7 @@ def draw(logits_RV: Tensor, batch: SamplingBatch, ops: Ops, send: Send) -> Defer
     return DeferredDraw(ids_R, ops.top_logprobs(raw_LV, chosen_L, most), raw_LV)
 
 
-def _apply_edits(logits_RV: Tensor, edits: Sequence[RowEdits], send: Send) -> None:
+def _apply_edits(logits_RV: Tensor, edits: Sequence[RowEdits], ops: Ops, send: Send) -> None:
     """All rows' edits at once, each as an array of (row, token) pairs."""
     biased = [(row, *edit.bias) for row, edit, _ in edits if len(edit.bias[0])]
     if biased:
@@ -64,14 +64,12 @@ def _apply_edits(logits_RV: Tensor, edits: Sequence[RowEdits], send: Send) -> No
     penalised = [(row, edit.penalties) for row, edit, _ in edits if edit.penalties is not None]
     if not penalised:
         return
-    places = _pairs([(row, penalties.ids) for row, penalties in penalised], send)
-    counts = send(np.concatenate([penalties.counts for _, penalties in penalised]))
-    sizes = [len(penalties.ids) for _, penalties in penalised]
-    factors = np.array([(each.repetition, each.presence, each.frequency) for _, each in penalised], dtype=np.float32)
-    repetition, presence, frequency = send(factors.repeat(sizes, axis=0).T.copy()).unbind(0)
-    values = logits_RV[places]
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    logits_RV[places] = values - frequency * counts - presence * (counts > 0)
+    rows_N, ids_N = _pairs([(row, penalties.ids) for row, penalties in penalised], send)
+    counts_N = send(np.concatenate([penalties.counts for _, penalties in penalised]))
+    penalties_R3 = np.zeros((len(logits_RV), 3), dtype=np.float32)
+    for row, each in penalised:
+        penalties_R3[row] = each.repetition, each.frequency, each.presence
+    ops.apply_penalties(logits_RV, rows_N, ids_N, counts_N, send(penalties_R3))
 
 
 def _pairs(entries: Sequence[tuple[int, NDArray[np.int64]]], send: Send) -> tuple[Tensor, Tensor]:

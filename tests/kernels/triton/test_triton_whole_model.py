@@ -51,7 +51,11 @@ def test_replayed_steps_of_interpreted_kernels_give_the_references_tokens(tmp_pa
     backend = DelayedBackend()
     monkeypatch.setattr(graph_policy, "MIN_USES", 1)
     monkeypatch.setattr(graph_policy, "STEPS_APART", 1)
-    requests = [request("one", [5, 6, 7, 8], 4), request("two", [9], 4), request("three", [3, 4], 3)]
+    requests = [
+        request("one", [5, 6, 7, 8], 4),
+        request("two", [9], 4, repetition_penalty=1.4, frequency_penalty=0.5, presence_penalty=0.3),
+        request("three", [3, 4], 3),
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(model_runner, "step_device", lambda config, _device: delayed_device(config, backend))
         found = run(build(small_config(tmp_path, "triton")), requests, 3)

@@ -199,12 +199,17 @@ def quantize_activations(x_TK: Tensor, x_block: int) -> Tensor:
     return torch.where(most.isfinite(), scaled, torch.nan).reshape(tokens, -1)[:, :k]
 
 
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Of products' sums: the widest that x's device is sure to have."""
+    return torch.float64 if x.is_cpu or x.is_cuda else torch.float32
+
+
 def linear(
     x_TK: Tensor, weight: QuantizedLinear, bias_N: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """See Ops.linear."""
     x = x_TK.float() if weight.layout.activations == "float" else quantize_activations(x_TK, weight.layout.x_block)
-    wide = torch.float64 if x.is_cpu or x.is_cuda else torch.float32  # others may have no float64
+    wide = sum_dtype(x)
     out_TN = (x.to(wide) @ dequantize(weight).to(wide).T).float()
     if bias_N is not None:
         out_TN += bias_N.float()

@@ -40,11 +40,7 @@ def _penalties_kernel(
 def apply_penalties(
     logits_RV: Tensor, rows_N: Tensor, token_ids_N: Tensor, counts_N: Tensor, penalties_R3: Tensor
 ) -> None:
-    """Penalises float32 logits in place; entry n is one distinct token of the row rows[n], of its prompt or output.
-
-    rows, token_ids: int64. counts: float32, how often the token stands in the row's output (0: in its prompt only).
-    penalties: float32, a row's (repetition, frequency, presence); (1, 0, 0) changes nothing. No (row, token) twice.
-    """
+    """See Ops.apply_penalties."""
     rows, vocab = logits_RV.shape
     num_entries = rows_N.shape[0]
     assert logits_RV.dtype is torch.float32 and logits_RV.is_contiguous(), (logits_RV.dtype, logits_RV.stride())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from penstock.kernels.reference.table import ReferenceOps
-from penstock.kernels.triton import activation, attention, full_attention, norm, packing, rope, sampling
+from penstock.kernels.triton import activation, attention, full_attention, norm, packing, penalties, rope, sampling
 from penstock.kernels.triton import linear as linear_family
 from penstock.kernels.triton.kv_layout import num_slots
 
@@ -48,6 +48,7 @@ class TritonOps(ReferenceOps):
     full_attention = staticmethod(full_attention.full_attention)
     sample = staticmethod(sampling.sample)
     top_logprobs = staticmethod(sampling.top_logprobs)
+    apply_penalties = staticmethod(penalties.apply_penalties)
 
     def paged_attention(
         self,
