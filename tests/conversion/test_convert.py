@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from checkpoints import write_checkpoint
 from gguf_files import write_gguf
 from penstock.base.errors import CheckpointError, ConfigError
-from penstock.conversion import convert
+from penstock.conversion import Calibration, Recipe, convert
 from penstock.frontend.text_files import TextFiles
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.loader import read_model_config
@@ -113,14 +113,15 @@ def test_text_survives(checkpoint: Path, tmp_path: Path) -> None:
     assert read_model_config(tmp_path / "m.gguf").eos_token_ids
 
 
-@pytest.mark.parametrize("target", ["w8a8", "w4a16"])
-def test_compressed_tensors_are_read_by_transformers(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "act_order"), [("w8a8", False), ("w4a16", False), ("w4a16", True)])
+def test_compressed_tensors_are_read_by_transformers(target: str, act_order: bool, tmp_path: Path) -> None:
     """The same logits: what transformers unpacks, in float32, against our reading of the same directory."""
     import transformers
 
     source, output = tmp_path / "float", tmp_path / "out"
     write_checkpoint(source, tokenizer=True, **SIZES)
-    convert(source, output, target, quiet)
+    text = Calibration("Rivers, reservoirs and turbines. " * 40, 512) if act_order else None
+    convert(source, output, target, quiet, Recipe(group_size=32 if act_order else 128, act_order=act_order), text)
     model = transformers.AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
     prompt = [5, 9, 200, 31, 7, 77, 120, 8]
     with torch.inference_mode():

@@ -24,7 +24,8 @@ _DAMPING: Final = (0.01, 0.1, 1.0)  # shares of the mean of H's diagonal, the ne
 def gptq(weight_NK: Tensor, moments_KK: Tensor, grid: Grid, act_order: bool) -> GroupCodes:
     """weight: float32. moments: X^T X of the linear's inputs, float32. K is a multiple of the group.
 
-    act_order: inputs are rounded from the largest to the smallest, and groups are made of neighbours in that order.
+    act_order: inputs are rounded from the largest to the smallest. Groups are of neighbours all the same (other loaders
+    no longer read anything else), with scales that are chosen before any rounding.
     Raises CheckpointError when the moments are not those of finite numbers.
     """
     count, columns = weight_NK.shape
@@ -37,12 +38,17 @@ def gptq(weight_NK: Tensor, moments_KK: Tensor, grid: Grid, act_order: bool) -> 
     left_KN[importance_K == 0] = 0  # inputs that were never seen
     codes_KN = torch.empty(columns, count, dtype=torch.uint8)
     scales_NG, zeros_NG = torch.empty(2, count, columns // width).unbind(0)
+    groups_K = order // width
+    if act_order:
+        members = left_KN[order.argsort()].T.reshape(count, -1, width)
+        found = choose_scales(members, grid, diagonal.view(-1, width))
+        scales_NG, zeros_NG = (part[:, :, 0] for part in found)
     for begin in range(0, columns, _BLOCK):
         end = min(begin + _BLOCK, columns)
         errors_BN = torch.empty(end - begin, count)
         for column in range(begin, end):
-            group = column // width
-            if column % width == 0:
+            group = int(groups_K[column])
+            if column % width == 0 and not act_order:
                 members = left_KN[column : column + width].T[:, None]
                 found = choose_scales(members, grid, importance_K[column : column + width][None])
                 scales_NG[:, group], zeros_NG[:, group] = (part[:, 0, 0] for part in found)
@@ -53,8 +59,8 @@ def gptq(weight_NK: Tensor, moments_KK: Tensor, grid: Grid, act_order: bool) -> 
             left_KN[column + 1 : end].addr_(factor_KK[column, column + 1 : end], error, alpha=-1)
         left_KN[end:].addmm_(factor_KK[begin:end, end:].T, errors_BN, alpha=-1)
     back = order.argsort()
-    groups = (back // width).to(torch.int32)
-    return GroupCodes(codes_KN[back].T.contiguous(), scales_NG, zeros_NG.to(torch.uint8), groups)
+    codes_NK = codes_KN[back].T.contiguous()
+    return GroupCodes(codes_NK, scales_NG, zeros_NG.to(torch.uint8), groups_K[back].to(torch.int32))
 
 
 def _inverse_factor(moments_KK: Tensor) -> Tensor:

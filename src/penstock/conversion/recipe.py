@@ -79,12 +79,11 @@ def tensors_of(target: str, recipe: Recipe, name: str, found: GroupCodes) -> dic
                 f"{name}.weight_scale": found.scales.contiguous(),
             }
         case "w4a16":
-            tensors = {
+            return {
                 f"{name}.weight_packed": pack_words(found.codes.T.contiguous(), bits).T.contiguous(),
                 f"{name}.weight_scale": found.scales.half(),
                 f"{name}.weight_shape": torch.tensor(found.codes.shape),
             }
-            return {**tensors, **({f"{name}.weight_g_idx": found.groups} if recipe.act_order else {})}
         case "awq":
             return {
                 f"{name}.qweight": _awq_words(found.codes).T.contiguous(),
@@ -114,7 +113,7 @@ def quantization_config(target: str, recipe: Recipe) -> dict[str, Any]:
                 "quant_method": "gptq",
                 "bits": grid.bits,
                 "group_size": recipe.group_size,
-                "desc_act": recipe.act_order,
+                "desc_act": False,  # groups are of neighbours
                 "sym": grid.is_symmetric,
                 "damp_percent": _DAMPING,
                 "true_sequential": True,
@@ -134,7 +133,7 @@ def _compressed_tensors(target: str, recipe: Recipe) -> dict[str, Any]:
     weights = {
         "num_bits": 8 if is_w8a8 else 4, "type": "int", "symmetric": True, "dynamic": False,
         "strategy": "channel" if is_w8a8 else "group", "group_size": None if is_w8a8 else recipe.group_size,
-        "actorder": "group" if recipe.act_order else None, "observer": "minmax",
+        "actorder": "weight" if recipe.act_order else None, "observer": "minmax",
     }  # fmt: skip
     inputs = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
     name = "int-quantized" if is_w8a8 else "pack-quantized"
