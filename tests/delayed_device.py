@@ -44,6 +44,8 @@ class DelayedBackend:
         self.waiting: list[Callable[[], object]] = []
         self.pinned_memory: dict[int, Tensor] = {}  # kept: an address must not be given out again
         self.log: list[str] = []
+        self.card_bytes = 0
+        self.taken_bytes: Callable[[], int] = lambda: 0
         self.beside_work: list[tuple[DelayedEvent, Callable[[], None]]] = []
         self.is_beside = False
         self.is_recording = False
@@ -92,6 +94,9 @@ class DelayedBackend:
             if event is end:
                 break
         self.is_beside = False
+
+    def free_bytes(self) -> int:
+        return self.card_bytes - self.taken_bytes()
 
     def record(self, run: Callable[[], None]) -> DelayedRecording:
         run()

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import torch
 
+from penstock.base.errors import MemoryPlanError
 from penstock.config.engine import EngineConfig
 from penstock.config.resolve import watermark_blocks
 from penstock.engine.core import EngineCore
@@ -14,7 +16,8 @@ from penstock.engine.executor import Executor, StepExecutor, StreamExecutor
 from penstock.engine.step_log import StepLoggingRunner
 from penstock.kvcache import KVCacheManager
 from penstock.messages import EngineReady
-from penstock.runner import MemoryPlan, ModelRunner, plan_memory
+from penstock.runner import MemoryPlan, ModelRunner, plan_memory, plan_profiled
+from penstock.runner.profile import PROBE_BLOCKS, run_largest_steps
 from penstock.scheduler import Scheduler
 from penstock.structured import GrammarCompiler
 
@@ -55,12 +58,19 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
     """
     phases = StartupPhases(on_progress)
     phases.begin("plan memory")
-    plan = plan_memory(config)
-    config = apply_plan(config, plan)
+    asked, plan = config, plan_memory(config)
+    config = apply_plan(asked, plan)
+    is_profiled = plan.free_bytes > 0 and asked.cache.num_blocks == 0 and not config.model.is_encoder
     phases.begin("load weights")
     grammars = GrammarCompiler()
-    runner = ModelRunner(config, lambda _phase, fraction: phases.progress(fraction), grammars)
+    first = _probing(config) if is_profiled else config
+    runner = ModelRunner(first, lambda _phase, fraction: phases.progress(fraction), grammars)
     phases.end(("repack weights", runner.packing_s))
+    if is_profiled:
+        phases.begin("run the largest step")
+        plan = profile(runner, asked, config, plan)
+        config = apply_plan(asked, plan)
+        runner.replace_pool(config.model, config.cache)
     phases.begin("start scheduler")
     scheduler = Scheduler(config.scheduler, KVCacheManager(config.cache))
     core = EngineCore(scheduler, _executor(runner, config), grammars=grammars)
@@ -81,6 +91,28 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
         labels=config.model.pooler.labels,
     )
     return core, ready
+
+
+def _probing(config: EngineConfig) -> EngineConfig:
+    """With the pool that the largest step is run in before the KV cache is made."""
+    cache = msgspec.structs.replace(config.cache, num_blocks=PROBE_BLOCKS, num_host_blocks=0)
+    return msgspec.structs.replace(config, cache=cache)
+
+
+def profile(runner: ModelRunner, asked: EngineConfig, config: EngineConfig, plan: MemoryPlan) -> MemoryPlan:
+    """The plan with what the largest step really takes. asked: the configuration without what a plan decided.
+
+    Raises MemoryPlanError: not even the step fits.
+    """
+    try:
+        run_largest_steps(runner, config, runner.ops.layouts.device)
+    except torch.OutOfMemoryError as error:
+        raise MemoryPlanError(
+            "The device has no room for the largest step.",
+            remedy="Give a smaller --max-num-batched-tokens or --max-num-seqs.",
+            param="max_num_batched_tokens",
+        ) from error
+    return plan_profiled(asked, plan, plan.free_bytes - runner.free_bytes())
 
 
 def _executor(runner: ModelRunner, config: EngineConfig) -> StepExecutor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import torch
@@ -17,6 +18,9 @@ def open_device(name: str) -> torch.device:
     """name: "cpu", "cuda", "rocm", "xpu" or "mps". Raises ConfigError when torch cannot use it here."""
     if name == "cpu":
         return torch.device("cpu")
+    if name == "cuda":
+        # Segments that grow leave no holes. Read at the first use of the device; what the user set stays.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     reason, remedy = _why_not(name)
     if reason:
         raise ConfigError(f"--device {name}: {reason}", remedy=f"{remedy} {_REMEDY}", param="device")

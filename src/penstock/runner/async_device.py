@@ -45,6 +45,10 @@ class CudaBackend:
             end.record()
         return end
 
+    def free_bytes(self) -> int:
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.mem_get_info(self.device)[0]
+
     def record(self, run: Callable[[], None]) -> Recording:
         run()
         return CudaRecording(run, self._graph_pool)

@@ -35,6 +35,8 @@ RESERVED_BYTES: Final = 768 << 20
 KV_SHARE_OF_FREE: Final = 0.5
 # On a card: captured steps, CUDA and Triton themselves, what the allocator cannot use of its segments. Not measured.
 CARD_RESERVED_BYTES: Final = GRAPH_BYTES + (2 << 30)
+# On a card, after the largest step was run: kernels that are compiled later, and rounding. Not measured.
+LATER_BYTES: Final = 512 << 20
 # Pinning takes a while at the start (guessed at some GB/s, not measured), so more is for the user to ask for.
 HOST_TIER_BYTES: Final = 16 << 30
 # Contexts are lowered to a multiple of this; below it a plan is not worth having.
@@ -43,7 +45,8 @@ CONTEXT_STEP: Final = 128
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes by purpose. limit_bytes: what they may take together. num_blocks: of the KV pool. num_host_blocks: of its
-    host tier, in other memory than the rest. table: for people."""
+    host tier, in other memory than the rest. free_bytes: of a card, when this was planned; 0 on a CPU. table: for
+    people."""
 
     limit_bytes: int
     weights_bytes: int
@@ -54,11 +57,13 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     max_model_len: int
     table: str
+    free_bytes: int = 0
 
 
 def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPlan:
     """Decides the size of the KV pool from shapes alone. Raises MemoryPlanError naming what would fit.
 
+    On a card that is only what decides whether it can be served, and in which context: see plan_profiled.
     config.max_memory_bytes 0: the limit is what is free here (or in this container) now; free_bytes replaces the
     measurement. config.cache.num_blocks above 0 asks for exactly that pool.
     """
@@ -66,9 +71,10 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
     device = open_device(config.device)
     needs = _Needs(config, weights_nbytes(config, ops), ops.layouts)
     is_measured = config.max_memory_bytes <= 0
+    is_card = device.type == "cuda"
+    free = _free_bytes(device) if free_bytes is None else free_bytes
     if is_measured:
-        reserved, share = (CARD_RESERVED_BYTES, 1.0) if device.type == "cuda" else (RESERVED_BYTES, KV_SHARE_OF_FREE)
-        free = _free_bytes(device) if free_bytes is None else free_bytes
+        reserved, share = (CARD_RESERVED_BYTES, 1.0) if is_card else (RESERVED_BYTES, KV_SHARE_OF_FREE)
         limit = max(free - reserved, 0)
     else:
         limit, share = config.max_memory_bytes, 1.0
@@ -82,7 +88,7 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
     if left < least * needs.block:
         raise _refusal(config, needs, limit)
     most = config.scheduler.max_num_seqs * needs.least_blocks(length)
-    if device.type == "cuda" and not config.model.is_encoder:
+    if is_card and not config.model.is_encoder:
         most = max(most, left // needs.block)  # what no request runs in keeps prefixes
     num_blocks = asked or max(least, min(most, int(left * share) // max(needs.block, 1)))
     parts = {
@@ -91,16 +97,55 @@ def plan_memory(config: EngineConfig, free_bytes: int | None = None) -> MemoryPl
         "activation_bytes": needs.activations(config),
         "kv_bytes": num_blocks * needs.block,
     }
-    num_host_blocks = _host_blocks(config, parts["kv_bytes"], needs.block)
-    table = _table(parts, f"{num_blocks} blocks, {num_blocks * config.cache.block_size} tokens", is_measured)
+    plan = _plan(config, parts, num_blocks, needs.block)
+    return msgspec.structs.replace(plan, free_bytes=free if is_card else 0)
+
+
+def plan_profiled(config: EngineConfig, plan: MemoryPlan, taken_bytes: int) -> MemoryPlan:
+    """The plan of a card on which weights were loaded and the largest step was run: the KV cache gets what is left.
+
+    config: as it was asked for. plan: what plan_memory made of it. taken_bytes: of plan.free_bytes, by then. Kept back:
+    the captured steps and their logits, the host tier's staging, and LATER_BYTES. Raises MemoryPlanError.
+    """
+    config = _with_limits(config, max_model_len=plan.max_model_len)
+    block = plan.kv_bytes // plan.num_blocks
+    limits, later = config.scheduler, LATER_BYTES
+    if config.capture_graphs:
+        later += GRAPH_BYTES + 4 * limits.max_num_seqs * config.model.vocab_size
+    if plan.num_host_blocks:
+        later += staging_nbytes(block)
+    limit = config.max_memory_bytes if config.max_memory_bytes > 0 else plan.free_bytes
+    num_blocks = (limit - taken_bytes - later) // block
+    least = -(-plan.max_model_len // config.cache.block_size) + 1
+    if num_blocks < least:
+        raise MemoryPlanError(
+            f"Weights and the largest step took {_gib(taken_bytes)} GiB, {_gib(later)} GiB are kept back, and "
+            f"{_gib(least * block)} GiB are needed for one sequence of {plan.max_model_len} tokens; {_gib(limit)} GiB "
+            f"may be used.",
+            remedy="Give a smaller --max-num-batched-tokens, --max-num-seqs or --max-model-len.",
+            param="max_num_batched_tokens",
+        )
+    parts = {
+        "limit_bytes": limit,
+        "weights_bytes": plan.weights_bytes,
+        "activation_bytes": max(taken_bytes - plan.weights_bytes, 0) + later,
+        "kv_bytes": num_blocks * block,
+    }
+    return msgspec.structs.replace(_plan(config, parts, num_blocks, block), free_bytes=plan.free_bytes)
+
+
+def _plan(config: EngineConfig, parts: dict[str, int], num_blocks: int, block_bytes: int) -> MemoryPlan:
+    num_host_blocks = _host_blocks(config, parts["kv_bytes"], block_bytes)
+    tokens = num_blocks * config.cache.block_size
+    table = _table(parts, f"{num_blocks} blocks, {tokens} tokens", config.max_memory_bytes <= 0)
     if num_host_blocks:
         tokens = num_host_blocks * config.cache.block_size
-        table += f"\nhost tier   {_gib(num_host_blocks * needs.block):>8} GiB  of the host's memory, {tokens} tokens"
+        table += f"\nhost tier   {_gib(num_host_blocks * block_bytes):>8} GiB  of the host's memory, {tokens} tokens"
     return MemoryPlan(
         num_blocks=num_blocks,
         num_host_blocks=num_host_blocks,
         block_size=config.cache.block_size,
-        max_model_len=length,
+        max_model_len=config.scheduler.max_model_len,
         table=table,
         **parts,
     )

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from penstock.base.errors import PenstockError
-from penstock.config.engine import EngineConfig
+from penstock.config.engine import CacheConfig, EngineConfig
+from penstock.config.model import ModelConfig
 from penstock.kernels import ops as op_table
 from penstock.kernels.devices import open_device
 from penstock.loader.package import is_package, read_graph_shapes, write_graph_shapes
@@ -130,8 +131,7 @@ class ModelRunner:
         self._pooler = Pooler(config.model, self._model, self.ops)
         self._failed: dict[str, ErrorInfo] = {}
         self._device = device or step_device(config, self.ops.layouts.device)
-        num_slots = config.cache.num_host_blocks
-        self._host_blocks = HostBlocks(self._pool, num_slots, self._device.backend) if num_slots else None
+        self._host_blocks = self._make_host_blocks(config.cache)
         self._launched: LaunchedStep | None = None  # the last one, while it has not been finished
         self._finished_s = 0.0
         self._graphs: StepGraphs | None = None
@@ -145,6 +145,31 @@ class ModelRunner:
     @property
     def is_asynchronous(self) -> bool:
         return self._device.is_asynchronous
+
+    @torch.inference_mode()
+    def try_out(self, output: SchedulerOutput) -> None:
+        """Runs a step whose requests nobody made, and forgets them. Raises what it raises."""
+        step = LaunchedStep(StepResult(output.step_id, {}, {}, {}, 0.0), time.perf_counter())
+        self._apply(output)
+        self._run(output.scheduled, step)
+        self.finish(step)
+        request_ids = [request.request_id for request in output.scheduled]
+        self._apply(SchedulerOutput(output.step_id, [], [], request_ids, [], 0))
+
+    def free_bytes(self) -> int:
+        """Of the device, when all that it was given is done."""
+        assert isinstance(self._device, AsyncDevice)
+        return self._device.backend.free_bytes()
+
+    def replace_pool(self, model: ModelConfig, cache: CacheConfig) -> None:
+        """Gives the KV cache its size. No request is in the runner, and what the pool held is lost."""
+        dtype = self._pool.tensors[0].dtype
+        self._pool = KVPool(model, cache.num_blocks, dtype, self.ops.layouts)
+        self._host_blocks = self._make_host_blocks(cache)
+
+    def _make_host_blocks(self, cache: CacheConfig) -> HostBlocks | None:
+        num_slots = cache.num_host_blocks
+        return HostBlocks(self._pool, num_slots, self._device.backend) if num_slots else None
 
     def _keep_packing_time(self, seconds: float) -> None:
         self.packing_s = seconds

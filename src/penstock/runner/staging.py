@@ -64,6 +64,10 @@ class Recording(Protocol):
 class RecordingBackend(Backend, Protocol):
     """The runtime of a device that works by itself."""
 
+    def free_bytes(self) -> int:
+        """Of the device, when all that it was given is done."""
+        ...
+
     def record(self, run: Callable[[], None]) -> Recording:
         """What `run` gives the device to do. It runs once before, so that nothing is made at its first use."""
         ...

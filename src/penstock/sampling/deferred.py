@@ -6,7 +6,7 @@ The order is the sampler's, the arithmetic on an edited logit that of logit_edit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
+from penstock.sampling.logit_edits import TokenPenalties
 from penstock.sampling.sampler import RowEdits, SamplingBatch
+
+# Tokens of all rows that are penalised at once, however long the contexts are, and bytes that one takes on the device.
+MOST_PENALISED: Final = 1 << 20
+PENALISED_NBYTES: Final = 80
 
 Send = Callable[[NDArray[np.generic]], Tensor]
 
@@ -61,7 +66,17 @@ def _apply_edits(logits_RV: Tensor, edits: Sequence[RowEdits], ops: Ops, send: S
     excluded = [(row, edit.excluded(output_ids)) for row, edit, output_ids in edits]
     if any(len(ids) for _, ids in excluded):
         logits_RV[_pairs(excluded, send)] = -torch.inf
-    penalised = [(row, edit.penalties) for row, edit, _ in edits if edit.penalties is not None]
+    piece: list[tuple[int, TokenPenalties]] = []
+    for row, edit, _ in edits:
+        if edit.penalties is not None:
+            if sum(len(each.ids) for _, each in piece) + len(edit.penalties.ids) > MOST_PENALISED:
+                _penalise(logits_RV, piece, send)
+                piece = []
+            piece.append((row, edit.penalties))
+    _penalise(logits_RV, piece, send)
+
+
+def _penalise(logits_RV: Tensor, penalised: Sequence[tuple[int, TokenPenalties]], send: Send) -> None:
     if not penalised:
         return
     rows_N, ids_N = _pairs([(row, penalties.ids) for row, penalties in penalised], send)
