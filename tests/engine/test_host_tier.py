@@ -140,7 +140,7 @@ class OrderedBackend(HostBackend):
     """Notes what work beside the steps is told to wait for, as the number of steps that had been given before."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(torch.device("cpu"))
         self.num_steps = 0
         self.waits: list[int] = []
 
@@ -189,7 +189,7 @@ def test_blocks_come_back_bit_for_bit(monkeypatch, model, layouts: Layouts, dtyp
     nbytes = memory[0].numel() * 8
     monkeypatch.setattr(host_blocks, "SLAB_NBYTES", 4 * nbytes)
     monkeypatch.setattr(host_blocks, "STAGING_NBYTES", 3 * nbytes)
-    blocks = HostBlocks(pool, 10, HostBackend())
+    blocks = HostBlocks(pool, 10, HostBackend(torch.device("cpu")))
     memory.random_(-(2**60), 2**60)
     contents = [[tensor[block].clone().view(torch.uint8) for tensor in pool.tensors] for block in range(12)]
     sources, slots = [5, 0, 11, 3, 7, 2, 9], [2, 3, 4, 5, 9, 0, 1]
