@@ -221,10 +221,11 @@ def test_an_explicit_limit_bounds_what_everything_takes(checkpoint: Path) -> Non
 
 
 def test_penalties_of_long_contexts_are_applied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from penstock.kernels import ops as op_table
     from penstock.messages import SamplingParams
     from penstock.sampling import LogitEdits, RowEdits
 
-    source = random.Random(3)
+    source, ops = random.Random(3), op_table.load("reference", 1)
     edits = []
     for row in range(6):
         token_ids = torch.randint(0, 90, (40,)).numpy()
@@ -234,8 +235,8 @@ def test_penalties_of_long_contexts_are_applied_in_pieces(monkeypatch: pytest.Mo
         edits.append(RowEdits(row, edit, token_ids[20:]))
     logits = torch.randn(6, 100)
     whole, in_pieces = logits.clone(), logits.clone()
-    deferred._apply_edits(whole, edits, torch.from_numpy)
+    deferred._apply_edits(whole, edits, ops, torch.from_numpy)
     assert not torch.equal(whole, logits)
     monkeypatch.setattr(deferred, "MOST_PENALISED", 50)
-    deferred._apply_edits(in_pieces, edits, torch.from_numpy)
+    deferred._apply_edits(in_pieces, edits, ops, torch.from_numpy)
     assert torch.equal(whole, in_pieces)

@@ -70,13 +70,13 @@ def _apply_edits(logits_RV: Tensor, edits: Sequence[RowEdits], ops: Ops, send: S
     for row, edit, _ in edits:
         if edit.penalties is not None:
             if sum(len(each.ids) for _, each in piece) + len(edit.penalties.ids) > MOST_PENALISED:
-                _penalise(logits_RV, piece, send)
+                _penalise(logits_RV, piece, ops, send)
                 piece = []
             piece.append((row, edit.penalties))
-    _penalise(logits_RV, piece, send)
+    _penalise(logits_RV, piece, ops, send)
 
 
-def _penalise(logits_RV: Tensor, penalised: Sequence[tuple[int, TokenPenalties]], send: Send) -> None:
+def _penalise(logits_RV: Tensor, penalised: Sequence[tuple[int, TokenPenalties]], ops: Ops, send: Send) -> None:
     if not penalised:
         return
     rows_N, ids_N = _pairs([(row, penalties.ids) for row, penalties in penalised], send)
