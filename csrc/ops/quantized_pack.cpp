@@ -108,11 +108,11 @@ private:
             if (layout_.group_size) to.scales[i / group] = scale;
             const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
             for (int j = i; j < end; ++j) {
-                // Halves are rounded as llama.cpp does: upwards in 4 bits, away from zero in 8.
+                // Rounded as llama.cpp does: in 4 bits behind the offset, halves upwards; in 8 away from zero.
                 const float value = float_at(row * args_.k + begin + j) * inverse;
-                const float nearest = layout_.bits == 4 ? std::floor(value + 0.5f)
-                                                        : std::copysign(std::floor(std::fabs(value) + 0.5f), value);
-                const float code = nearest + offset;
+                const float code = layout_.bits == 4
+                                       ? std::floor(value + (offset + 0.5f))
+                                       : std::copysign(std::floor(std::fabs(value) + 0.5f), value) + offset;
                 to.codes[j] = uint8_t(code > 0.0f ? code < 2.0f * offset - 1.0f ? code : 2.0f * offset - 1.0f : 0.0f);
             }
         }

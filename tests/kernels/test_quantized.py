@@ -97,6 +97,7 @@ class TestReference:
     @pytest.mark.parametrize("ggml_type", [Q4_0, Q8_0])
     def test_rounding_is_the_gguf_packages(self, ggml_type: int) -> None:
         weight = torch.randn(40, 320)
+        weight[0, :2] = torch.tensor([-8.0, 0.49999997])  # just below a half, where the order of sums tells
         packed = empty_quantized(40, 320, GGUF_LAYOUTS[ggml_type], torch.bfloat16)
         REFERENCE.quantize_into(packed, 0, weight)
         kind = gguf.GGMLQuantizationType(ggml_type)

@@ -236,10 +236,12 @@ def rounded_rows(layout: WeightLayout, k: int, source: Tensor) -> tuple[Tensor, 
     else:
         scales = groups.abs().amax(2, keepdim=True) / (layout.offset - 1)
     scaled = groups * torch.where(scales != 0, 1.0 / scales, 0.0)
-    # Halves are rounded as llama.cpp does: upwards in 4 bits, away from zero in 8.
-    nearest = (scaled + 0.5).floor() if layout.bits == INT4.bits else (scaled.abs() + 0.5).floor().copysign(scaled)
-    codes = nearest.clamp(-layout.offset, layout.offset - 1) + layout.offset
-    return codes.flatten(1)[:, :k].to(torch.uint8), scales[..., 0]
+    # Rounded as llama.cpp does: in 4 bits behind the offset, halves upwards; in 8 away from zero.
+    if layout.bits == INT4.bits:
+        codes = (scaled + (layout.offset + 0.5)).floor()
+    else:
+        codes = (scaled.abs() + 0.5).floor().copysign(scaled) + layout.offset
+    return codes.clamp(0, 2 * layout.offset - 1).flatten(1)[:, :k].to(torch.uint8), scales[..., 0]
 
 
 def quantize_into(packed: QuantizedLinear, first_row: int, source: Tensor) -> None:
