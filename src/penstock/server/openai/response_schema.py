@@ -110,6 +110,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     store: bool | None = None
     stream: bool | None = None
     background: bool | None = None
+    background_options: Any = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -140,6 +141,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 # Values that ask for what happens anyway; any other value of these fields is refused by name.
 NO_OP_VALUES: Final[dict[str, tuple[Any, ...]]] = {
+    "background_options": ({}, {"completion_window": "soonest"}),
     "prompt_cache_retention": ("in_memory",),
     "truncation": ("disabled",),
     "include": ([],),
