@@ -11,6 +11,8 @@ from typing import Any
 
 import worker_loop
 
+_MAX_BATCH = 32
+
 
 def converted(model: str, work: str) -> Path:
     """The int4 directory of `model`, made by the builder on first use; accuracy level 4 multiplies in int8."""
@@ -44,6 +46,11 @@ class OnnxRuntime:
         self._model = onnxruntime_genai.Model(config)
 
     def generate(self, prompts: list[list[int]], output_len: int) -> int:
+        """One batch after another, of as many sequences as the library takes."""
+        batches = [prompts[start : start + _MAX_BATCH] for start in range(0, len(prompts), _MAX_BATCH)]
+        return sum(self._generate(batch, output_len) for batch in batches)
+
+    def _generate(self, prompts: list[list[int]], output_len: int) -> int:
         length = len(prompts[0]) + output_len
         params = self._genai.GeneratorParams(self._model)
         params.set_search_options(
