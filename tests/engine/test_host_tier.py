@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import torch
 
-from checkpoints import write_checkpoint
 from delayed_device import DelayedBackend, delayed_device
 from penstock.base.errors import ConfigError
 from penstock.config.engine import CacheConfig, EngineConfig
@@ -31,23 +30,8 @@ NUM_CONVERSATIONS, NUM_TURNS = 6, 4
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("llama")
-    write_checkpoint(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def model(checkpoint: Path) -> ModelConfig:
     return read_model_config(checkpoint)
-
-
-@pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> DelayedBackend:
-    """Engines built after this run on a delayed device."""
-    backend = DelayedBackend()
-    monkeypatch.setattr(model_runner, "step_device", lambda config, _device: delayed_device(config, backend))
-    return backend
 
 
 def with_tier(config: EngineConfig, num_host_blocks: int) -> EngineConfig:

@@ -16,18 +16,10 @@ import msgspec
 import psutil
 import pytest
 
-from checkpoints import write_checkpoint
 from penstock.base.errors import CheckpointError, DrainingError, EngineDeadError, MemoryPlanError
 from penstock.frontend.engine_client import EngineClient
 from penstock.messages import EngineRequest, FinishReason, SamplingParams
 from whole_engine import engine_config
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(path)
-    return path
 
 
 @pytest.fixture

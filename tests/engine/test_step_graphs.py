@@ -8,32 +8,22 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from test_async_device import KINDS, make_requests, signature
 
-from checkpoints import write_checkpoint
-from delayed_device import DelayedBackend, delayed_device
+from delayed_device import DelayedBackend
 from penstock.config.engine import EngineConfig
 from penstock.engine.core import EngineCore
 from penstock.kernels import ops as op_table
 from penstock.loader.package import read_graph_shapes
 from penstock.messages import EngineRequest, FinishReason, GrammarSpec, SamplingParams
-from penstock.runner import ModelRunner, graph_policy, model_runner
+from penstock.runner import ModelRunner, graph_policy
 from penstock.runner.loading import write_package
+from varied_requests import KINDS, SCHEDULES, make_requests, signature
 from whole_engine import build, engine_config, request, run
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("llama")
-    write_checkpoint(path)
-    return path
-
-
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> DelayedBackend:
-    """Engines built after this capture a shape when it is used for the second time."""
-    backend = DelayedBackend()
-    monkeypatch.setattr(model_runner, "step_device", lambda config, _device: delayed_device(config, backend))
+def backend(backend: DelayedBackend, monkeypatch: pytest.MonkeyPatch) -> DelayedBackend:
+    """Engines built after this also capture a shape when it is used for the second time."""
     monkeypatch.setattr(graph_policy, "MIN_USES", 2)
     monkeypatch.setattr(graph_policy, "STEPS_APART", 1)
     return backend
@@ -43,9 +33,6 @@ def caches_of(core: EngineCore) -> list[torch.Tensor]:
     runner = core.executor.runner
     assert isinstance(runner, ModelRunner)
     return runner._pool.tensors
-
-
-SCHEDULES = {"batched": {}, "chunked": {"max_num_batched_tokens": 40}, "preempted": {"num_blocks": 24}}
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))

@@ -17,11 +17,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from penstock.config.engine import CacheConfig
 from penstock.kvcache import BlockTable, KVCacheManager, encode_tokens
 from penstock.kvcache.radix_tree import block_digest
+from token_prefixes import Prefix, draw_tokens, namespaces, tokens_of
 
 BLOCK_SIZE = 2
 NUM_BLOCKS = 8
 NUM_HOST_BLOCKS = 5
-Prefix = tuple[str, tuple[int, ...]]
 
 
 @dataclass(eq=False)
@@ -44,15 +44,6 @@ def digest_of(prefix: Prefix) -> bytes:
     for begin in range(0, len(tokens), BLOCK_SIZE):
         digest = block_digest(digest, encode_tokens(tokens[begin : begin + BLOCK_SIZE]))
     return digest
-
-
-tokens_of = st.builds(
-    lambda base, length, tail: base[:length] + tail,
-    st.sampled_from([[0] * 8, [0, 0, 0, 1, 1, 1, 0, 1]]),
-    st.integers(1, 8),
-    st.lists(st.integers(0, 1), max_size=2),
-)
-namespaces = st.sampled_from(["", "tenant"])
 
 
 class HostTierMachine(RuleBasedStateMachine):
@@ -179,9 +170,7 @@ def test_a_long_walk(seed: int) -> None:
     for _ in range(1500):
         action, live = rng.random(), machine.live
         if action < 0.3 or not live:
-            base = rng.choice([[0] * 8, [0, 0, 0, 1, 1, 1, 0, 1]])
-            tokens = base[: rng.randint(1, 8)] + [rng.randrange(2) for _ in range(rng.randrange(3))]
-            machine.allocate(tokens, rng.choice(["", "", "tenant"]), 0)
+            machine.allocate(draw_tokens(rng), rng.choice(["", "", "tenant"]), 0)
         elif action < 0.65:
             machine.compute(rng.choice(live), rng.choice([1, 2, 10]))
         elif action < 0.72:

@@ -12,10 +12,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from penstock.config.engine import CacheConfig
 from penstock.kvcache import BlockTable, KVCacheManager, encode_tokens
+from token_prefixes import Prefix, draw_tokens, namespaces, tokens_of
 
 BLOCK_SIZE = 2
 NUM_BLOCKS = 9
-Prefix = tuple[str, tuple[int, ...]]
 
 
 @dataclass(eq=False)
@@ -109,16 +109,6 @@ class Model:
         self.insert(request, request.num_computed)
         self.live.remove(request)
         self.release(request.held())
-
-
-# Beginnings of two sequences with a tail, so that prefixes are shared, computed twice and left half-way.
-tokens_of = st.builds(
-    lambda base, length, tail: base[:length] + tail,
-    st.sampled_from([[0] * 8, [0, 0, 0, 1, 1, 1, 0, 1]]),
-    st.integers(1, 8),
-    st.lists(st.integers(0, 1), max_size=2),
-)
-namespaces = st.sampled_from(["", "tenant"])
 
 
 class KVCacheMachine(RuleBasedStateMachine):
@@ -273,9 +263,7 @@ def test_a_long_walk(seed: int) -> None:
         live = machine.model.live
         action = rng.random()
         if action < 0.3 or not live:
-            base = rng.choice([[0] * 8, [0, 0, 0, 1, 1, 1, 0, 1]])
-            tokens = base[: rng.randint(1, 8)] + [rng.randrange(2) for _ in range(rng.randrange(3))]
-            machine.start(tokens, rng.choice(["", "", "tenant"]), rng.randrange(2))
+            machine.start(draw_tokens(rng), rng.choice(["", "", "tenant"]), rng.randrange(2))
         elif action < 0.6:
             machine.compute(rng.choice(live), rng.choice([1, 2, 10]))
         elif action < 0.75:
