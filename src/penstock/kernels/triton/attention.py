@@ -34,6 +34,14 @@ class StepBounds(NamedTuple):
     row_invariant: bool = False
 
 
+def bounds_of(q_THD: Tensor, key_cache: Tensor, block_tables_RW: Tensor, *, row_invariant: bool = False) -> StepBounds:
+    """Those that the shapes allow: at most W blocks of context, and T - R + 1 new tokens of a request."""
+    tokens, _, head_dim = q_THD.shape
+    requests, num_blocks = block_tables_RW.shape
+    max_context_len = num_blocks * num_slots(key_cache, head_dim)
+    return StepBounds(max_context_len, max(tokens - requests + 1, 1), row_invariant=row_invariant)
+
+
 class Attention(NamedTuple):
     """One call: what both ways need. window: 0, or how many positions a row sees. slots: of a block."""
 
@@ -59,21 +67,20 @@ def paged_attention(
     """See Ops.paged_attention. caches: (keys, values). tables: (block tables, context lengths, query starts).
 
     sinks: for each query head the score (float32, scaled already) of a key without a value, which every row sees.
-    bounds: by default those that the shapes allow. A request of context length 0 or without new tokens is passed over:
+    bounds: by default `bounds_of` the shapes. A request of context length 0 or without new tokens is passed over:
     the rows of tokens that no request owns are left as they are in the result.
     """
     block_tables_RW = tables[0]
     tokens, num_heads, head_dim = q_THD.shape
     requests = block_tables_RW.shape[0]
-    slots = num_slots(caches[0], head_dim)
     _check(q_THD, caches, tables, sinks_H)
     assert scale > 0.0 and sliding_window >= 0, (scale, sliding_window)
     if bounds is None:
-        bounds = StepBounds(block_tables_RW.shape[1] * slots, max(tokens - requests + 1, 1))
+        bounds = bounds_of(q_THD, caches[0], block_tables_RW)
     out = torch.empty((tokens, num_heads * head_dim), dtype=q_THD.dtype, device=q_THD.device)
     if tokens == 0:
         return out
-    call = Attention(q_THD, caches, tables, scale, sliding_window, sinks_H, slots, out)
+    call = Attention(q_THD, caches, tables, scale, sliding_window, sinks_H, num_slots(caches[0], head_dim), out)
     if bounds.row_invariant:
         for first_token in range(0, tokens, _INVARIANT_TOKENS):
             count = min(tokens - first_token, _INVARIANT_TOKENS)

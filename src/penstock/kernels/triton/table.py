@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ import torch
 from penstock.kernels.reference.table import ReferenceOps
 from penstock.kernels.triton import activation, attention, full_attention, norm, packing, penalties, rope, sampling
 from penstock.kernels.triton import linear as linear_family
-from penstock.kernels.triton.kv_layout import num_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +25,7 @@ class TritonOps(ReferenceOps):
     """The references, but for what is overridden here."""
 
     __slots__ = ()
+    row_invariant: ClassVar[bool] = False
 
     def __init__(self, num_threads: int, layouts: Layouts) -> None:
         super().__init__(num_threads, layouts)
@@ -61,9 +61,10 @@ class TritonOps(ReferenceOps):
         scale: float,
         sliding_window: int = 0,
     ) -> Tensor:
-        """The tables' shapes say what the host knows of the step: at most W blocks of context, T - R + 1 new tokens."""
+        """The tables' shapes say what the host knows of the step."""
         caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
-        return attention.paged_attention(q_THD, caches, tables, scale, sliding_window)
+        bounds = attention.bounds_of(q_THD, key_cache, block_tables_RW, row_invariant=self.row_invariant)
+        return attention.paged_attention(q_THD, caches, tables, scale, sliding_window, bounds=bounds)
 
     def mask_logits(self, logits_RV: Tensor, rows: Sequence[int], masks_KW: NDArray[np.int32]) -> None:
         row_ids = torch.from_numpy(np.array(rows, dtype=np.int64))
@@ -86,21 +87,5 @@ class RowInvariantOps(TritonOps):
 
     __slots__ = ()
 
+    row_invariant = True
     linear = staticmethod(partial(linear_family.linear, row_invariant=True))
-
-    def paged_attention(
-        self,
-        q_THD: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        block_tables_RW: Tensor,
-        context_lens_R: Tensor,
-        query_starts: Tensor,
-        scale: float,
-        sliding_window: int = 0,
-    ) -> Tensor:
-        """Every token is decoded."""
-        caches, tables = (key_cache, value_cache), (block_tables_RW, context_lens_R, query_starts)
-        max_context_len = block_tables_RW.shape[1] * num_slots(key_cache, q_THD.shape[2])
-        bounds = attention.StepBounds(max_context_len, q_THD.shape[0], row_invariant=True)
-        return attention.paged_attention(q_THD, caches, tables, scale, sliding_window, bounds=bounds)
