@@ -329,7 +329,12 @@ class ModelRunner:
             sources = sources.to(x.device)
             x = x.index_select(0, sources)
             residual = residual.index_select(0, sources) if residual is not None else None
-        return x if residual is None else self._model.logits(x, residual, self.ops)
+        return x if residual is None else self._logits(x, residual)
+
+    def _logits(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        """Where draws are made: a device that is waited for leaves them to the host."""
+        logits_TV = self._model.logits(x_TD, residual_TD, self.ops)
+        return logits_TV if self._device.is_asynchronous else logits_TV.cpu()
 
     def _drawing(self, scheduled: Sequence[ScheduledRequest]) -> list[int]:
         """Indices of the requests that draw a token in this step."""
@@ -348,7 +353,6 @@ class ModelRunner:
             batch = self._batch.sampling_batch(rows_R, inputs)
             step.late.append(self._draw_late(self._device, request_ids, inputs, batch, logits_RV, rows_R))
             return
-        logits_RV = logits_RV.cpu()
         batch = self._batch.sampling_batch(rows_R, inputs)
         settle = (lambda drawn: self._batch.advance_grammars(rows_R, drawn)) if batch.masks is not None else None
         token_ids, logprobs = sample(logits_RV, batch, self.ops, settle)
@@ -447,9 +451,7 @@ class ModelRunner:
                 end = min(begin + LOGIT_ROWS_PER_PIECE, len(targets))
                 # Clones: `logits` overwrites the residual, and sampling reads the rows again.
                 piece = slice(first + begin, first + end)
-                logits_RV = self._model.logits(x_TD[piece], residual_TD[piece].clone(), self.ops)
-                if not self._device.is_asynchronous:
-                    logits_RV = logits_RV.cpu()
+                logits_RV = self._logits(x_TD[piece], residual_TD[piece].clone())
                 ids_R = torch.from_numpy(targets[begin:end]).to(logits_RV.device)
                 entries += token_logprobs(logits_RV, ids_R, [num_top] * (end - begin), self.ops)
             found[request.request_id] = entries
