@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
+from penstock.kernels.reference import sampling as torch_sampling
 from penstock.kernels.reference.sampling import kept_weights
 
 
@@ -22,6 +23,7 @@ class Settings:
 
 
 Draw = Callable[[Tensor, list[Settings]], Tensor]
+TopLogprobs = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]
 
 
 def columns(settings: list[Settings]) -> list[Tensor]:
@@ -114,7 +116,7 @@ def check_smallest_temperatures(draw: Draw) -> None:
     assert torch.equal(draw(logits, settings), logits.argmax(-1))
 
 
-def check_logprobs_of_a_bad_row(top_logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]) -> None:
+def check_logprobs_of_a_bad_row(top_logprobs: TopLogprobs) -> None:
     logits = random_logits(3, 500, 0)
     ids = torch.tensor([4, 5, 6])
     expected = top_logprobs(logits, ids, 4)
@@ -124,3 +126,18 @@ def check_logprobs_of_a_bad_row(top_logprobs: Callable[[Tensor, Tensor, int], tu
     assert got[3][1].isnan().all()
     for mine, right in zip(got, expected, strict=True):
         assert torch.equal(mine[[0, 2]], right[[0, 2]])
+
+
+def check_top_logprobs(top_logprobs: TopLogprobs, rows: int, vocab: int, k: int, tolerance: float) -> None:
+    """Equal to torch's, with ties and a row that has one finite logit."""
+    k = min(k, vocab)
+    logits = random_logits(rows, vocab, k)
+    logits[3] = logits[3].round()  # many equals
+    logits[4, 1:] = -torch.inf
+    ids = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(vocab))
+    got, wanted = top_logprobs(logits, ids, k), torch_sampling.top_logprobs(logits, ids, k)
+    for mine, right in zip(got, wanted, strict=True):
+        if mine.is_floating_point():
+            torch.testing.assert_close(mine, right, rtol=tolerance, atol=tolerance)
+        else:
+            assert torch.equal(mine, right)

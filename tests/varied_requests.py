@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from penstock.messages import EngineRequest
+from penstock.engine.core import EngineCore
+from penstock.messages import EngineRequest, FinishReason
 from whole_engine import Finished, request
 
 # What each request asks for beside its prompt; the first two are what nearly all requests are.
@@ -33,3 +34,19 @@ def signature(finished: dict[str, Finished]) -> dict[str, object]:
         name: (each.token_ids, each.finish_reason, each.logprobs, each.prompt_logprobs)
         for name, each in finished.items()
     }
+
+
+def run_with_aborts(core: EngineCore, requests: list[EngineRequest], aborts: dict[int, str]) -> dict[str, list[int]]:
+    """Every request's tokens. aborts: after so many steps, which request."""
+    tokens: dict[str, list[int]] = {each.request_id: [] for each in requests}
+    for each in requests:
+        core.add(each)
+    steps = 0
+    while core.has_work():
+        for output in core.step():
+            tokens[output.request_id] += output.token_ids
+        steps += 1
+        if steps in aborts:
+            core.abort([aborts[steps]], FinishReason.ABORT)
+        core.scheduler.check()
+    return tokens

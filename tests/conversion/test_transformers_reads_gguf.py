@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,33 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import write_checkpoint
 from penstock.conversion import convert
-from whole_engine import build, engine_config, request, run
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "initializer_range": 0.05,
-}
-PROMPT = [5, 9, 200, 31, 7, 77, 120, 8, 33, 4]
-
-
-def our_logprobs(path: Path) -> list[float]:
-    """In float32: of each prompt token given those before it."""
-    core = build(engine_config(path))
-    done = run(core, [request("0", PROMPT, 2, prompt_logprobs=1)], 1)["0"]
-    core.close()
-    return [entry.logprob for entry in done.prompt_logprobs or []]
-
-
-@torch.inference_mode()
-def their_logprobs(model: Any) -> list[float]:
-    rows = model.eval()(torch.tensor([PROMPT])).logits[0].log_softmax(-1)
-    return [rows[position, token].item() for position, token in enumerate(PROMPT[1:])]
+from prompt_logprobs import SIZES, our_logprobs, their_logprobs
 
 
 @pytest.mark.parametrize(("target", "tolerance"), [("f16", 1e-4), ("q8_0", 0.05), ("q4_0", 0.05), ("q4_k_m", 0.05)])
@@ -49,13 +22,13 @@ def test_gguf_files_give_the_logits_of_transformers(target: str, tolerance: floa
     write_checkpoint(tmp_path / "float", dtype="float16", tokenizer=True, **SIZES)
     convert(tmp_path / "float", tmp_path / "m.gguf", target, lambda _share: None)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
-    assert our_logprobs(tmp_path / "m.gguf") == pytest.approx(their_logprobs(model), abs=tolerance)
+    assert our_logprobs(tmp_path / "m.gguf", "float32") == pytest.approx(their_logprobs(model), abs=tolerance)
 
 
 def test_fp8_blocks_give_the_logits_of_transformers(tmp_path: Path) -> None:
     import transformers
 
-    write_checkpoint(tmp_path, **SIZES)
+    write_checkpoint(tmp_path, tokenizer=True, **SIZES)
     tensors, stored = load_file(tmp_path / "model.safetensors"), {}
     for name, tensor in tensors.items():
         if not name.endswith("_proj.weight"):
@@ -73,4 +46,4 @@ def test_fp8_blocks_give_the_logits_of_transformers(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float32, quantization_config=unpacked
     )
-    assert our_logprobs(tmp_path) == pytest.approx(their_logprobs(model), abs=1e-3)
+    assert our_logprobs(tmp_path, "float32") == pytest.approx(their_logprobs(model), abs=1e-3)

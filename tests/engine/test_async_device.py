@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from delayed_device import DelayedBackend
-from penstock.messages import FinishReason, SamplingParams
+from penstock.messages import SamplingParams
 from penstock.runner.staging import ALIGNMENT, Staging
-from varied_requests import KINDS, SCHEDULES, make_requests, signature
+from varied_requests import KINDS, SCHEDULES, make_requests, run_with_aborts, signature
 from whole_engine import build, engine_config, run
 
 
@@ -43,26 +43,13 @@ def test_an_abort_with_a_step_under_way_leaves_the_others_alone(checkpoint, back
     config = engine_config(checkpoint, max_num_seqs=3)
     requests = make_requests(["greedy"], 8, 20)
 
-    def with_aborts() -> dict[str, list[int]]:
-        core = build(config)
-        tokens: dict[str, list[int]] = {each.request_id: [] for each in requests}
-        for each in requests:
-            core.add(each)
-        steps = 0
-        while core.has_work():
-            for output in core.step():
-                tokens[output.request_id] += output.token_ids
-            steps += 1
-            if steps in (4, 9):  # the rows of these are taken by the next requests while their draws are unheard of
-                core.abort([f"greedy-{steps // 4}"], FinishReason.ABORT)
-            core.scheduler.check()
-        return tokens
-
-    late = with_aborts()
+    # The rows of these are taken by the next requests while their draws are unheard of.
+    aborts = {4: "greedy-1", 9: "greedy-2"}
+    late = run_with_aborts(build(config), requests, aborts)
     monkeypatch.undo()
-    now = with_aborts()
+    now = run_with_aborts(build(config), requests, aborts)
     for name, tokens in now.items():
-        if name not in ("greedy-1", "greedy-2"):
+        if name not in aborts.values():
             assert late[name] == tokens
 
 

@@ -14,10 +14,10 @@ from penstock.config.engine import EngineConfig
 from penstock.engine.core import EngineCore
 from penstock.kernels import ops as op_table
 from penstock.loader.package import read_graph_shapes
-from penstock.messages import EngineRequest, FinishReason, GrammarSpec, SamplingParams
+from penstock.messages import EngineRequest, GrammarSpec, SamplingParams
 from penstock.runner import ModelRunner, graph_policy
 from penstock.runner.loading import write_package
-from varied_requests import KINDS, SCHEDULES, make_requests, signature
+from varied_requests import KINDS, SCHEDULES, make_requests, run_with_aborts, signature
 from whole_engine import build, engine_config, request, run
 
 
@@ -76,25 +76,11 @@ def test_an_abort_with_a_replay_under_way_leaves_the_others_alone(checkpoint, ba
     config = engine_config(checkpoint, max_num_seqs=3)
     requests = make_requests(["greedy", "seeded"], 8, 20)
 
-    def with_aborts() -> dict[str, list[int]]:
-        core = build(config)
-        tokens: dict[str, list[int]] = {each.request_id: [] for each in requests}
-        for each in requests:
-            core.add(each)
-        steps = 0
-        while core.has_work():
-            for output in core.step():
-                tokens[output.request_id] += output.token_ids
-            steps += 1
-            if steps in (8, 15):
-                core.abort([requests[steps // 8].request_id], FinishReason.ABORT)
-            core.scheduler.check()
-        return tokens
-
-    replayed = with_aborts()
+    aborts = dict.fromkeys((8, 15), requests[1].request_id)
+    replayed = run_with_aborts(build(config), requests, aborts)
     assert "replay" in backend.log
     monkeypatch.undo()
-    now = with_aborts()
+    now = run_with_aborts(build(config), requests, aborts)
     aborted = {requests[1].request_id}
     assert {name: each for name, each in replayed.items() if name not in aborted} == {
         name: each for name, each in now.items() if name not in aborted

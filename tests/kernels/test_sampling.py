@@ -18,6 +18,7 @@ from draws import (
     check_orders,
     check_smallest_temperatures,
     check_ties,
+    check_top_logprobs,
     columns,
     random_logits,
     random_settings,
@@ -83,17 +84,7 @@ def test_draws_follow_the_probabilities(native: op_table.Ops) -> None:
 @pytest.mark.parametrize("vocab", [1, 17, 1000, 32_003])
 @pytest.mark.parametrize("k", [0, 1, 5, 20])
 def test_top_logprobs(native: op_table.Ops, vocab: int, k: int) -> None:
-    k = min(k, vocab)
-    logits = random_logits(9, vocab, k)
-    logits[3] = logits[3].round()  # many equals
-    logits[4, 1:] = -torch.inf
-    ids = torch.randint(vocab, (9,), generator=torch.Generator().manual_seed(vocab))
-    got, wanted = native.top_logprobs(logits, ids, k), REFERENCE.top_logprobs(logits, ids, k)
-    for mine, right in zip(got, wanted, strict=True):
-        if mine.is_floating_point():
-            torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
-        else:
-            assert torch.equal(mine, right)
+    check_top_logprobs(native.top_logprobs, 9, vocab, k, tolerance=1e-6)
 
 
 def test_logprobs_of_a_bad_row_are_nan_and_its_own(native: op_table.Ops) -> None:

@@ -14,40 +14,13 @@ import transformers
 
 from checkpoints import write_checkpoint
 from hub_files import SCHEMES, write_hub
-from penstock import LLM, SamplingParams
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "initializer_range": 0.05,
-}
-PROMPT = [5, 9, 200, 31, 7, 77, 120, 8, 33, 4]
+from prompt_logprobs import SIZES, our_logprobs, their_logprobs
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     path = tmp_path_factory.mktemp("float")
     return path, write_checkpoint(path, tokenizer=True, **SIZES)
-
-
-def our_logprobs(path: Path, dtype: str) -> list[float]:
-    """Of each prompt token given those before it."""
-    with LLM(str(path), dtype=dtype, max_model_len=64, max_memory=1 << 30) as llm:
-        parameters = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        [generation] = llm.generate([PROMPT], parameters)
-    assert generation.prompt_logprobs is not None
-    return [entry.token.logprob for entry in generation.prompt_logprobs if entry is not None]
-
-
-@torch.inference_mode()
-def their_logprobs(model: Any) -> list[float]:
-    rows = model.eval()(torch.tensor([PROMPT])).logits[0].float().log_softmax(-1)
-    return [rows[position, token].item() for position, token in enumerate(PROMPT[1:])]
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -17,6 +17,7 @@ from draws import (
     check_orders,
     check_smallest_temperatures,
     check_ties,
+    check_top_logprobs,
     columns,
     random_logits,
     random_settings,
@@ -75,17 +76,7 @@ def test_the_smallest_temperatures_are_almost_greedy() -> None:
 @pytest.mark.parametrize("vocab", [1, 17, 1000])
 @pytest.mark.parametrize("k", [0, 1, 8])
 def test_top_logprobs(vocab: int, k: int) -> None:
-    k = min(k, vocab)
-    logits = random_logits(6, vocab, k)
-    logits[3] = logits[3].round()  # many equals
-    logits[4, 1:] = -torch.inf
-    ids = torch.randint(vocab, (6,), generator=torch.Generator().manual_seed(vocab))
-    got, wanted = sampling.top_logprobs(logits, ids, k), torch_sampling.top_logprobs(logits, ids, k)
-    for mine, right in zip(got, wanted, strict=True):
-        if mine.is_floating_point():
-            torch.testing.assert_close(mine, right, rtol=2e-6, atol=2e-6)
-        else:
-            assert torch.equal(mine, right)
+    check_top_logprobs(sampling.top_logprobs, 6, vocab, k, tolerance=2e-6)
 
 
 def test_logprobs_of_a_bad_row_are_nan_and_its_own() -> None:
