@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +85,14 @@ def test_errors_come_before_anything_runs(llm: LLM, tmp_path: Path) -> None:
         LLM(str(tmp_path), max_seqs=3)
     with pytest.raises(CheckpointError):
         LLM(str(tmp_path))
+
+
+def test_answering_imports_no_compiler() -> None:
+    """Each takes seconds and a hundred megabytes, in the first step of a server that is ready."""
+    program = (
+        "import sys\nfrom penstock import LLM, SamplingParams\n"
+        "with LLM(max_num_seqs=2, max_memory=256 << 20) as llm: llm.generate('Hello', SamplingParams(max_tokens=4))\n"
+        "print('HEAVY', sorted({'torch._dynamo', 'torch._inductor', 'triton', 'sympy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("HEAVY []\n"), done.stdout[-300:]
