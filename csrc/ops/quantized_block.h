@@ -77,7 +77,7 @@ struct WholeReader {
     static constexpr int kStride = kVectorBytes;
     explicit WholeReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes, const char*) const {
+    Units unit(const char* codes) const {
         return load_vector(codes, kPlace);
     }
 };
@@ -86,28 +86,26 @@ struct NibbleReader {
     static constexpr int kStride = kVectorBytes / 2;
     explicit NibbleReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes, const char*) const {
+    Units unit(const char* codes) const {
         return plane_unit<4, kPlace % 2>(codes, kPlace);
     }
 };
-// Six bits: a plane of nibbles, and behind it one of pairs.
+// Six bits: of four units two vectors of nibbles, and behind them one of pairs.
 struct SixBitReader {
     static constexpr bool kFused = true;
-    static constexpr int kStride = kVectorBytes / 2;
-    explicit SixBitReader(const WeightLayout& layout) : upper(kLanes * layout.step * 4 / 8) {}
+    static constexpr int kStride = kVectorBytes * 3 / 4;
+    explicit SixBitReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes, const char* step) const {
-        const char* pairs = step + upper + (size_t(codes - step) >> 1);
-        return join<4>(plane_unit<2, kPlace>(pairs, kPlace), plane_unit<4, kPlace % 2>(codes, kPlace));
+    Units unit(const char* codes) const {
+        return join<4>(plane_unit<2, kPlace>(codes + 2 * kVectorBytes, kPlace), plane_unit<4, kPlace % 2>(codes, kPlace));
     }
-    int64_t upper;
 };
 struct TableReader {
     static constexpr bool kFused = true;
     static constexpr int kStride = kVectorBytes / 2;
     explicit TableReader(const WeightLayout& layout) : table(static_cast<const uint8_t*>(layout.table)) {}
     template <int kPlace>
-    Units unit(const char* codes, const char*) const {
+    Units unit(const char* codes) const {
         return table.of(plane_unit<4, kPlace % 2>(codes, kPlace));
     }
     ByteTable table;
@@ -118,7 +116,7 @@ struct FloatNibbleReader {
     static constexpr int kStride = kVectorBytes / 4;
     explicit FloatNibbleReader(const WeightLayout& layout) : table(layout.table) {}
     template <int kPlace>
-    Units unit(const char* codes, const char*) const {
+    Units unit(const char* codes) const {
         return table.of<kPlace>(load_vector(codes, 0));
     }
     NibbleTable table;
@@ -159,7 +157,7 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
             Units w[kTiles];
             for (int t = 0; t < kTiles; ++t) {
                 const int64_t at = s * step_stride + t * tile_stride;
-                w[t] = reader.template unit<kPlace>(codes + at, step + at);
+                w[t] = reader.template unit<kPlace>(codes + at);
             }
             for (int r = 0; r < kRows; ++r) {
                 const char* its_x = x + s * step_x + r * x_stride;

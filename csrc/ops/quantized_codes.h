@@ -18,22 +18,22 @@ static inline Units plane_unit(const char* plane, int64_t unit) {
     return field<kPlace * kBits, (1 << kBits) - 1>(load_vector(plane, unit * kBits / 8));
 }
 
-// Eight units, from unit u on (a multiple of 8), of codes of kBits in a step of `step` inputs: f(j, unit u + j).
+// Eight units, from unit u on (a multiple of 8), of codes of kBits: f(j, unit u + j).
 template <int kBits, class Function>
-static inline void for_each_of_8(const char* codes, int step, int64_t u, Function f) {
-    const char* lower = codes;
-    const char* upper = codes + 16 * step * (kBits == 3 ? 2 : 4) / 8;  // of 3, 5 and 6 bits
+static inline void for_each_of_8(const char* codes, int64_t u, Function f) {
+    const char* from = codes + u / 8 * kBits * kVectorBytes;
     const auto one = [&]<int j>() {
         if constexpr (kBits == 8)
-            f(j, load_vector(codes, u + j));
+            f(j, load_vector(from, j));
         else if constexpr (kBits == 4 || kBits == 2)
-            f(j, plane_unit<kBits, j % (8 / kBits)>(lower, u + j));
+            f(j, plane_unit<kBits, j % (8 / kBits)>(from, j));
         else if constexpr (kBits == 6)
-            f(j, join<4>(plane_unit<2, j % 4>(upper, u + j), plane_unit<4, j % 2>(lower, u + j)));
+            f(j, join<4>(plane_unit<2, j % 4>(from + (j / 4 * 3 + 2) * kVectorBytes, 0),
+                         plane_unit<4, j % 2>(from + j / 4 * 3 * kVectorBytes, j % 4)));
         else if constexpr (kBits == 5)
-            f(j, join<4>(plane_unit<1, j>(upper, u + j), plane_unit<4, j % 2>(lower, u + j)));
+            f(j, join<4>(plane_unit<1, j>(from + 4 * kVectorBytes, 0), plane_unit<4, j % 2>(from, j)));
         else
-            f(j, join<2>(plane_unit<1, j>(upper, u + j), plane_unit<2, j % 4>(lower, u + j)));
+            f(j, join<2>(plane_unit<1, j>(from + 2 * kVectorBytes, 0), plane_unit<2, j % 4>(from, j)));
     };
     one.template operator()<0>();
     one.template operator()<1>();
@@ -53,12 +53,12 @@ static inline void expand_bits(const WeightLayout& layout, const char* codes, ch
     };
     if (layout.table == nullptr) {
         for (int64_t u = 0; u < layout.step / 4; u += 8)
-            for_each_of_8<kBits>(codes, layout.step, u, [&](int j, Units value) { write(u + j, value); });
+            for_each_of_8<kBits>(codes, u, [&](int j, Units value) { write(u + j, value); });
         return;
     }
     const ByteTable table(static_cast<const uint8_t*>(layout.table));
     for (int64_t u = 0; u < layout.step / 4; u += 8)
-        for_each_of_8<kBits>(codes, layout.step, u, [&](int j, Units value) { write(u + j, table.of(value)); });
+        for_each_of_8<kBits>(codes, u, [&](int j, Units value) { write(u + j, table.of(value)); });
 }
 
 static inline void expand_step(const WeightLayout& layout, const char* codes, char* bytes) {

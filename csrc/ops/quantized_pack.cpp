@@ -132,17 +132,25 @@ uint32_t unit_of(const RowStep& row, int64_t u) {
     return unit;
 }
 
+// A plane's vectors among those of another one: of each `period`, `count` from `begin` on.
+struct PlanePlace {
+    int begin = 0, count = 1, period = 1;
+};
+
+// Bits [low, low + kBits) of the codes.
 template <int kBits>
-void write_plane(const RowStep* rows, int first, int count, int step, int low, char* plane) {
+void write_plane(const RowStep* rows, int first, int count, int step, int low, PlanePlace place, char* codes) {
     constexpr int kPerByte = 8 / kBits;
     constexpr uint32_t kMask = ((1u << kBits) - 1u) * 0x01010101u;
-    auto* to = reinterpret_cast<uint32_t*>(plane);
-    for (int v = 0; v < step / 4 / kPerByte; ++v)
+    for (int v = 0; v < step / 4 / kPerByte; ++v) {
+        const int vector = v / place.count * place.period + place.begin + v % place.count;
+        auto* to = reinterpret_cast<uint32_t*>(codes + vector * kVectorBytes);
         for (int r = first; r < first + count; ++r) {
             uint32_t packed = 0;
             for (int j = 0; j < kPerByte; ++j) packed |= (unit_of(rows[r], v * kPerByte + j) >> low & kMask) << (j * kBits);
-            to[v * kTileRows + r] = packed;
+            to[r] = packed;
         }
+    }
 }
 
 void write_float_codes(const WeightLayout& layout, const RowStep* rows, int first, int count, char* codes) {
@@ -163,17 +171,21 @@ void write_float_codes(const WeightLayout& layout, const RowStep* rows, int firs
 
 void write_codes(const WeightLayout& layout, const RowStep* rows, int first, int count, char* codes) {
     if (layout.is_float) return write_float_codes(layout, rows, first, count, codes);
-    char* upper = codes + kTileRows * layout.step * (layout.bits == 3 ? 2 : 4) / 8;
+    const int step = layout.step;
     switch (layout.bits) {
-        case 8: return write_plane<8>(rows, first, count, layout.step, 0, codes);
-        case 2: return write_plane<2>(rows, first, count, layout.step, 0, codes);
-        case 3:
-            write_plane<2>(rows, first, count, layout.step, 0, codes);
-            return write_plane<1>(rows, first, count, layout.step, 2, upper);
-        default: write_plane<4>(rows, first, count, layout.step, 0, codes);
+        case 8: return write_plane<8>(rows, first, count, step, 0, {}, codes);
+        case 4: return write_plane<4>(rows, first, count, step, 0, {}, codes);
+        case 2: return write_plane<2>(rows, first, count, step, 0, {}, codes);
+        case 6:
+            write_plane<4>(rows, first, count, step, 0, {0, 2, 3}, codes);
+            return write_plane<2>(rows, first, count, step, 4, {2, 1, 3}, codes);
+        case 5:
+            write_plane<4>(rows, first, count, step, 0, {0, 4, 5}, codes);
+            return write_plane<1>(rows, first, count, step, 4, {4, 1, 5}, codes);
+        default:
+            write_plane<2>(rows, first, count, step, 0, {0, 2, 3}, codes);
+            return write_plane<1>(rows, first, count, step, 2, {2, 1, 3}, codes);
     }
-    if (layout.bits == 5) write_plane<1>(rows, first, count, layout.step, 4, upper);
-    if (layout.bits == 6) write_plane<2>(rows, first, count, layout.step, 4, upper);
 }
 
 // One value of a header, and where the next of its column is.

@@ -1,12 +1,13 @@
 """Quantised linear weights in the layout the kernels read: few bits a code, a scale a group (csrc/ops/quantized.h).
 
 A weight [N, K] is cut into tiles of 16 outputs, a tile into steps of `step` inputs. A step is a header (scales and
-minimums of its groups) and then planes of codes, in vectors of 64 bytes, each output's bytes side by side:
+minimums of its groups) and then codes, in vectors of 64 bytes, each output's bytes side by side:
   activations "int8", vectors [16][4 bytes]: a byte of unit u (4 inputs) is
     8 bits   vector u
     4 bits   vector u / 2, the lower half of the byte for even u        (also the lower 4 bits of 5 and 6)
     2 bits   vector u / 4, bits 2 (u % 4) and the next                  (also the upper 2 of 6, the lower 2 of 3)
     1 bit    vector u / 8, bit u % 8                                    (the upper 1 of 5 and 3)
+    A vector of upper bits follows those with the lower bits of the same units, so that memory is read in one stream.
   activations "float", units of 2 inputs:
     8 bits   [step / 2][16][2]
     4 bits   vectors [16][2 words]: bits 4 j and up of the word of input i are those of unit 4 v + j

@@ -34,6 +34,21 @@ def _planes(layout: WeightLayout) -> list[tuple[int, int]]:
     ]
 
 
+def _plane_views(packed: QuantizedLinear) -> list[tuple[int, int, Tensor]]:
+    """(lowest bit, bits, view [tiles, steps, chunks, vectors, 16, 4]) of each plane of an "int8" layout.
+
+    A chunk is one vector of the last plane, behind those of the other with the same units.
+    """
+    layout, planes, first = packed.layout, [], 0
+    last_bits = _planes(layout)[-1][1]
+    codes = packed.steps()[..., layout.header_bytes :]
+    chunks = split_dim(codes, 2, -1, layout.bits // last_bits, TILE_COLUMNS, 4)
+    for low, bits in _planes(layout):
+        planes.append((low, bits, chunks[:, :, :, first : first + bits // last_bits]))
+        first += bits // last_bits
+    return planes
+
+
 def split_dim(x: Tensor, dim: int, *sizes: int) -> Tensor:
     """A view of x whose dimension `dim` is several of `sizes` (one may be -1)."""
     return x.view(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
@@ -75,12 +90,11 @@ def _write_codes(packed: QuantizedLinear, rows_R: Tensor, codes_RSK: Tensor) -> 
         words = (units[..., 0, :] | (units[..., 1, :] << 4)).transpose(-1, -2).flatten(-2)
         _float_words(packed)[tile, :, :, column] = words
         return
-    for low, bits in _planes(layout):
+    for low, bits, view in _plane_views(packed):
         per_byte = 8 // bits
         units = split_dim((codes_RSK >> low) & ((1 << bits) - 1), 2, -1, per_byte, 4)
         plane = sum((units[..., j, :] << (j * bits) for j in range(1, per_byte)), units[..., 0, :])
-        _vectors(packed, begin, plane.shape[2], 4)[tile, :, :, column] = plane
-        begin += TILE_COLUMNS * layout.step * bits // 8
+        view[tile, :, :, :, column] = split_dim(plane, 2, *view.shape[2:4])
 
 
 def _read_codes(packed: QuantizedLinear) -> Tensor:
@@ -94,13 +108,10 @@ def _read_codes(packed: QuantizedLinear) -> Tensor:
         return torch.stack([words & 15, words >> 4], dim=-2).flatten(3).long()
     shape = (packed.num_tiles, packed.num_steps, TILE_COLUMNS, layout.step)
     codes = torch.zeros(shape, dtype=torch.int64, device=packed.data.device)
-    for low, bits in _planes(layout):
-        per_byte = 8 // bits
-        nbytes = TILE_COLUMNS * layout.step * bits // 8
-        plane = _vectors(packed, begin, nbytes // 64, 4).transpose(2, 3).long()
-        units = torch.stack([(plane >> (j * bits)) & ((1 << bits) - 1) for j in range(per_byte)], dim=4)
+    for low, bits, view in _plane_views(packed):
+        plane = view.flatten(2, 3).transpose(2, 3).long()
+        units = torch.stack([(plane >> (j * bits)) & ((1 << bits) - 1) for j in range(8 // bits)], dim=4)
         codes |= units.flatten(3) << low
-        begin += nbytes
     return codes
 
 
