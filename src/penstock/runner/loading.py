@@ -6,6 +6,7 @@ Never: reads a weight before the memory plan has been accepted.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -112,7 +113,15 @@ def load_model(
         model = _build(config, source, chosen, ops)
         if on_packed is not None:
             on_packed(chosen.packing_s)
-        return model
+    _trim_heap()
+    return model
+
+
+def _trim_heap() -> None:
+    """Gives the system what was freed of pieces of weights: glibc would keep it, 200 MB of a 1B model in 4 bits."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    if trim is not None:
+        trim(0)
 
 
 def write_package(config: EngineConfig, ops: Ops, output: Path, on_progress: Callable[[float], None]) -> None:
