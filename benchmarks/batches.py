@@ -4,12 +4,16 @@
 
 Starts a server with the bundled model, measures the time to first token of interactive requests without and with a
 batch in progress, kills the server with SIGKILL in the middle of the batch, starts it again, and counts the results.
+Interactive requests arrive by a Poisson process, whatever became of those before. Every tenth line of the batch has a
+long prompt and a long answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import random
 import re
 import signal
 import statistics
@@ -20,7 +24,7 @@ import time
 from collections import Counter
 from typing import Any
 
-import httpx
+import aiohttp
 import openai
 
 MODEL = "penstock-demo"
@@ -38,7 +42,7 @@ def start(data: str, max_num_seqs: int) -> tuple[subprocess.Popen[str], str]:
     raise SystemExit("the server did not start")
 
 
-def first_token_s(http: httpx.Client, url: str, number: int) -> float:
+async def first_token_s(http: aiohttp.ClientSession, url: str, number: int) -> float:
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": f"Count from {number} to {number + 5}."}],
@@ -46,12 +50,10 @@ def first_token_s(http: httpx.Client, url: str, number: int) -> float:
         "stream": True,
     }
     begun_s = time.perf_counter()
-    with http.stream("POST", f"{url}{PATH}", json=body) as answer:
-        lines = (line for line in answer.iter_lines() if line)
-        next(lines)
+    async with http.post(f"{url}{PATH}", json=body) as answer:
+        await answer.content.readline()
         taken_s = time.perf_counter() - begun_s
-        for _ in lines:
-            pass
+        await answer.read()
     return taken_s
 
 
@@ -59,20 +61,25 @@ def p95(values: list[float]) -> float:
     return statistics.quantiles(values, n=20)[-1]
 
 
-def sample(url: str, count: int, pause_s: float) -> list[float]:
-    with httpx.Client(timeout=60) as http:
-        first_token_s(http, url, 0)
-        taken: list[float] = []
+async def sample(url: str, count: int, rate: float) -> list[float]:
+    chance = random.Random(1)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        await first_token_s(http, url, 0)
+        tasks: list[asyncio.Task[float]] = []
+        next_s = time.perf_counter()
         for number in range(count):
-            taken.append(first_token_s(http, url, number))
-            time.sleep(pause_s)
-    return taken
+            next_s += chance.expovariate(rate)
+            await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
+            tasks.append(asyncio.create_task(first_token_s(http, url, number)))
+        return await asyncio.gather(*tasks)
 
 
 def lines(count: int) -> bytes:
     def line(number: int) -> dict[str, Any]:
-        messages = [{"role": "user", "content": f"Count from {number} to {number + 5}."}]
-        body = {"model": MODEL, "messages": messages, "max_tokens": 16}
+        is_long = number % 10 == 0
+        text = f"Count from {number} to {number + 5}." + " And then once more." * (60 if is_long else 0)
+        messages = [{"role": "user", "content": text}]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 200 if is_long else 16}
         return {"custom_id": f"c{number}", "method": "POST", "url": PATH, "body": body}
 
     return "\n".join(json.dumps(line(number)) for number in range(count)).encode()
@@ -81,18 +88,19 @@ def lines(count: int) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=8.0, help="interactive requests a second")
     parser.add_argument("--max-num-seqs", type=int, default=64)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as data:
         process, url = start(data, options.max_num_seqs)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-        alone = sample(url, options.samples, 0.02)
+        alone = asyncio.run(sample(url, options.samples, options.rate))
         file = client.files.create(file=("lines.jsonl", lines(options.requests)), purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint=PATH, completion_window="24h")
         while done_of(client, batch.id) < options.requests // 20:
             time.sleep(0.1)
-        beside = sample(url, options.samples, 0.02)
+        beside = asyncio.run(sample(url, options.samples, options.rate))
         print(f"interactive TTFT p95: {p95(alone) * 1e3:.1f} ms alone, {p95(beside) * 1e3:.1f} ms beside the batch, "
               f"ratio {p95(beside) / p95(alone):.2f}")  # fmt: skip
         while done_of(client, batch.id) < options.requests // 2:

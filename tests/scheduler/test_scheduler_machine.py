@@ -24,6 +24,7 @@ from penstock.messages import (
     SchedulerOutput,
     StepResult,
 )
+from penstock.messages.bounds import BACKGROUND_PRIORITY
 from penstock.scheduler import Scheduler
 
 BLOCK_SIZE = 4
@@ -151,7 +152,7 @@ shapes = st.builds(
     sampling=st.builds(SamplingParams, min_tokens=st.integers(0, 3), prompt_logprobs=st.sampled_from([None, None, 0])),
     max_tokens=st.integers(1, 40),
     namespace=st.sampled_from(["", "", "tenant"]),
-    priority=st.integers(-1, 1),
+    priority=st.sampled_from([-1, 0, 1, BACKGROUND_PRIORITY]),
     deadline_s=st.one_of(st.none(), st.floats(0.0, 0.3)),  # from now
     pooling=st.sampled_from([None, None, None, PoolingParams(kind="embed")]),
 )
@@ -308,7 +309,7 @@ def random_request(rng: random.Random, driver: Driver) -> EngineRequest:
         max_tokens=rng.randint(1, 100 - len(prompt)) if rng.random() < 0.5 else rng.randint(1, 10),
         stop_token_ids=(rng.randrange(VOCAB_SIZE),),
         arrival_s=driver.now,
-        priority=rng.randint(-1, 1),
+        priority=rng.choice([-1, 0, 1, BACKGROUND_PRIORITY]),
         namespace=rng.choice(["", "", "tenant"]),
         deadline_s=driver.now + rng.random() if rng.random() < 0.05 else None,
     )

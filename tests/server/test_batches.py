@@ -120,7 +120,7 @@ async def test_a_batch_answers_every_line_once(server: RunningServer) -> None:
     assert [one.id for one in (await client.batches.list()).data] == [batch.id]
 
 
-async def test_others_come_first(server: RunningServer) -> None:
+async def test_a_batch_takes_its_share_beside_others_too(server: RunningServer) -> None:
     client = client_of(server)
     server.engine.hold.clear()
     asked = asyncio.create_task(
@@ -128,22 +128,12 @@ async def test_others_come_first(server: RunningServer) -> None:
     )
     await server.until(lambda: server.engine.num_open == 1)
     batch_id = await begin(client, [line(number) for number in range(40)])
-    await server.until(lambda: server.engine.num_open == 2)  # so that the batch moves at all
-    await asyncio.sleep(0.2)
-    assert server.engine.num_open == 2
+    most = server.engine.ready.max_num_seqs // 4
+    await server.until(lambda: server.engine.num_open == 1 + most)
+    await asyncio.sleep(0.1)
+    assert server.engine.num_open == 1 + most
     server.engine.hold.set()
     assert (await asked).choices[0].message.content == REPLY + "hi"
-    server.state.last_interactive_s = 0.0
-    await until(client, server, batch_id, "completed")
-
-
-async def test_alone_a_batch_takes_its_share(server: RunningServer) -> None:
-    client = client_of(server)
-    server.engine.hold.clear()
-    batch_id = await begin(client, [line(number) for number in range(10)])
-    most = server.engine.ready.max_num_seqs // 4
-    await server.until(lambda: server.engine.num_open == most)
-    server.engine.hold.set()
     await until(client, server, batch_id, "completed")
 
 

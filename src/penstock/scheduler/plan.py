@@ -10,20 +10,21 @@ from penstock.scheduler.request import Request
 class StepPlan:
     """budget: tokens still to give. requests[i] is the one that scheduled[i] names.
 
-    num_decodes: leading entries of `scheduled` that continue a request by one token. is_short: blocks ran out, so
-    nobody is admitted. restoring: requests whose blocks are on their way from the host tier; awaits_restores: some of
-    these are scheduled.
+    num_decodes: entries of `scheduled` that continue a request by one token. num_others_tokens: of num_tokens, those
+    that are no background work. is_short: blocks ran out, so nobody is admitted. restoring: requests whose blocks are
+    on their way from the host tier; awaits_restores: some of these are scheduled.
     """
 
     __slots__ = (
-        "awaits_restores", "budget", "is_short", "new_requests", "num_decodes", "num_tokens", "requests", "restoring",
-        "scheduled",
+        "awaits_restores", "budget", "is_short", "new_requests", "num_decodes", "num_others_tokens", "num_tokens",
+        "requests", "restoring", "scheduled",
     )  # fmt: skip
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.is_short = False
         self.num_decodes = 0
+        self.num_others_tokens = 0
         self.num_tokens = 0
         self.scheduled: list[ScheduledRequest] = []
         self.requests: list[Request] = []

@@ -50,6 +50,8 @@ class PrefixWait:
             return None
         best, most = None, 0
         for leader in self._leaders.get((request.namespace, tokens[:end]), ()):
+            if leader.gives_way and not request.gives_way:
+                continue  # it may be left out of many steps
             num_blocks = self._shared_blocks(leader.token_bytes, tokens[:-TOKEN_BYTES])
             if num_blocks > most:
                 best, most = leader, num_blocks

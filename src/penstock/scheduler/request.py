@@ -16,6 +16,7 @@ from penstock.messages import (
     StepResult,
     TokenLogprobs,
 )
+from penstock.messages.bounds import BACKGROUND_PRIORITY
 
 NOT_ADMITTED: Final = -1
 
@@ -51,6 +52,7 @@ class Request:
         "first_token_s",
         "followers",
         "has_output",
+        "is_background",
         "is_known",
         "is_parked",
         "is_protected",
@@ -107,6 +109,7 @@ class Request:
         self.deadline_s = message.deadline_s
         self.pins = message.pins
         self.rank = rank
+        self.is_background = message.priority >= BACKGROUND_PRIORITY
 
         self.state = RequestState.WAITING
         self.is_protected = is_protected
@@ -134,6 +137,11 @@ class Request:
         self.resume_blocks = 0
         self.leader_key: tuple[str, bytes] | None = None
         self.followers: list[Request] | None = None
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it may be left out of a step, or lose its place, for somebody else."""
+        return self.is_background and not self.is_protected
 
     @property
     def num_output_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from copy import copy
 from operator import attrgetter
@@ -23,6 +23,7 @@ from penstock.messages import (
 )
 from penstock.messages.bounds import BACKGROUND_PRIORITY
 from penstock.scheduler.admission import check_acceptable, check_room
+from penstock.scheduler.background_pace import BackgroundPace
 from penstock.scheduler.deadlines import Deadlines
 from penstock.scheduler.drain_rate import DrainRate
 from penstock.scheduler.plan import StepPlan
@@ -32,6 +33,7 @@ from penstock.scheduler.request import NOT_ADMITTED, Request, RequestState
 from penstock.scheduler.waiting_queue import WaitingQueue
 
 _by_rank = attrgetter("rank")
+_gives_way = attrgetter("gives_way")
 _LOST_TOKEN: Final = ErrorInfo("internal_error", 500, "The engine gave nothing for this request.")
 
 
@@ -62,6 +64,8 @@ class Scheduler:
       finite; with nothing running the watermark is waived, and the first in the queue fits.
 
     max_num_seqs is kept at most max_num_batched_tokens, so every running request gets at least a token a step.
+    Background work gives way to everybody else: it is planned last, within what BackgroundPace leaves it, and whoever
+    waits for a row or for blocks takes those it has.
     Prefixes that are being computed are waited for (PrefixWait), and so are those that the host tier has (StepPlan).
     A one-pass request (pooling) is prefilled like any other, and ends with its vector instead of a token. An encoder's
     texts are planned whole, and their tables have no blocks.
@@ -79,6 +83,8 @@ class Scheduler:
         self._prefix_wait = PrefixWait(kv_cache.block_size, is_on=kv_cache.enable_prefix_caching)
         self._drain = DrainRate()
         self._pace = PrefillPace(config.target_step_s)
+        self._background = BackgroundPace(is_on=self._pace.is_on and not config.is_encoder)
+        self._num_others = 0  # requests that are no background work
         self._guaranteed: Request | None = None  # protected and running without all the blocks it may need
         self._blocked: tuple[Request, int] | None = None  # not admitted with that many blocks available
         self._removed_ids: list[str] = []
@@ -112,6 +118,7 @@ class Scheduler:
             raise ValidationError("prompt_token_ids must be 32-bit integers.", param="prompt_token_ids") from error
         self._num_arrivals += 1
         self._requests[accepted.request_id] = accepted
+        self._num_others += not accepted.is_background
         self._waiting.push(accepted)
         self._deadlines.add(accepted, len(self._requests))
 
@@ -135,12 +142,15 @@ class Scheduler:
         """
         self._now = now
         self._finished += [self._finish(request, FinishReason.TIMEOUT) for request in self._deadlines.take_expired(now)]
+        self._background.tick(now, self._num_others > 0)
+        self._make_room()
         plan = StepPlan(self._config.max_num_batched_tokens)
-        prefills = self._plan_decodes(plan)
-        self._plan_prefills(plan, prefills)
-        if not plan.is_short:
-            self._admit(plan)
+        self._fill(plan, is_background=False)
+        plan.num_others_tokens = plan.num_tokens
+        budget, plan.budget = plan.budget, self._background.budget(plan, is_idle=not self._in_flight)
+        self._fill(plan, is_background=True)
         if not plan.scheduled:
+            plan.budget = budget
             plan.start_restored()
         self._drain.tick(now, self._waiting.num_requests > 0)
         if not plan.scheduled:
@@ -164,6 +174,8 @@ class Scheduler:
             return outputs  # fail_all() came first
         if self._pace.is_on:
             self._pace.observe(plan.num_tokens - plan.num_decodes, result.seconds)
+        if self._background.is_on:
+            self._background.observe(plan, result.seconds)
         # By object, not by id: an id may have ended and been used again while the step was in flight.
         for request, share in zip(plan.requests, plan.scheduled, strict=True):
             request.num_in_flight -= 1
@@ -193,8 +205,30 @@ class Scheduler:
 
     # Planning
 
-    def _plan_decodes(self, plan: StepPlan) -> list[Request]:
-        """Gives each running request that lacks one token that token; returns those that lack more.
+    def _make_room(self) -> None:
+        """Whoever waits for a row or for blocks takes those of background work. That does not count as a preemption of
+        it: protected from the next, it would come before everybody."""
+        first = self._waiting.peek()
+        if first is None or first.gives_way or not self._running or not self._running[-1].gives_way:
+            return
+        if len(self._running) == self._max_running or self._is_still_blocked(first):
+            self._put_back(self._running[-1])
+
+    def _fill(self, plan: StepPlan, *, is_background: bool) -> None:
+        """Gives shares to everybody's requests but those of background work, or to these."""
+        prefills = self._plan_decodes(plan, is_background)
+        if self._pace.is_on and plan.num_decodes:
+            plan.budget = min(plan.budget, self._pace.limit)
+        if self._background.is_on and is_background:
+            plan.budget = min(plan.budget, self._background.prefill_limit)
+        for request in prefills:
+            if plan.budget > 0:
+                plan.add_rest(request)
+        if not plan.is_short:
+            self._admit(plan, is_background)
+
+    def _plan_decodes(self, plan: StepPlan, is_background: bool) -> list[Request]:
+        """Gives each running request of a kind that lacks one token that token; returns those that lack more.
 
         Those who lack blocks preempt from the end of the list, so nobody is preempted who is in the plan. Streams
         that lack forced tokens come before prompts.
@@ -202,8 +236,8 @@ class Scheduler:
         prefills: list[Request] = []
         streams: list[Request] = []
         running = self._running
-        index = 0
-        while index < len(running):
+        index = bisect_left(running, True, key=_gives_way) if is_background else 0
+        while index < len(running) and running[index].gives_way == is_background and plan.budget > 0:
             request = running[index]
             index += 1
             num_computed = request.num_computed_tokens
@@ -216,7 +250,7 @@ class Scheduler:
                 continue  # its last token is being drawn
             if num_computed < request.num_slots or self._grow(request, num_computed + 1, plan):
                 plan.add(request, 1)
-        plan.num_decodes = len(plan.scheduled)
+                plan.num_decodes += 1
         return streams + prefills
 
     def _grow(self, request: Request, num_tokens: int, plan: StepPlan) -> bool:
@@ -237,19 +271,14 @@ class Scheduler:
             if victim is request:
                 return False
 
-    def _plan_prefills(self, plan: StepPlan, prefills: list[Request]) -> None:
-        if self._pace.is_on and plan.num_decodes:
-            plan.budget = min(plan.budget, self._pace.limit)
-        for request in prefills:
-            if plan.budget > 0:
-                plan.add_rest(request)
-
-    def _admit(self, plan: StepPlan) -> None:
-        """Starts waiting requests, best first, while budget, rows and blocks last."""
+    def _admit(self, plan: StepPlan, is_background: bool) -> None:
+        """Starts waiting requests of a kind, best first, while budget, rows and blocks last."""
         passed: list[Request] = []
         while plan.budget > 0 and len(self._running) < self._max_running:
             request = self._waiting.peek()
-            if request is None or request.num_in_flight:
+            if request is None or request.gives_way != is_background:
+                break
+            if request.num_in_flight:
                 break  # a preempted one whose last tokens are still to come
             request.unpack()
             if self._config.is_encoder and len(request.token_ids) > plan.budget:
@@ -321,14 +350,17 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Takes a running request's blocks and puts it back into the queue."""
         assert not request.is_protected
+        request.num_preemptions += 1
+        if request.num_preemptions >= self._config.max_preemptions:
+            request.is_protected = True
+        self._put_back(request)
+
+    def _put_back(self, request: Request) -> None:
         self._leave_running(request)
         request.state = RequestState.PREEMPTED
         request.num_computed_tokens = request.num_finished_tokens = 0
-        request.num_preemptions += 1
         self._stats.num_preemptions += 1
-        if request.num_preemptions >= self._config.max_preemptions:
-            request.is_protected = True
-            request.rank = (0, *request.rank[1:])
+        request.rank = (not request.is_protected, *request.rank[1:])
         self._waiting.push(request)
 
     # Results
@@ -387,6 +419,7 @@ class Scheduler:
         if is_waiting:
             self._waiting.discard(request)
         del self._requests[request.request_id]
+        self._num_others -= not request.is_background
         return request.close(output, reason, self._now, error)
 
     def _leave_running(self, request: Request) -> None:
@@ -416,8 +449,10 @@ class Scheduler:
             states[request.state].append(request)
         assert not states[RequestState.FINISHED]
         self._waiting.check(states[RequestState.WAITING] + states[RequestState.PREEMPTED])
+        assert self._num_others == sum(not request.is_background for request in self._requests.values())
         running = self._running
         assert sorted(states[RequestState.RUNNING], key=_by_rank) == running
+        assert sorted(running, key=_gives_way) == running
         assert len(running) <= self._max_running
         self._prefix_wait.check(running)
         assert self._kv.num_tables == len(running)

@@ -156,7 +156,6 @@ class GenerationEndpoint:
         finally:
             exchange.close()
             state.close_request(opened)
-            run.close()
             record.duration_s = time.monotonic() - arrival_s
             state.usage.close(record)
             run.record_traffic()
@@ -177,7 +176,6 @@ class _Run:
         self._choices: list[Choice] = []
         self._searching: asyncio.Future[list[RequestOutput]] | None = None
         self._is_gone = False
-        self._is_interactive = False
         self._body = b""  # kept only while contents are recorded
 
     async def serve(self, arrival_s: float) -> None:
@@ -197,9 +195,6 @@ class _Run:
         generation = ask.generation
         if PRIORITY_KEY in exchange.scope:
             generation = dataclasses.replace(generation, priority=exchange.scope[PRIORITY_KEY])
-        else:
-            self._is_interactive = True
-            self._state.num_interactive += 1
         self._opened.deadline_s = generation.deadline_s
         sequences = await text.prepare(generation)
         if self._is_gone:
@@ -251,12 +246,6 @@ class _Run:
         if info.status in (408, 413):
             headers.append((b"connection", b"close"))  # the rest of the body was not read
         await exchange.respond(info.status, self._wire.error_body(info), headers=headers)
-
-    def close(self) -> None:
-        """The request is over, however it ended."""
-        if self._is_interactive:
-            self._state.num_interactive -= 1
-            self._state.last_interactive_s = time.monotonic()
 
     def _on_disconnect(self) -> None:
         self._is_gone = True

@@ -126,8 +126,6 @@ class ServerState:
         self._emptied.set()
         self.engine_died = asyncio.Event()
         self.when_closing: list[Callable[[], None]] = []  # called when nothing is served any more
-        self.num_interactive = 0  # open requests that somebody waits for: batches give way to them
-        self.last_interactive_s = 0.0  # monotonic; when the last of them ended
         self.when_serving: list[Callable[[], None]] = []  # called each time an engine has become ready
         self._id_prefix = secrets.token_hex(6)
         self._next_id = 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -32,10 +31,8 @@ WINDOW_S: Final = 86_400.0
 RETRIED: Final = frozenset({0, 429, 499, 503})  # the server's own trouble, not the request's
 RETRY_S: Final = 0.25
 POLL_S: Final = 0.05
-# So many of a batch's requests are open at a time: a share of the engine's rows once nobody else has asked for QUIET_S.
+# One in so many of the engine's rows is asked for at a time. How much they get beside others, the scheduler says.
 ROWS_SHARE: Final = 4
-QUIET_S: Final = 1.0
-PROGRESS_S: Final = 1.0
 
 
 class BatchRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +69,6 @@ class Batches:
         self._current = ""
         self._cancelled: set[str] = set()
         state.when_closing.insert(0, self.close)  # before the store
-        self._last_begun_s = 0.0
 
     # Routes: each is a `call.Handler`
 
@@ -194,7 +190,6 @@ class Batches:
                     waiting = []
                 while waiting and len(tasks) < self._room():
                     number = waiting.pop()
-                    self._last_begun_s = time.monotonic()
                     tasks.add(asyncio.create_task(self._answer(batch_id, number, lines[number])))
                 if tasks:
                     done, tasks = await asyncio.wait(tasks, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
@@ -212,16 +207,9 @@ class Batches:
         return batch_id in self._cancelled
 
     def _room(self) -> int:
-        """How many of a batch's requests may be open now: none beside others, but one in every PROGRESS_S."""
-        engine, now_s = self._state.engine, time.monotonic()
-        if engine is None:
-            return 0
-        if now_s - self._last_begun_s > PROGRESS_S:
-            return 1
-        if self._state.num_interactive:
-            return 0
-        is_quiet = now_s - self._state.last_interactive_s > QUIET_S
-        return max(1, engine.ready.max_num_seqs // ROWS_SHARE) if is_quiet else 1
+        """How many of a batch's requests may be open now."""
+        engine = self._state.engine
+        return max(1, engine.ready.max_num_seqs // ROWS_SHARE) if engine is not None else 0
 
     async def _answer(self, batch_id: str, number: int, line: _Line) -> None:
         """One line, until it has an answer that is its own."""
