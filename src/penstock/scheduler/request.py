@@ -226,3 +226,12 @@ class Request:
         output.num_output_tokens = self.num_output_tokens
         output.timings = RequestTimings(self.arrival_s, self.scheduled_s, self.first_token_s, now, self.num_preemptions)
         return output
+
+    def check(self) -> None:
+        """Asserts what holds for its counts between two calls of the scheduler."""
+        assert self.num_pending + self.num_void <= self.num_in_flight
+        assert len(self.token_ids) + self.num_pending <= self.max_total_tokens
+        assert (self.table is not None) == (self.state is RequestState.RUNNING)
+        if self.table is not None:
+            assert self.num_finished_tokens <= self.num_computed_tokens <= self.num_slots
+            assert self.num_computed_tokens <= len(self.token_ids) + self.num_pending

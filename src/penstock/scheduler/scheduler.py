@@ -1,4 +1,32 @@
-"""The scheduler: who runs in the next step, and how many tokens each."""
+"""The scheduler: who runs in the next step, and how many tokens each.
+
+Pipelining: schedule() may be called while earlier steps are in flight. A request whose next token is being drawn
+is planned as if it had it (num_pending); the runner feeds the token from its own row. What is predictable
+(max_tokens) is never planned beyond; what is not (a stop token) makes update() discard the tokens of the steps
+that were in flight.
+
+Blocks: admission takes the blocks of all known tokens at once, and leaves `watermark_blocks` for running requests
+to grow into. When one cannot grow, the running request of the worst rank is preempted: its blocks go (what it
+computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it.
+
+Nobody waits forever:
+- add() refuses a request that the pool could not hold alone, so one request can always finish by itself.
+- After `max_preemptions` a request is protected: never preempted again, first in rank. One such runs with the
+  blocks it needs now (the guaranteed one); others are admitted beside it only with all they can ever need.
+- An unprotected request that cannot grow preempts an unprotected one, at worst itself. So whoever lacks a block and
+  stays is the guaranteed one, with only protected requests beside it; those lack nothing, finish, and leave it
+  alone with the pool, where it fits.
+- Hence some running request always advances. Preemptions are at most max_preemptions a request, so work lost is
+  finite; with nothing running the watermark is waived, and the first in the queue fits.
+
+max_num_seqs is kept at most max_num_batched_tokens, so every running request gets at least a token a step, but those
+of background work.
+Background work gives way to everybody else: it is planned last, within what BackgroundPace leaves it, and whoever
+waits for a row or for blocks takes those it has.
+Prefixes that are being computed are waited for (PrefixWait), and so are those that the host tier has (StepPlan).
+A one-pass request (pooling) is prefilled like any other, and ends with its vector instead of a token. An encoder's
+texts are planned whole, and their tables have no blocks.
+"""
 
 from __future__ import annotations
 
@@ -42,33 +70,8 @@ class Scheduler:
 
     There is no prefill phase and no decode phase: a request's num_computed_tokens catches up with its tokens. A step
     gives tokens to running requests that lack one (decodes), then to running ones that lack more (chunks of prefill),
-    then admits waiting ones; so a long prompt never holds up a stream, and mixed steps are the normal case.
-
-    Pipelining: schedule() may be called while earlier steps are in flight. A request whose next token is being drawn
-    is planned as if it had it (num_pending); the runner feeds the token from its own row. What is predictable
-    (max_tokens) is never planned beyond; what is not (a stop token) makes update() discard the tokens of the steps
-    that were in flight.
-
-    Blocks: admission takes the blocks of all known tokens at once, and leaves `watermark_blocks` for running requests
-    to grow into. When one cannot grow, the running request of the worst rank is preempted: its blocks go (what it
-    computed stays cached while room lasts), and it returns to the queue at the place its arrival gives it.
-
-    Nobody waits forever:
-    - add() refuses a request that the pool could not hold alone, so one request can always finish by itself.
-    - After `max_preemptions` a request is protected: never preempted again, first in rank. One such runs with the
-      blocks it needs now (the guaranteed one); others are admitted beside it only with all they can ever need.
-    - An unprotected request that cannot grow preempts an unprotected one, at worst itself. So whoever lacks a block and
-      stays is the guaranteed one, with only protected requests beside it; those lack nothing, finish, and leave it
-      alone with the pool, where it fits.
-    - Hence some running request always advances. Preemptions are at most max_preemptions a request, so work lost is
-      finite; with nothing running the watermark is waived, and the first in the queue fits.
-
-    max_num_seqs is kept at most max_num_batched_tokens, so every running request gets at least a token a step.
-    Background work gives way to everybody else: it is planned last, within what BackgroundPace leaves it, and whoever
-    waits for a row or for blocks takes those it has.
-    Prefixes that are being computed are waited for (PrefixWait), and so are those that the host tier has (StepPlan).
-    A one-pass request (pooling) is prefilled like any other, and ends with its vector instead of a token. An encoder's
-    texts are planned whole, and their tables have no blocks.
+    then admits waiting ones; so a long prompt never holds up a stream, and mixed steps are the normal case. Why nobody
+    waits forever, and the rest of its rules: above.
     """
 
     def __init__(self, config: SchedulerConfig, kv_cache: KVCacheManager) -> None:
@@ -276,10 +279,8 @@ class Scheduler:
         passed: list[Request] = []
         while plan.budget > 0 and len(self._running) < self._max_running:
             request = self._waiting.peek()
-            if request is None or request.gives_way != is_background:
-                break
-            if request.num_in_flight:
-                break  # a preempted one whose last tokens are still to come
+            if request is None or request.gives_way != is_background or request.num_in_flight:
+                break  # in flight: a preempted one whose last tokens are still to come
             request.unpack()
             if self._config.is_encoder and len(request.token_ids) > plan.budget:
                 break  # it runs whole, in a step of its own if need be
@@ -459,14 +460,8 @@ class Scheduler:
         in_flight = [request for plan in self._in_flight.values() for request in plan.requests]
         for request in self._requests.values():
             assert request.num_in_flight == in_flight.count(request)
-            assert request.num_pending + request.num_void <= request.num_in_flight
-            assert len(request.token_ids) + request.num_pending <= request.max_total_tokens
             assert request.num_preemptions <= self._config.max_preemptions
-            assert (request.table is not None) == (request.state is RequestState.RUNNING)
-        for request in running:
-            assert request.num_finished_tokens <= request.num_computed_tokens
-            assert request.num_computed_tokens <= len(request.token_ids) + request.num_pending
-            assert request.num_computed_tokens <= request.num_slots
+            request.check()
         assert self._guaranteed is None or self._guaranteed in running
         needy = [r for r in running if r.is_protected and r.num_slots < r.max_total_tokens - 1]
         assert needy in ([], [self._guaranteed])
