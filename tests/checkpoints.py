@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+ARCHITECTURES = {
+    "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "mixtral": "Mixtral",
+    "qwen2-moe": "Qwen2Moe", "qwen3-moe": "Qwen3Moe",
+}  # fmt: skip
+# Of mixtures, beside TINY.
+TINY_EXPERTS = {
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen2-moe": {
+        "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 44, "shared_expert_intermediate_size": 52,
+    },
+    "qwen3-moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 44},
+}  # fmt: skip
 
 # Small and awkward on purpose: nothing is a multiple of a vector or tile, heads are wider than hidden / heads.
 TINY = {
@@ -58,10 +69,13 @@ def build_model(family: str = "llama", seed: int = 0, head: str = "", **override
 
     is_encoder = family in ENCODERS
     tiny, name = (TINY_ENCODER, ENCODERS[family]) if is_encoder else (TINY, ARCHITECTURES[family])
+    tiny = {**tiny, **TINY_EXPERTS.get(family, {})}
     values = {key: value for key, value in {**tiny, **overrides}.items() if value is not None}
-    if family == "qwen2":
+    if family in ("qwen2", "qwen2-moe"):
         values.pop("head_dim", None)
     config = getattr(transformers, f"{name}Config")(**values)
+    if family in TINY_EXPERTS:
+        config._experts_implementation = "eager"  # the others want sizes that are multiples of 16
     torch.manual_seed(seed)
     model = getattr(transformers, name + (head or ("Model" if is_encoder else "ForCausalLM")))(config).eval()
     for name, parameter in model.named_parameters():
@@ -69,6 +83,8 @@ def build_model(family: str = "llama", seed: int = 0, head: str = "", **override
             parameter.data.normal_(0.0, 0.3)
         elif "norm" in name.lower():
             parameter.data.normal_(1.0, 0.2)
+        elif name.endswith(".gate.weight"):
+            parameter.data.normal_(0.0, 0.2)  # Qwen's start at zero
     return model
 
 

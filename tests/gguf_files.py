@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
-_ENUMS = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "llama", "Qwen2MoeForCausalLM": "qwen2moe", "Qwen3MoeForCausalLM": "qwen3moe",
+}  # fmt: skip
+_ENUMS = {name: getattr(gguf.MODEL_ARCH, name.upper()) for name in ARCHITECTURES.values()}
 
 
 def write_gguf(
@@ -36,8 +40,7 @@ def write_gguf(
     if tokenizer:
         add_byte_level_tokenizer(writer, checkpoint, pre)
     names = gguf.get_tensor_name_map(_ENUMS[arch], config["num_hidden_layers"])
-    for name, tensor in load_file(checkpoint / "model.safetensors").items():
-        values = tensor.float().numpy()
+    for name, values in _stacked(load_file(checkpoint / "model.safetensors")).items():
         if arch == "llama" and ".q_proj." in name:
             values = _permute(values, config["num_attention_heads"])
         if arch == "llama" and ".k_proj." in name:
@@ -53,6 +56,22 @@ def write_gguf(
     writer.close()
 
 
+def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Experts below each other, the router of a shared one as a vector: as conversion/qwen.py does."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        parts = re.split(r"\.experts\.(\d+)\.", name)
+        values = tensor.float().numpy()
+        if len(parts) == 3:
+            found.setdefault(f"{parts[0]}.experts.{parts[2]}", {})[int(parts[1])] = values
+        else:
+            found[name] = values[0] if name.endswith("shared_expert_gate.weight") else values
+    return {
+        name: np.stack([each[expert] for expert in sorted(each)]) if isinstance(each, dict) else each
+        for name, each in found.items()
+    }
+
+
 def add_tensor(
     writer: gguf.GGUFWriter,
     name: str,
@@ -60,8 +79,8 @@ def add_tensor(
     kind: str,
     quantize: Callable[[np.ndarray, str], np.ndarray],
 ) -> None:
-    """Vectors stay F32, as everywhere in llama.cpp."""
-    kind = "F32" if values.ndim == 1 else kind
+    """Vectors and routers stay F32, as everywhere in llama.cpp."""
+    kind = "F32" if values.ndim == 1 or "ffn_gate_inp" in name else kind
     stored = values if kind == "F32" else quantize(values, kind)
     writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType[kind])
 
@@ -89,6 +108,13 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> Non
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_vocab_size(config["vocab_size"])
+    if experts := config.get("num_local_experts", config.get("num_experts")):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
     rope = config.get("rope_parameters") or config
     writer.add_rope_freq_base(rope["rope_theta"])
 

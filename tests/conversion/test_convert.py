@@ -65,9 +65,33 @@ def test_float_targets_give_the_same_tokens(checkpoint: Path, tmp_path: Path) ->
     assert greedy(tmp_path / "m.gguf", "float32") == greedy(checkpoint, "float32")
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 3},
+    "qwen2-moe": {"num_experts": 3, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+    "qwen3-moe": {"num_experts": 3, "moe_intermediate_size": 256},
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_stand_where_the_gguf_package_has_them(family: str, tmp_path: Path) -> None:
+    source, ours, theirs = tmp_path / "float", tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    write_checkpoint(source, family, dtype="bfloat16", tokenizer=True, **{**SIZES, **MIXTURES[family]})
+    convert(source, ours, "q8_0", quiet)
+    write_gguf(theirs, source, "Q8_0")
+    expected = {tensor.name: tensor for tensor in gguf.GGUFReader(theirs).tensors}
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(ours).tensors}
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.shape.tolist() == expected[name].shape.tolist(), name
+        assert tensor.tensor_type == expected[name].tensor_type, name
+        np.testing.assert_array_equal(tensor.data, expected[name].data)
+    greedy(ours)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", *MIXTURES])
 def test_other_families_give_the_same_tokens(family: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "float", family, dtype="bfloat16", tokenizer=True, tie_word_embeddings=True, **SIZES)
+    sizes = {**SIZES, **MIXTURES.get(family, {})}
+    write_checkpoint(tmp_path / "float", family, dtype="bfloat16", tokenizer=True, tie_word_embeddings=True, **sizes)
     convert(tmp_path / "float", tmp_path / "m.gguf", "bf16", quiet)
     assert greedy(tmp_path / "m.gguf") == greedy(tmp_path / "float")
 

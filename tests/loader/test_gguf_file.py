@@ -172,7 +172,10 @@ def test_names_go_both_ways() -> None:
     ):
         assert gguf_name(hf_name(name)) == name
     assert hf_name("blk.3.attn_output.weight") == "model.layers.3.self_attn.o_proj.weight"
-    assert hf_name("blk.0.ffn_gate_exps.weight") == "blk.0.ffn_gate_exps.weight"
+    assert hf_name("blk.0.ffn_gate_exps.weight") == "model.layers.0.block_sparse_moe.experts.{}.w1.weight"
+    assert hf_name("blk.0.ffn_gate_exps.weight", "qwen3moe") == "model.layers.0.mlp.experts.{}.gate_proj.weight"
+    assert gguf_name("model.layers.0.mlp.experts.17.gate_proj.weight") == "blk.0.ffn_gate_exps.weight"
+    assert hf_name("blk.0.ffn_norm_exps.weight") == "blk.0.ffn_norm_exps.weight"
     assert gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
 
 

@@ -75,6 +75,13 @@ CASES = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "mixtral": ("mixtral", {"sliding_window": 40}),
+    "mixtral-one-expert": ("mixtral", {"num_experts_per_tok": 1}),
+    "qwen2-moe": ("qwen2-moe", {}),
+    "qwen2-moe-renormalised": ("qwen2-moe", {"norm_topk_prob": True, "mlp_only_layers": [2]}),
+    "qwen3-moe": ("qwen3-moe", {"norm_topk_prob": False}),
+    "qwen3-moe-renormalised": ("qwen3-moe", {"norm_topk_prob": True, "tie_word_embeddings": True}),
+    "qwen3-moe-dense-layers": ("qwen3-moe", {"decoder_sparse_step": 2, "num_experts_per_tok": 6}),
 }
 MAX_MODEL_LEN = 512
 PROMPT_LENS = (1, 97, 130)

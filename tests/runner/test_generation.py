@@ -17,6 +17,7 @@ FAMILIES = {
     "mistral": {"sliding_window": 24},
     "qwen2": {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2, "tie_word_embeddings": True},
     "qwen3": {"head_dim": 32},
+    "qwen2-moe": {"norm_topk_prob": True, "mlp_only_layers": [1]},
 }
 
 

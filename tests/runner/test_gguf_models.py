@@ -28,6 +28,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama-biases": {"family": "llama", "attention_bias": True, "mlp_bias": True},
     "qwen2": {"family": "qwen2", "tie_word_embeddings": True},
     "qwen3": {"family": "qwen3", "head_dim": 18},
+    "mixtral": {"family": "mixtral"},
+    "qwen2-moe": {"family": "qwen2-moe"},
+    "qwen3-moe": {"family": "qwen3-moe", "norm_topk_prob": True},  # which a file that does not say means
 }
 SIZES = {
     "vocab_size": 300,

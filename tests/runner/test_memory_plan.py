@@ -23,6 +23,41 @@ LLAMA_1B = {
 BLOCK_BYTES = 2 * 16 * 8 * 64 * 16 * 2  # keys and values, layers, heads, head size, slots, bf16
 
 
+# As their model cards count them, with the numbers of their config.json.
+MIXTURES = {
+    "Mixtral-8x7B": (46_702_792_704, {
+        "architectures": ["MixtralForCausalLM"], "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
+    }),
+    "Qwen3-30B-A3B": (30_532_122_624, {
+        "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
+        "max_position_embeddings": 40960, "torch_dtype": "bfloat16",
+    }),
+    "Qwen1.5-MoE-A2.7B": (14_315_784_192, {
+        "architectures": ["Qwen2MoeForCausalLM"], "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+        "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("kernels", ["native", "triton"])
+def test_every_expert_is_counted(name, kernels, tmp_path):
+    num_parameters, values = MIXTURES[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = engine_config(
+        tmp_path, dtype="bfloat16", kernels=kernels, max_model_len=2048, num_blocks=0, max_memory_bytes=0
+    )
+    plan = plan_memory(found, 200 * GIB)
+    # On a host, routers of 1, 8 and 60 rows are padded to a multiple of 16.
+    assert 0 <= plan.weights_bytes / 2 - num_parameters <= (0 if kernels == "triton" else 2e6)
+
+
 @pytest.fixture
 def config(tmp_path):
     """Llama 3.2 1B in bf16 with 64 sequences of 2,048 tokens; only its config.json exists."""

@@ -43,9 +43,26 @@ def test_weights_are_rounded_and_counted(kind: str, kernels: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantized_model_generates(kind: str, tmp_path: Path) -> None:
+def test_experts_are_rounded_and_routers_are_not(kind: str, tmp_path: Path) -> None:
+    sizes = {**SIZES, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
+    theirs = write_checkpoint(tmp_path, "qwen2-moe", num_hidden_layers=1, **sizes)
+    config, ops = engine_config(tmp_path, quantization=kind), op_table.load("native", 1)
+    mlp = load_model(config, ops, lambda fraction: None).layers[0].mlp
+    routers = [mlp.router.weight.packed, mlp.shared.router.weight.packed]
+    assert {type(router).__name__ for router in routers} == {"PackedLinear"}
+    for expert in range(6):
+        expected = theirs.model.layers[0].mlp.experts.down_proj[expert]
+        found = ops.dequantize(mlp.experts.down[expert].packed)
+        assert (found - expected).square().mean().sqrt() < KINDS[kind] * expected.square().mean().sqrt()
+    plain = weights_nbytes(engine_config(tmp_path), ops)
+    assert weights_nbytes(config, ops) < (0.55 if kind in ("int8", "fp8") else 0.45) * plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_quantized_model_generates(family: str, kind: str, tmp_path: Path) -> None:
     """Alone and together, in one piece and in chunks: the same tokens."""
-    write_checkpoint(tmp_path, tie_word_embeddings=True, **SIZES)
+    write_checkpoint(tmp_path, family, tie_word_embeddings=True, **SIZES)
     prompts = [[5, 9, 200, 31, 7], list(range(3, 120)), [42]]
     results = []
     for chunk, together in ((None, True), (16, True), (None, False)):

@@ -43,7 +43,7 @@ def first_tokens(config) -> list[int]:
     return sequence.output
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen2-moe"])
 @pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "q4_k_m"}])
 def test_a_package_gives_the_tokens_and_takes_the_memory_of_its_checkpoint(tmp_path, family, options):
     source = tmp_path / "checkpoint"

@@ -230,11 +230,12 @@ class HardwareStepTime:
     def of_model(cls, model: ModelConfig, bandwidth: float, flops: float, weight_bits: float = 16) -> HardwareStepTime:
         """A model with weights of that many bits on that machine."""
         attention = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim * model.hidden_size
-        layer = attention + 3 * model.hidden_size * model.intermediate_size
-        num_parameters = float(model.num_layers * layer + model.vocab_size * model.hidden_size)
+        held, used = _feed_forward_widths(model)
+        outside = model.num_layers * attention + model.vocab_size * model.hidden_size
         return cls(
-            bandwidth=bandwidth, flops=flops, weight_bytes=num_parameters * weight_bits / 8,
-            num_parameters=num_parameters, kv_bytes=kv_bytes_per_token(model),
+            bandwidth=bandwidth, flops=flops,
+            weight_bytes=(outside + 3.0 * model.hidden_size * held) * weight_bits / 8,
+            num_parameters=outside + 3.0 * model.hidden_size * used, kv_bytes=kv_bytes_per_token(model),
             attention_flops=4.0 * model.num_heads * model.head_dim * model.num_layers,
         )  # fmt: skip
 
@@ -273,6 +274,20 @@ class ScaledStepTime:
 
     def spread(self, work: StepWork, drawn: float, idle_s: float) -> float:
         return self.inner.spread(work, drawn, idle_s)
+
+
+def _feed_forward_widths(model: ModelConfig) -> tuple[int, int]:
+    """Of all layers, what is held and what a token goes through. A step of few tokens reads less of a mixture's."""
+    experts = model.experts
+    if experts is None:
+        return (model.num_layers * model.intermediate_size,) * 2
+    dense = len(experts.dense_layers) * model.intermediate_size
+    num_mixtures, shared = model.num_layers - len(experts.dense_layers), experts.shared_intermediate_size
+    held, used = (
+        dense + num_mixtures * (count * experts.intermediate_size + shared)
+        for count in (experts.count, experts.per_token)
+    )
+    return held, used
 
 
 def kv_bytes_per_token(model: ModelConfig) -> float:

@@ -30,6 +30,9 @@ SUPPORTED_ARCHITECTURES: Final = (
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
     "BertModel",
     "RobertaModel",
     "XLMRobertaModel",
@@ -55,6 +58,12 @@ _LIMITS: Final[dict[str, int]] = {
     "sliding_window": 16_777_216,
     "max_window_layers": 1024,
     "type_vocab_size": 1024,
+    "num_experts": 1024,  # kernels.triton.moe.MAX_EXPERTS
+    "num_local_experts": 1024,
+    "num_experts_per_tok": 64,
+    "moe_intermediate_size": 1_048_576,
+    "shared_expert_intermediate_size": 1_048_576,
+    "decoder_sparse_step": 1024,
 }
 
 # What transformers assumes when config.json leaves a key out; a key in neither place is required.
@@ -63,6 +72,21 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
     "Qwen2ForCausalLM": {},
     "Qwen3ForCausalLM": {"head_dim": 128, "attention_bias": False},
+    "MixtralForCausalLM": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "Qwen2MoeForCausalLM": {
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "qkv_bias": True,
+    },
+    "Qwen3MoeForCausalLM": {
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+        "attention_bias": False,
+    },
     "BertModel": {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
     "RobertaModel": {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
     "XLMRobertaModel": {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
@@ -91,6 +115,21 @@ class RopeConfig(msgspec.Struct, frozen=True, kw_only=True):
     long_factor: tuple[float, ...] = ()
 
 
+class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A mixture of experts in place of the feed-forward block, in all layers but dense_layers.
+
+    per_token: experts that each token meets. is_renormalized: their weights add up to one. shared_intermediate_size: of
+    the expert that every token meets beside them, 0 where there is none.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    is_renormalized: bool
+    shared_intermediate_size: int = 0
+    dense_layers: tuple[int, ...] = ()
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The shape of a model. Build it with `from_hf`; every number is then in bounds and consistent.
 
@@ -102,6 +141,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     tasks: what the model can be asked for. is_encoder: every token sees every other, and nothing is generated.
     first_position: the position embedding's row of a text's first token. max_position_embeddings counts from there.
     max_sequence: the tokens that the checkpoint's pooling was made for, where it names them.
+    experts: of a mixture; intermediate_size is then of its dense layers.
     """
 
     architecture: str
@@ -130,6 +170,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     type_vocab_size: int = 0
     first_position: int = 0
     max_sequence: int | None = None
+    experts: ExpertsConfig | None = None
 
     @property
     def max_context_len(self) -> int:
@@ -169,7 +210,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         activation = reader.values.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
             raise _wrong("hidden_act", f"{activation!r} is not supported; these families use 'silu'")
-        bias = reader.flag("attention_bias")
+        bias, is_qwen2_moe = reader.flag("attention_bias"), architecture == "Qwen2MoeForCausalLM"
         return cls(
             architecture=architecture,
             vocab_size=vocab_size,
@@ -184,16 +225,51 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             rope=_rope(reader, head_dim, max_position_embeddings),
             tie_word_embeddings=reader.flag("tie_word_embeddings"),
             sliding_windows=_sliding_windows(reader, architecture, num_layers),
-            attention_bias=architecture == "Qwen2ForCausalLM" or bias,
-            output_bias=architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") and bias,
+            attention_bias=architecture == "Qwen2ForCausalLM" or bias or (is_qwen2_moe and reader.flag("qkv_bias")),
+            output_bias=architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM") and bias,
             mlp_bias=architecture == "LlamaForCausalLM" and reader.flag("mlp_bias"),
-            qk_norm=architecture == "Qwen3ForCausalLM",
+            qk_norm=architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
             eos_token_ids=eos_token_ids(config),
             dtype=_dtype(config),
             quantization=quantization_of(config),
             tasks=tasks,
             pooler=pooler,
+            experts=_experts(reader, architecture, num_layers),
         )
+
+
+def _experts(reader: _Reader, architecture: str, num_layers: int) -> ExpertsConfig | None:
+    """Of a Qwen that has neither of its two spellings of the number of experts, transformers' default."""
+    if architecture == "MixtralForCausalLM":
+        count, inner = reader.size("num_local_experts"), reader.size("intermediate_size")
+        is_renormalized, shared = True, 0
+        dense: tuple[int, ...] = ()
+    elif architecture in ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"):
+        count = reader.size("num_local_experts", default=0) or reader.size("num_experts", default=128)
+        inner, is_renormalized = reader.size("moe_intermediate_size"), reader.flag("norm_topk_prob")
+        shared = reader.size("shared_expert_intermediate_size") if architecture == "Qwen2MoeForCausalLM" else 0
+        dense = _dense_layers(reader, num_layers)
+    else:
+        return None
+    per_token = reader.size("num_experts_per_tok")
+    if per_token > count:
+        raise _wrong("num_experts_per_tok", f"{per_token} exceeds the {count} experts")
+    return ExpertsConfig(
+        count=count,
+        per_token=per_token,
+        intermediate_size=inner,
+        is_renormalized=is_renormalized,
+        shared_intermediate_size=shared,
+        dense_layers=dense,
+    )
+
+
+def _dense_layers(reader: _Reader, num_layers: int) -> tuple[int, ...]:
+    listed = reader.values.get("mlp_only_layers") or []
+    if not isinstance(listed, list) or any(isinstance(each, bool) or not isinstance(each, int) for each in listed):
+        raise _wrong("mlp_only_layers", "it is not a list of whole numbers")
+    step = reader.size("decoder_sparse_step", default=1)
+    return tuple(layer for layer in range(num_layers) if layer in listed or (layer + 1) % step)
 
 
 def _encoder(
@@ -346,15 +422,17 @@ def _dtype(config: Mapping[str, Any]) -> str:
 
 
 def _sliding_windows(reader: _Reader, architecture: str, num_layers: int) -> tuple[int, ...]:
-    """Mistral: every layer when set. Qwen: the layers that `layer_types` or max_window_layers name. Llama: none."""
+    """Mistral, Mixtral: every layer when set. Qwen: those that `layer_types` or max_window_layers name. Llama: none."""
     full = (0,) * num_layers
-    if architecture == "LlamaForCausalLM" or reader.values.get("sliding_window") is None:
+    if architecture == "LlamaForCausalLM" or reader.values.get("sliding_window") in (None, 0):
         return full
     window = reader.size("sliding_window")
-    if architecture == "MistralForCausalLM":
+    if architecture in ("MistralForCausalLM", "MixtralForCausalLM"):
         return (window,) * num_layers
     if not reader.flag("use_sliding_window"):
         return full
+    if architecture.endswith("MoeForCausalLM"):
+        raise _wrong("use_sliding_window", "it is not supported in this family, whose published models have none")
     types = reader.values.get("layer_types")
     if types is None:
         first = reader.values.get("max_window_layers", 28)

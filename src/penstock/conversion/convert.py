@@ -55,6 +55,12 @@ def convert(
     model = read_model_config(source)
     if model.quantization is not None:
         raise CheckpointError(f"{source} is quantised already.", remedy="Name the float checkpoint it was made from.")
+    if model.experts is not None and calibration is not None and target not in GGUF_TARGETS:
+        raise ConfigError(
+            f"--to {target} is not calibrated for mixtures of experts: few tokens reach an expert.",
+            remedy="Leave --calibration out with w8a8 or w4a16, or choose a GGUF.",
+            param="calibration",
+        )
     with closing(open_checkpoint(source)) as checkpoint:
         rows = SourceRows(checkpoint, model)
         if target in ("gptq", "awq"):
@@ -141,10 +147,15 @@ def _importance(results: list[Checkpoint]) -> dict[str, Tensor]:
     return found
 
 
+def is_rounded(name: str) -> bool:
+    """Whether a tensor is of a linear that targets of integers round: all but embedding, head and routers."""
+    return name.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight"))
+
+
 def _rounded_entries(rows: SourceRows, target: str, recipe: Recipe) -> list[Entry]:
     entries: list[Entry] = []
     for name in rows.names:
-        if not name.endswith("_proj.weight"):
+        if not is_rounded(name):
             entries.append(plain(name, rows))
         elif target == "w8a8":
             entries += w8a8(name, rows)

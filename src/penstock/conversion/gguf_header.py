@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -24,8 +25,7 @@ class TensorPlan:
         self.name = name
         self.tensor_type = tensor_type
         self.shape = shape
-        self.row_bytes = shape[-1] // items * size if len(shape) > 1 else size
-        self.nbytes = shape[0] * self.row_bytes
+        self.nbytes = math.prod(shape) // items * size
 
 
 def gguf_header(values: Mapping[str, Any], plans: Sequence[TensorPlan]) -> bytes:

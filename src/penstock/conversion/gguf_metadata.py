@@ -16,7 +16,11 @@ from penstock.frontend.gguf_tokenizer import EMBEDDED_TOKENIZER, PATTERNS
 from penstock.frontend.text_files import TextFiles
 from penstock.loader.gguf_checkpoint import ARCHITECTURES
 
-_GGUF_ARCHITECTURES: Final = {**{ours: theirs for theirs, ours in ARCHITECTURES.items()}, "MistralForCausalLM": "llama"}
+_GGUF_ARCHITECTURES: Final = {
+    **{ours: theirs for theirs, ours in ARCHITECTURES.items()},
+    "MistralForCausalLM": "llama",
+    "MixtralForCausalLM": "llama",
+}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _MERGELESS_SCORE: Final = -1e6
 _CONTRACTIONS: Final = ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])")
@@ -53,7 +57,21 @@ def _architecture(path: Path, model: ModelConfig, file_type: int) -> dict[str, A
         f"{name}.attention.layer_norm_rms_epsilon": model.rms_norm_eps,
         f"{name}.rope.dimension_count": model.head_dim,
         f"{name}.vocab_size": model.vocab_size,
+        **_experts(name, model),
     }
+
+
+def _experts(name: str, model: ModelConfig) -> dict[str, Any]:
+    experts = model.experts
+    if experts is None:
+        return {}
+    values: dict[str, Any] = {f"{name}.expert_count": experts.count, f"{name}.expert_used_count": experts.per_token}
+    if name != "llama":  # Mixtral's are of the size of a dense block, and always renormalised
+        values[f"{name}.expert_feed_forward_length"] = experts.intermediate_size
+        values[f"{name}.expert_weights_norm"] = experts.is_renormalized
+    if experts.shared_intermediate_size:
+        values[f"{name}.expert_shared_feed_forward_length"] = experts.shared_intermediate_size
+    return values
 
 
 def _rope(model: ModelConfig, name: str) -> dict[str, Any]:

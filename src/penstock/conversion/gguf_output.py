@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from penstock.conversion.source_rows import SourceRows
 from penstock.layers.rotary import inverse_frequencies
 from penstock.loader.gguf_checkpoint import ROPE_FACTORS, gguf_name
 from penstock.loader.gguf_file import block_of
-from penstock.quantization.gguf_encode import MIXTURES, encode, head_name, k_mixture
+from penstock.quantization.gguf_encode import MIXTURES, encode, head_name, is_router, k_mixture
 
 # Target -> general.file_type, and the type of most matrices.
 GGUF_TARGETS: Final = {
@@ -46,9 +47,17 @@ def write_gguf(
         theirs = gguf_name(name)
         if theirs is None:
             raise CheckpointError(f"GGUF has no place for the tensor {name!r}.")
-        plan = TensorPlan(theirs, _tensor_type(name, rows, target), rows.shape(name))
+        stack = _stack(name, rows.model)
+        if name != stack[0]:
+            continue  # written with the first
+        shape = rows.shape(name)
+        if len(stack) > 1:
+            shape = (len(stack), *shape)
+        elif name.endswith(".shared_expert_gate.weight"):
+            shape = shape[1:]  # GGUF has this matrix of one row as a vector
+        plan = TensorPlan(theirs, _tensor_type(name, rows, target), shape)
         plans.append(plan)
-        sections.append(_section(name, plan, rows, is_turned, importance.get(name.removesuffix(".weight"))))
+        sections.append(_section(stack, plan, rows, is_turned, importance))
     if rows.model.rope.rope_type == "llama3":
         factors = _rope_factors(rows.model)
         plan = TensorPlan(ROPE_FACTORS, "F32", tuple(factors.shape))
@@ -57,13 +66,21 @@ def write_gguf(
     write_file(output, gguf_header(values, plans), sections, on_progress)
 
 
+def _stack(name: str, model: ModelConfig) -> list[str]:
+    """The experts' tensors that stand in one with `name`, which is the first of them; any other's is itself."""
+    parts = re.split(r"(?<=\.experts\.)\d+(?=\.)", name)
+    if len(parts) == 1 or model.experts is None:
+        return [name]
+    return [f"{parts[0]}{expert}{parts[1]}" for expert in range(model.experts.count)]
+
+
 def _tensor_type(name: str, rows: SourceRows, target: str) -> str:
     """llama.cpp's choice: vectors F32, the head (or the embedding tied to it) and part of the K mixtures finer."""
     shape, (_, kind) = rows.shape(name), GGUF_TARGETS[target]
-    if len(shape) < 2:
-        return "F32"
     model = rows.model
     linear = name.removesuffix(".weight")
+    if len(shape) < 2 or is_router(linear):
+        return "F32"
     if target in MIXTURES:
         kind = k_mixture(linear, model, target)
     elif target == "q4_0" and linear == head_name(model):
@@ -74,18 +91,22 @@ def _tensor_type(name: str, rows: SourceRows, target: str) -> str:
     return "F16"
 
 
-def _section(name: str, plan: TensorPlan, rows: SourceRows, is_turned: bool, importance_K: Tensor | None) -> Section:
+def _section(
+    names: Sequence[str], plan: TensorPlan, rows: SourceRows, is_turned: bool, importance: Mapping[str, Tensor]
+) -> Section:
+    """names: of one tensor, or of those that are stacked in it."""
     head_dim = rows.model.head_dim
-    turns = is_turned and (".q_proj." in name or ".k_proj." in name)
+    turns = is_turned and (".q_proj." in names[0] or ".k_proj." in names[0])
 
     def pieces() -> Iterator[bytes]:
-        if len(plan.shape) == 1:
-            vector = rows.vector(name)
+        if len(rows.shape(names[0])) == 1:
+            vector = rows.vector(names[0])
             yield (_turned(vector[:, None], head_dim)[:, 0] if turns else vector).contiguous().numpy().tobytes()
             return
-        for piece in rows.pieces(name, head_dim if turns else 1):
-            ordered = _turned(piece, head_dim) if turns else piece
-            yield encode(plan.tensor_type, ordered, importance_K).numpy().tobytes()
+        for name in names:
+            for piece in rows.pieces(name, head_dim if turns else 1):
+                ordered = _turned(piece, head_dim) if turns else piece
+                yield encode(plan.tensor_type, ordered, importance.get(name.removesuffix(".weight"))).numpy().tobytes()
 
     return Section(plan.nbytes + padding(plan.nbytes), pieces)
 

@@ -148,7 +148,7 @@ def _compressed_tensors(target: str, recipe: Recipe) -> dict[str, Any]:
         "format": name,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
+        "ignore": ["lm_head", "re:.*(mlp|block_sparse_moe)\\.gate$", "re:.*shared_expert_gate$"],
     }
 
 

@@ -26,10 +26,12 @@ class Layouts(ABC):
     """Sizes in bytes before anything is allocated, and empty memory of exactly these sizes. device: where it lies.
 
     version: changes with the bytes of any packed weight, so that a compiled package is never read wrong.
+    stacks_experts: a mixture's experts are rows of one weight, for ops.experts.mlp; else each is a weight of its own.
     """
 
     __slots__ = ("device",)
     version: ClassVar[str]
+    stacks_experts: ClassVar[bool] = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

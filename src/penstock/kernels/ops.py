@@ -12,12 +12,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import torch
 
 from penstock.base.errors import ConfigError
 from penstock.kernels.layouts import HostLayouts, Layouts, TorchLayouts
+from penstock.kernels.reference.experts import ReferenceExperts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,15 +55,45 @@ class LayerRecordings(Protocol):
         """What layers(...) gives, or None: they have to be run as they are."""
 
 
+class ExpertOps(Protocol):
+    """What a mixture of experts is made of. P = T K pairs of a token and one of its K experts, in the tokens' order."""
+
+    def choose(self, logits_TE: Tensor, top_k: int, *, is_renormalized: bool) -> tuple[Tensor, Tensor]:
+        """(experts [T, K] int32, their softmax weights [T, K] float32), the most probable first, of equals the lower
+        number. logits: float32. is_renormalized: the weights are divided by their sum."""
+        ...
+
+    def combine(self, pairs_PN: Tensor, weights_TK: Tensor) -> Tensor:
+        """The weighted sum of each token's pairs, in float32 and in order, rounded once -> [T, N]."""
+        ...
+
+    def mlp(
+        self,
+        ops: Ops,
+        x_TD: Tensor,
+        chosen: tuple[Tensor, Tensor],
+        gate_up: PackedLinear | QuantizedLinear,
+        down: PackedLinear | QuantizedLinear,
+        num_experts: int,
+    ) -> Tensor:
+        """combine(down(silu_and_mul(gate_up(x)))) of each token's experts -> [T, D]. chosen: of `choose`.
+
+        gate_up [experts * 2 I, D], down [experts * D, I]: the experts below each other (Layouts.stacks_experts).
+        """
+        ...
+
+
 class Ops(ABC):
     """One implementation of every op.
 
     kind: "native", "triton" or "reference". isa: the instruction set of the native kernels, or what else they run on.
     layouts: how weights and caches lie, and on which device.
     recordings: of the ops that layers are made of, where this implementation can repeat them by itself.
+    experts: the ops of mixtures of experts.
     """
 
     __slots__ = ("isa", "kind", "layouts", "num_threads", "recordings")
+    experts: ClassVar[ExpertOps] = ReferenceExperts()
 
     def __init__(self, kind: str, isa: str, num_threads: int, layouts: Layouts) -> None:
         self.kind = kind

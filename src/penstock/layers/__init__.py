@@ -1,4 +1,4 @@
-"""Parts that models are made of: linear, attention, norm, rotary.
+"""Parts that models are made of: linear, attention, norm, rotary, mixtures of experts.
 
 Owns: its weights.
 Never: knows about requests.
@@ -6,6 +6,7 @@ Never: knows about requests.
 
 from penstock.layers.attention import Attention, AttentionMetadata, KVCache
 from penstock.layers.decoder import DecoderLayers
+from penstock.layers.experts import ExpertsMLP, SharedExpert
 from penstock.layers.linear import Embedding, Linear
 from penstock.layers.mlp import GatedMLP, GeluMLP
 from penstock.layers.norm import LayerNorm, RMSNorm
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionMetadata",
     "DecoderLayers",
     "Embedding",
+    "ExpertsMLP",
     "GatedMLP",
     "GeluMLP",
     "KVCache",
@@ -24,5 +26,6 @@ __all__ = [
     "Linear",
     "RMSNorm",
     "RotaryTable",
+    "SharedExpert",
     "Weights",
 ]

@@ -10,7 +10,14 @@ from torch import Tensor
 from penstock.kernels.ops import Ops
 from penstock.layers.linear import Embedding, Linear
 from penstock.layers.norm import LayerNorm, RMSNorm
-from penstock.quantization import LinearFormat, TensorSource
+from penstock.quantization import (
+    ExpertWeights,
+    LinearFormat,
+    LinearWeight,
+    SeparateExperts,
+    StackedExperts,
+    TensorSource,
+)
 
 
 class Weights:
@@ -34,6 +41,22 @@ class Weights:
             return Linear(weight)
         parts = [self.vector(f"{name}.bias", rows) for name, rows in zip(names, num_rows, strict=True)]
         return Linear(weight, torch.cat(parts))
+
+    def experts(self, names: Sequence[str], count: int, inner_size: int, hidden_size: int) -> ExpertWeights:
+        """names: of an expert's gate, up and down, with {expert} where its number stands."""
+        gate_up = [[name.format(expert=expert) for name in names[:2]] for expert in range(count)]
+        down = [[names[2].format(expert=expert)] for expert in range(count)]
+
+        def load(members: Sequence[Sequence[str]], num_rows: int, num_columns: int) -> LinearWeight:
+            flat = [name for each in members for name in each]
+            return self._format.load_linear(self._source, flat, [num_rows] * len(flat), num_columns, self._ops)
+
+        if self._ops.layouts.stacks_experts:
+            return StackedExperts(load(gate_up, inner_size, hidden_size), load(down, hidden_size, inner_size), count)
+        return SeparateExperts(
+            [load([each], inner_size, hidden_size) for each in gate_up],
+            [load([each], hidden_size, inner_size) for each in down],
+        )
 
     def embedding(self, name: str, num_rows: int, num_columns: int) -> Embedding:
         return Embedding(self._format.load_embedding(self._source, name, num_rows, num_columns, self._ops))

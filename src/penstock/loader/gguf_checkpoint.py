@@ -22,8 +22,14 @@ from penstock.config.model import ModelConfig
 from penstock.loader.gguf_file import GGUFFile, split_paths
 from penstock.loader.mapped_tensor import TensorView
 
-# general.architecture -> the name in config.json. Mistral's are written as "llama".
-ARCHITECTURES: Final = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# general.architecture -> the name in config.json. Mistral's are written as "llama", and Mixtral's, with experts.
+ARCHITECTURES: Final = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "qwen2moe": "Qwen2MoeForCausalLM", "qwen3moe": "Qwen3MoeForCausalLM",
+}  # fmt: skip
+_RENORMALIZED: Final = ("qwen3moe",)  # what llama.cpp takes each to be, for files that do not say
+_MAX_EXPERTS: Final = 1024
+_MAX_LAYERS: Final = 1024
 ROPE_FACTORS: Final = "rope_freqs.weight"  # a divisor for each pair's frequency: Llama 3's scaling, worked out
 
 _NAMES: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -40,6 +46,24 @@ _LAYER_NAMES: Final = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Of a mixture. With an expert's number left open: the experts' matrices, which GGUF stacks.
+_QWEN_EXPERTS: Final = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_MIXTRAL_EXPERTS: Final = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+}
+_EXPERT: Final = re.compile(r"\.experts\.\d+\.", re.ASCII)
 _LAYER_TENSOR: Final = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)", re.ASCII)
 _TENSOR: Final = re.compile(r"(\w+)\.(weight|bias)", re.ASCII)
 _TURNED: Final = re.compile(r"\.(q|k)_proj\.")
@@ -51,25 +75,28 @@ _CONTROL: Final = 3
 _FLOAT_TYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def hf_name(name: str) -> str:
-    """The name of a GGUF tensor in a Hugging Face checkpoint; itself if it has none."""
+def hf_name(name: str, architecture: str = "llama") -> str:
+    """The name of a GGUF tensor in a Hugging Face checkpoint, itself if it has none. A stack's has a {} in it."""
     match = _LAYER_TENSOR.fullmatch(name)
-    if match is not None and match[2] in _LAYER_NAMES:
-        return f"model.layers.{int(match[1])}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+    names = _LAYER_NAMES | (_MIXTRAL_EXPERTS if architecture == "llama" else _QWEN_EXPERTS)
+    if match is not None and match[2] in names:
+        return f"model.layers.{int(match[1])}.{names[match[2]]}.{match[3]}"
     match = _TENSOR.fullmatch(name)
     return f"{_NAMES[match[1]]}.{match[2]}" if match is not None and match[1] in _NAMES else name
 
 
 def gguf_name(name: str) -> str | None:
-    """The inverse of `hf_name`: None for a tensor that GGUF has no place for."""
+    """The inverse of `hf_name`: None for a tensor that GGUF has no place for; of any expert's, the stack's."""
     stem, _, suffix = name.rpartition(".")
+    stem = _EXPERT.sub(".experts.{}.", stem)
     for theirs, ours in _NAMES.items():
         if stem == ours:
             return f"{theirs}.{suffix}"
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem, re.ASCII)
-    for theirs, ours in _LAYER_NAMES.items():
-        if match is not None and match[2] == ours:
-            return f"blk.{match[1]}.{theirs}.{suffix}"
+    for names in (_LAYER_NAMES, _QWEN_EXPERTS, _MIXTRAL_EXPERTS):
+        for theirs, ours in names.items():
+            if match is not None and match[2] == ours:
+                return f"blk.{match[1]}.{theirs}.{suffix}"
     return None
 
 
@@ -89,15 +116,27 @@ class GGUFCheckpoint:
         self._files: list[GGUFFile] = []
         self._place: dict[str, tuple[GGUFFile, str]] = {}
         for part in split_paths(path):
-            file = GGUFFile(part)
-            self._files.append(file)
-            for name in file.tensors:
-                if hf_name(name) in self._place:
-                    raise CheckpointError(f"Tensor {name!r} is in two parts of {path.name}.")
-                self._place[hf_name(name)] = (file, name)
+            self._files.append(GGUFFile(part))
         self.head = self._files[0]
         self.architecture = self.head.text("general.architecture")
+        for file in self._files:
+            for name in list(file.tensors):
+                self._add(file, name)
         self._head_dim = self._read_head_dim() if self.architecture == "llama" else 0
+
+    def _add(self, file: GGUFFile, name: str) -> None:
+        ours = hf_name(name, self.architecture)
+        if ours.endswith(".shared_expert_gate.weight"):
+            file.as_row(name)
+        if "{}" not in ours:
+            places = {ours: (file, name)}
+        elif file.tensors[name].shape[0] > _MAX_EXPERTS:
+            raise CheckpointError(f"{self.path.name}: {name!r} claims more than {_MAX_EXPERTS} experts.")
+        else:
+            places = {ours.format(expert): (file, own) for expert, own in enumerate(file.part_stack(name))}
+        if places.keys() & self._place.keys():
+            raise CheckpointError(f"Tensor {name!r} is in two parts of {self.path.name}.")
+        self._place |= places
 
     def _read_head_dim(self) -> int:
         rotated = self.head.integer("llama.rope.dimension_count", 0)
@@ -179,15 +218,13 @@ class GGUFCheckpoint:
 
     def _as_config_json(self) -> dict[str, Any]:
         head, prefix = self.head, self.architecture
-        if head.integer(f"{prefix}.expert_count", 0):
-            raise CheckpointError(f"{self.path.name} is a mixture of experts, which is not supported.")
         embedding = "model.embed_tokens.weight"
         if embedding not in self._place or len(self.shape(embedding)) != 2:
             raise CheckpointError(f"{self.path.name} lacks the embedding token_embd.weight.")
         heads = head.integer(f"{prefix}.attention.head_count")
         hidden = head.integer(f"{prefix}.embedding_length")
         return {
-            "architectures": [ARCHITECTURES[prefix]],
+            "architectures": [self._family],
             "vocab_size": self.shape(embedding)[0],
             "hidden_size": hidden,
             "intermediate_size": head.integer(f"{prefix}.feed_forward_length"),
@@ -203,6 +240,40 @@ class GGUFCheckpoint:
             "torch_dtype": _FLOAT_TYPES.get(self.tensor_type(embedding), "bfloat16"),
             "rope_parameters": self._rope(),
             "eos_token_id": self.end_token_ids(),
+            **self._experts(),
+        }
+
+    @property
+    def _family(self) -> str:
+        is_mixtral = self.architecture == "llama" and self.head.integer("llama.expert_count", 0) > 0
+        return "MixtralForCausalLM" if is_mixtral else ARCHITECTURES[self.architecture]
+
+    def _experts(self) -> dict[str, Any]:
+        """Of a mixture. Layers without a router are dense; what an expert's size is, its matrices say."""
+        head, prefix = self.head, self.architecture
+        if not head.integer(f"{prefix}.expert_count", 0):
+            return {}
+        names = _MIXTRAL_EXPERTS if prefix == "llama" else _QWEN_EXPERTS
+        num_layers = min(head.integer(f"{prefix}.block_count"), _MAX_LAYERS)
+        in_layer = [
+            {theirs: f"model.layers.{layer}.{ours.format(0)}.weight" for theirs, ours in names.items()}
+            for layer in range(num_layers)
+        ]
+        sparse = [layer for layer in range(num_layers) if in_layer[layer]["ffn_gate_exps"] in self._place]
+        if not sparse:
+            raise CheckpointError(
+                f"{self.path.name} lacks its experts, ffn_gate_exps.",
+                remedy="Files of 2023 and before, which keep experts one by one, have to be converted again.",
+            )
+        first = in_layer[sparse[0]]
+        shared = first.get("ffn_gate_shexp")
+        return {
+            "num_local_experts": head.integer(f"{prefix}.expert_count"),
+            "num_experts_per_tok": head.integer(f"{prefix}.expert_used_count"),
+            "norm_topk_prob": head.flag(f"{prefix}.expert_weights_norm", prefix in _RENORMALIZED),
+            "mlp_only_layers": [layer for layer in range(num_layers) if layer not in sparse],
+            "moe_intermediate_size": self.shape(first["ffn_gate_exps"])[0],
+            "shared_expert_intermediate_size": self.shape(shared)[0] if shared in self._place else None,
         }
 
     def _rope(self) -> dict[str, Any]:

@@ -166,6 +166,25 @@ class GGUFFile:
         found: npt.NDArray[Any] = self.value(key)
         return found
 
+    def part_stack(self, name: str) -> list[str]:
+        """Makes the matrices of a stack [E, N, K] tensors of their own, beside it -> their names, in order."""
+        entry = self.tensors[name]
+        if len(entry.shape) != 3:
+            raise _corrupt(self.path, f"tensor {name!r} has {len(entry.shape)} dimensions, not 3")
+        row_bytes = entry.row_bytes // max(entry.shape[1], 1)
+        names = [f"{name}#{index}" for index in range(entry.shape[0])]
+        for index, own in enumerate(names):
+            begin = entry.begin + index * entry.row_bytes
+            self.tensors[own] = TensorEntry(entry.type, entry.shape[1:], begin, row_bytes)
+        return names
+
+    def as_row(self, name: str) -> None:
+        """Makes a vector a matrix of one row."""
+        entry = self.tensors[name]
+        if len(entry.shape) == 1:
+            row_bytes = entry.shape[0] * entry.row_bytes
+            self.tensors[name] = TensorEntry(entry.type, (1, *entry.shape), entry.begin, row_bytes)
+
     def read(self, name: str, begin: int = 0, end: int | None = None) -> TensorView:
         """Rows [begin, end) of a tensor as a view of the mapping; the system reads ahead. Valid until close()."""
         entry = self.tensors[name]

@@ -31,7 +31,9 @@ MANIFEST: Final = "penstock.json"
 WEIGHTS: Final = "packed.safetensors"
 GRAPHS: Final = "graphs.json"
 _MAX_GRAPHS_BYTES: Final = 64 << 10
-_HEADER_BYTES: Final = (1 << 20) - 8  # reserved: the header is written last, over spaces
+# Reserved: the header is written last, over spaces.
+_HEADER_STEP_BYTES: Final = 1 << 20
+_TENSORS_A_STEP: Final = 2048
 _PAGE_BYTES: Final = 4096
 _PIECE_BYTES: Final = 8 << 20
 _NUM_READERS: Final = 4
@@ -162,12 +164,16 @@ class PackageReader:
 
 
 class PackageWriter:
-    """Writes packed.safetensors as the tensors come, and the manifest when all are there (`finish`)."""
+    """Writes packed.safetensors as the tensors come, and the manifest when all are there (`finish`).
 
-    def __init__(self, path: Path) -> None:
+    num_tensors: the most that will come.
+    """
+
+    def __init__(self, path: Path, num_tensors: int) -> None:
+        self._header_bytes = (num_tensors // _TENSORS_A_STEP + 1) * _HEADER_STEP_BYTES - 8
         self._path = path
         self._file = (path / (WEIGHTS + ".part")).open("wb")
-        self._file.seek(8 + _HEADER_BYTES)
+        self._file.seek(8 + self._header_bytes)
         self._header: dict[str, dict[str, object]] = {}
         self._end = 0
         self.entries: dict[str, PackedEntry] = {}
@@ -187,9 +193,9 @@ class PackageWriter:
     def finish(self, manifest: PackageManifest) -> None:
         """The manifest's entries are those that were added. Only now is the package one."""
         header = msgspec.json.encode(self._header)
-        assert len(header) <= _HEADER_BYTES, len(header)
+        assert len(header) <= self._header_bytes, len(header)
         self._file.seek(0)
-        self._file.write(_HEADER_BYTES.to_bytes(8, "little") + header.ljust(_HEADER_BYTES))
+        self._file.write(self._header_bytes.to_bytes(8, "little") + header.ljust(self._header_bytes))
         self._file.close()
         (self._path / (WEIGHTS + ".part")).replace(self._path / WEIGHTS)
         text = msgspec.json.encode(msgspec.structs.replace(manifest, entries=self.entries))

@@ -15,8 +15,10 @@ from penstock.layers import AttentionMetadata, KVCache, Weights
 from penstock.models.bert import PREFIXES, BertModel
 from penstock.models.llama import LlamaForCausalLM
 from penstock.models.mistral import MistralForCausalLM
+from penstock.models.mixtral import MixtralForCausalLM
 from penstock.models.qwen2 import Qwen2ForCausalLM
 from penstock.models.qwen3 import Qwen3ForCausalLM
+from penstock.models.qwen_moe import QwenMoeForCausalLM
 
 
 class LanguageModel(Protocol):
@@ -50,6 +52,9 @@ ARCHITECTURES: Final[dict[str, Callable[[ModelConfig, Weights, int], LanguageMod
     "MistralForCausalLM": MistralForCausalLM,
     "Qwen2ForCausalLM": Qwen2ForCausalLM,
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "MixtralForCausalLM": MixtralForCausalLM,
+    "Qwen2MoeForCausalLM": QwenMoeForCausalLM,
+    "Qwen3MoeForCausalLM": QwenMoeForCausalLM,
     "BertModel": BertModel,
     "RobertaModel": BertModel,
     "XLMRobertaModel": BertModel,

@@ -4,6 +4,7 @@ Owns: nothing.
 Never: knows about models.
 """
 
+from penstock.quantization.expert_weights import ExpertWeights, SeparateExperts, StackedExperts
 from penstock.quantization.gguf import GGUFFormat, is_block_type
 from penstock.quantization.hub_formats import hub_format
 from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight, WholeStepWeight
@@ -16,10 +17,13 @@ __all__ = [
     "CheckpointSource",
     "DummySource",
     "EmbeddingWeight",
+    "ExpertWeights",
     "GGUFFormat",
     "LinearFormat",
     "LinearWeight",
     "OnlineFormat",
+    "SeparateExperts",
+    "StackedExperts",
     "StoredFormat",
     "TensorSource",
     "UnquantizedFormat",

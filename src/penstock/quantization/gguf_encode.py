@@ -49,12 +49,17 @@ def head_name(model: ModelConfig) -> str:
     return "model.embed_tokens" if model.tie_word_embeddings else "lm_head"
 
 
+def is_router(name: str) -> bool:
+    """Whether a linear decides which experts a token meets: it is small, and never rounded."""
+    return name.endswith((".gate", ".shared_expert_gate"))
+
+
 def k_mixture(name: str, model: ModelConfig, mixture: str = "q4_k_m") -> str:
     """The type of a linear (named without suffix): the head and some of v and down are finer, as llama.cpp has it."""
     coarse, fine = MIXTURES[mixture]
     if name == head_name(model):
         return "Q6_K"
-    if name.endswith(("v_proj", "down_proj")):
+    if name.endswith(("v_proj", "down_proj", ".w2")):  # w2: Mixtral's down
         layer, eighth = int(name.split(".")[2]), model.num_layers // 8
         if layer < eighth or layer >= 7 * model.num_layers // 8 or (layer - eighth) % 3 == 2:
             return fine

@@ -19,7 +19,7 @@ from penstock.config.model import ModelConfig
 from penstock.kernels.ops import Ops
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT4, INT8_CHANNEL, QuantizedLinear, WeightLayout, fp8
 from penstock.loader.gguf_file import TYPE_IDS, block_of
-from penstock.quantization.gguf_encode import encode, head_name, k_mixture
+from penstock.quantization.gguf_encode import encode, head_name, is_router, k_mixture
 from penstock.quantization.stored_format import MAPPED_PIECE_ELEMENTS, PIECE_ELEMENTS, StoredFormat, row_pieces
 from penstock.quantization.tensor_source import TensorSource
 
@@ -38,7 +38,7 @@ class OnlineFormat(StoredFormat):
         self._model = model
 
     def layout(self, name: str, num_columns: int) -> WeightLayout | None:
-        if name == EMBEDDING and not self._model.tie_word_embeddings:
+        if is_router(name) or (name == EMBEDDING and not self._model.tie_word_embeddings):
             return None
         if self._kind in ("int4", "fp8") and name == head_name(self._model):
             return INT8_CHANNEL

@@ -32,6 +32,7 @@ _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int64":
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _LINEAR, _QUANTIZED, _TENSOR = "linear", "quantized", "tensor"
 _ORDER: Final = ".order"
+_MOST_NAMES: Final = 4
 
 
 class RecordingFormat:
@@ -226,7 +227,9 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _part_name(names: Sequence[str], index: int) -> str:
-    return f"{'+'.join(names)}#{index}"
+    """Of a stack of experts, whose names fill pages, the first and how many follow."""
+    joined = "+".join(names) if len(names) <= _MOST_NAMES else f"{names[0]}+{len(names) - 1}"
+    return f"{joined}#{index}"
 
 
 def _mismatch(name: str, wanted: str) -> CheckpointError:

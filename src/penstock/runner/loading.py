@@ -129,25 +129,25 @@ def write_package(config: EngineConfig, ops: Ops, output: Path, on_progress: Cal
 
     Raises CheckpointError, ConfigError; then nothing of the package is left.
     """
-    writer = PackageWriter(output)
-    try:
-        with _opened(config) as checkpoint:
+    with _opened(config) as checkpoint:
+        assert checkpoint is not None
+        writer = PackageWriter(output, len(checkpoint.names()))
+        try:
             chosen = linear_format(config, checkpoint)
-            assert checkpoint is not None
             source = CheckpointSource(
                 checkpoint, lambda name: is_ignored_tensor(name, config.model) or chosen.ignores(name), on_progress
             )
             _build(config, RecordingSource(source, writer), RecordingFormat(chosen, writer), ops)
-        manifest = PackageManifest(
-            format_version=FORMAT_VERSION, layouts=ops.layouts.version, isa=ops.isa, dtype=config.dtype,
-            quantization=config.quantization,
-        )  # fmt: skip
-        writer.finish(manifest)
-        if config.kernels == "triton":
-            write_graph_shapes(output, usual_shapes(GraphLimits.of(config)))
-    except BaseException:
-        writer.abandon()
-        raise
+            manifest = PackageManifest(
+                format_version=FORMAT_VERSION, layouts=ops.layouts.version, isa=ops.isa, dtype=config.dtype,
+                quantization=config.quantization,
+            )  # fmt: skip
+            writer.finish(manifest)
+            if config.kernels == "triton":
+                write_graph_shapes(output, usual_shapes(GraphLimits.of(config)))
+        except BaseException:
+            writer.abandon()
+            raise
 
 
 def open_package(config: EngineConfig, layouts: Layouts) -> PackageReader:

@@ -195,7 +195,7 @@ class _Needs:
         keys = model.num_kv_heads * model.head_dim
         tokens = limits.max_num_batched_tokens
         attention = tokens * (2 * queries + 2 * keys)
-        mlp = (min(tokens, MAX_TOKENS_AT_ONCE) if config.device == "cpu" else tokens) * 3 * model.intermediate_size
+        mlp = (min(tokens, MAX_TOKENS_AT_ONCE) if config.device == "cpu" else tokens) * _mlp_width(config)
         step = (max(attention, mlp) + tokens * 4 * model.hidden_size) * item + tokens * model.head_dim * 4
         logits = 2 * min(limits.max_num_seqs, limits.max_num_batched_tokens) * model.vocab_size * 4
         rotary = limits.max_model_len * model.head_dim * 4
@@ -217,6 +217,19 @@ class _Needs:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low if low == config.scheduler.max_model_len else low // CONTEXT_STEP * CONTEXT_STEP
+
+
+def _mlp_width(config: EngineConfig) -> int:
+    """Elements that a feed-forward block holds for a token at its widest."""
+    model, experts = config.model, config.model.experts
+    width = 3 * model.intermediate_size
+    if experts is None:
+        return width
+    # On a CPU one expert at a time, at worst of all tokens; on a GPU all pairs of a token and one of its experts.
+    inner = 3 * experts.intermediate_size
+    pairs = experts.per_token * model.hidden_size
+    mixture = pairs + (inner + model.hidden_size if config.device == "cpu" else experts.per_token * inner)
+    return max(width, 3 * experts.shared_intermediate_size, mixture + 2 * model.hidden_size)  # the sum, in float32
 
 
 def _refusal(config: EngineConfig, needs: _Needs, limit: int) -> MemoryPlanError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from penstock.kernels.quantized import WeightLayout, fp8, w4a16
+from penstock.kernels import ops as op_table
+from penstock.kernels.packed import PackedLinear
+from penstock.kernels.quantized import INT4, INT8_CHANNEL, QuantizedLinear, WeightLayout, fp8, w4a16
 from penstock.kernels.reference.quantized import values_of
 from penstock.kernels.triton import moe, packing, weights
 
@@ -103,3 +105,36 @@ def test_a_tokens_bits_do_not_depend_on_the_others() -> None:
     together = run(slice(0, 40))
     assert torch.equal(run(slice(7, 8)), together[7:8])
     assert torch.equal(run(slice(30, 39)), together[30:39])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("floats", torch.float32), ("floats", torch.bfloat16), ("int8", torch.bfloat16), ("int4", torch.bfloat16)],
+    ids=str,
+)
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_the_op_table_gives_what_the_references_do(kind: str, dtype: torch.dtype, batch_invariant: bool) -> None:
+    num_experts, k, inner, tokens = 3, 64, 32, 17
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, k, generator=generator).to(dtype)
+    logits = torch.randn(tokens, num_experts, generator=generator)
+    matrices = [
+        torch.randn(rows, columns, generator=generator) * columns**-0.5
+        for rows, columns in ((num_experts * 2 * inner, k), (num_experts * k, inner))
+    ]
+    results = []
+    for ops in (op_table.load("triton", 1, batch_invariant=batch_invariant), op_table.load("reference", 1)):
+        packed: list[PackedLinear | QuantizedLinear] = []
+        for matrix in matrices:
+            if kind == "floats":
+                packed.append(op_table.pack_linear(ops, [matrix], dtype))
+            else:
+                layout = INT8_CHANNEL if kind == "int8" else INT4
+                packed.append(ops.layouts.empty_quantized(*matrix.shape, layout, dtype))
+                ops.quantize_into(packed[-1], 0, matrix)
+        chosen = ops.experts.choose(logits, 2, is_renormalized=True)
+        results.append((chosen[0], ops.experts.mlp(ops, x, chosen, packed[0], packed[1], num_experts).float()))
+    (experts, found), (expected_experts, expected) = results
+    assert torch.equal(experts, expected_experts)
+    tolerance = 1e-5 if kind == "floats" and dtype is torch.float32 else 0.02  # activations are rounded otherwise
+    assert (found - expected).norm() <= tolerance * expected.norm()

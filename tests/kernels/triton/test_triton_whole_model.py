@@ -18,6 +18,7 @@ from whole_engine import build, engine_config, request, run
 FAMILIES = {
     "qwen3": {"family": "qwen3", "tie_word_embeddings": True},
     "mistral": {"family": "mistral", "sliding_window": 24},
+    "qwen2-moe": {"family": "qwen2-moe", "num_hidden_layers": 2},
 }
 
 

@@ -19,6 +19,7 @@ class TritonLayouts(TorchLayouts):
 
     __slots__ = ()
     version = "triton-2"
+    stacks_experts = True
 
     def linear_nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
         return weights.linear_nbytes(n, k, dtype)

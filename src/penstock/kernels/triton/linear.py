@@ -118,7 +118,8 @@ def routed_linear(
 
     weight: the experts' matrices below each other. A pair's token is its number // top_k.
     """
-    assert x_TK.dtype is torch.bfloat16, x_TK.dtype
+    if x_TK.dtype is torch.float32 and isinstance(weight, DeviceQuantized):
+        weight = DeviceLinear(dequantize(weight), weight.n, weight.k, torch.float32)
     n_rows = weight.n // routing.num_experts
     out = torch.empty((routing.num_pairs, n_rows), dtype=x_TK.dtype, device=x_TK.device)
     _multiply(x_TK, weight, _Multiplication(routing.num_pairs, n_rows, out, None, routing, row_invariant))
@@ -232,7 +233,7 @@ def _launch(device: torch.device, family: str, job: _Multiplication, k: int, ste
             tile = card.walked_tile(family, job.num_rows)
             block_m = tile.block_m
     else:
-        tile = card.tile(family, job.routing.block_m)
+        tile = tile_for(card, family, job.routing.block_m, row_invariant=False)
         splits, is_split, block_m = 1, False, job.routing.block_m
     steps_a_split = triton.cdiv(triton.cdiv(k, step), splits)
     # A descriptor costs the host some microseconds: too much for few tokens.

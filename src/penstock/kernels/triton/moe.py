@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from penstock.kernels.ops import Ops
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear
 
@@ -115,6 +116,32 @@ def combine_kernel(pairs_out_ptr, weights_ptr, out_ptr, columns, TOP_K: tl.const
         value = tl.load(pairs_out_ptr + row * columns + column, mask=mask, other=0.0).to(tl.float32)
         total += value * tl.load(weights_ptr + row)
     tl.store(out_ptr + token * columns + column, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+class TritonExperts:
+    """See ExpertOps in kernels/ops.py."""
+
+    def __init__(self, *, row_invariant: bool = False) -> None:
+        self._row_invariant = row_invariant
+
+    def choose(self, logits_TE: Tensor, top_k: int, *, is_renormalized: bool) -> tuple[Tensor, Tensor]:
+        return choose_experts(logits_TE, top_k, renormalize=is_renormalized)
+
+    def combine(self, pairs_PN: Tensor, weights_TK: Tensor) -> Tensor:
+        return combine(pairs_PN, weights_TK)
+
+    def mlp(
+        self,
+        ops: Ops,
+        x_TD: Tensor,
+        chosen: tuple[Tensor, Tensor],
+        gate_up: PackedLinear | QuantizedLinear,
+        down: PackedLinear | QuantizedLinear,
+        num_experts: int,
+    ) -> Tensor:
+        return experts_mlp(
+            x_TD, chosen, gate_up, down, num_experts, ops.silu_and_mul, row_invariant=self._row_invariant
+        )
 
 
 def choose_experts(logits_TE: Tensor, top_k: int, *, renormalize: bool) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from penstock.kernels.reference.table import ReferenceOps
-from penstock.kernels.triton import activation, attention, full_attention, norm, packing, penalties, rope, sampling
+from penstock.kernels.triton import activation, attention, full_attention, moe, norm, packing, penalties, rope, sampling
 from penstock.kernels.triton import linear as linear_family
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class TritonOps(ReferenceOps):
         super().__init__(num_threads, layouts)
         self.kind = self.isa = "triton"
 
+    experts = moe.TritonExperts()
     pack_into = staticmethod(packing.pack_into)
     pack_parts = staticmethod(packing.pack_parts)
     pack_gguf = staticmethod(packing.pack_gguf)
@@ -88,4 +89,5 @@ class RowInvariantOps(TritonOps):
     __slots__ = ()
 
     row_invariant = True
+    experts = moe.TritonExperts(row_invariant=True)
     linear = staticmethod(partial(linear_family.linear, row_invariant=True))

@@ -1,0 +1,58 @@
+"""Mixtures of experts in torch: which experts a token meets, and the weighted sum of what they give.
+
+Only additions, multiplications and torch's ops along a row are used: each gives a row the same bits among any others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from penstock.kernels.ops import Ops
+    from penstock.kernels.packed import PackedLinear
+    from penstock.kernels.quantized import QuantizedLinear
+
+
+class ReferenceExperts:
+    """See ExpertOps in kernels/ops.py."""
+
+    def choose(self, logits_TE: Tensor, top_k: int, *, is_renormalized: bool) -> tuple[Tensor, Tensor]:
+        probabilities_TE = torch.softmax(logits_TE.float(), 1)
+        sorted_TE, experts_TE = probabilities_TE.sort(stable=True, dim=1, descending=True)
+        weights_TK = sorted_TE[:, :top_k].contiguous()
+        if is_renormalized:
+            total_T = weights_TK[:, 0]
+            for place in range(1, top_k):
+                total_T = total_T + weights_TK[:, place]
+            weights_TK /= total_T[:, None]
+        return experts_TE[:, :top_k].int(), weights_TK
+
+    def combine(self, pairs_PN: Tensor, weights_TK: Tensor) -> Tensor:
+        tokens, top_k = weights_TK.shape
+        pairs_TKN = pairs_PN.view(tokens, top_k, -1)
+        total_TN = pairs_TKN[:, 0].float() * weights_TK[:, :1]
+        for place in range(1, top_k):
+            total_TN += pairs_TKN[:, place].float() * weights_TK[:, place : place + 1]
+        return total_TN.to(pairs_PN.dtype)
+
+    def mlp(
+        self,
+        ops: Ops,
+        x_TD: Tensor,
+        chosen: tuple[Tensor, Tensor],
+        gate_up: PackedLinear | QuantizedLinear,
+        down: PackedLinear | QuantizedLinear,
+        num_experts: int,
+    ) -> Tensor:
+        """Every expert is computed for every token, and those that were chosen are taken."""
+        experts_TK, weights_TK = chosen
+        experts_P = experts_TK.flatten().long()
+        pairs_P = torch.arange(len(experts_P), device=x_TD.device)
+        by_expert = ops.linear(x_TD, gate_up).view(len(x_TD), num_experts, -1)
+        hidden_PI = ops.silu_and_mul(by_expert[pairs_P // experts_TK.shape[1], experts_P])
+        by_expert = ops.linear(hidden_PI, down).view(len(hidden_PI), num_experts, -1)
+        return self.combine(by_expert[pairs_P, experts_P], weights_TK)
