@@ -13,10 +13,12 @@ from driving import Driver, engine_config
 from safetensors import safe_open
 
 from checkpoints import write_checkpoint
+from gguf_files import write_gguf
 from penstock import LLM, SamplingParams
 from penstock.base.errors import CheckpointError, ConfigError, PenstockError
 from penstock.cli.compile import copy_text_files
 from penstock.cli.main import main
+from penstock.frontend.text_files import TextFiles
 from penstock.kernels import ops as op_table
 from penstock.kernels.layouts import HostLayouts
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, w4a16
@@ -81,6 +83,25 @@ def test_the_command_writes_what_the_offline_engine_starts_from(tmp_path, capsys
         assert llm.generate(["Hello"], params)[0].outputs[0].token_ids == packed
     assert main(["compile", str(bundled), str(output)]) == 2, "not over what is there"
     assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3-moe"])
+def test_a_gguf_is_compiled_with_its_text(family, tmp_path, capsys):
+    checkpoint, file, output = tmp_path / "checkpoint", tmp_path / "model.gguf", tmp_path / "package"
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "moe_intermediate_size": 32}
+    write_checkpoint(checkpoint, family, tokenizer=True, norm_topk_prob=True, num_attention_heads=4, **sizes)
+    write_gguf(file, checkpoint, "Q8_0")
+    assert main(["compile", str(file), str(output), "--dtype", "bfloat16"]) == 0
+    assert "MiB" in capsys.readouterr().out
+    assert read_model_config(output) == msgspec.structs.replace(read_model_config(file), dtype="bfloat16")
+    texts = [TextFiles.read(path) for path in (file, output)]
+    assert texts[0].templates == texts[1].templates
+    assert texts[0].special_tokens == texts[1].special_tokens
+    assert texts[0].backend.to_str() == texts[1].backend.to_str()
+    assert first_tokens(engine_config(output, dtype="bfloat16")) == first_tokens(engine_config(file, dtype="bfloat16"))
+    params, options = SamplingParams(temperature=0.0, max_tokens=8), {"max_num_seqs": 2, "max_memory": 256 << 20}
+    with LLM(str(output), **options) as llm:
+        assert llm.generate(["the quick brown"], params)[0].outputs[0].token_ids
 
 
 @pytest.fixture
@@ -152,7 +173,7 @@ def test_a_failed_compile_leaves_no_package(tmp_path):
 
 
 # When packed bytes change, HostLayouts.version must: packages of before are then refused instead of read wrong.
-FINGERPRINTS = {"host-1": "7b8b8d4df58b544e"}
+FINGERPRINTS = {"host-2": "a0144a5e1f740e34"}
 
 
 def test_a_version_of_the_layouts_is_of_these_bytes():

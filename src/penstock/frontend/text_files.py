@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from penstock.base.errors import CheckpointError
 from penstock.frontend.gguf_tokenizer import GGUFText
+from penstock.loader.package import GGUF_TEXT
 
 Pipeline = Literal["file", "llama", "qwen2"]
 
@@ -65,6 +66,8 @@ class TextFiles:
         """Reads the checkpoint's directory, or its GGUF file. Raises CheckpointError, naming what is wrong."""
         if path.is_file():
             return cls._from_gguf(path)
+        if (path / GGUF_TEXT).is_file():
+            return cls._from_gguf(path / GGUF_TEXT)
         if not (path / "tokenizer.json").is_file():
             _refuse(path)
         model = _read_json(path / "config.json")

@@ -73,7 +73,7 @@ class HostLayouts(Layouts):
     (kv_layout.py), in huge pages of the host's memory. The same for every instruction set."""
 
     __slots__ = ()
-    version = "host-1"
+    version = "host-2"
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))

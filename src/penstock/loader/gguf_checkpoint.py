@@ -206,7 +206,7 @@ class GGUFCheckpoint:
                 remedy=f"Supported: {', '.join(ARCHITECTURES)}.",
             )
         try:
-            config = ModelConfig.from_hf(self._as_config_json())
+            config = ModelConfig.from_hf(self.config_json())
         except CheckpointError as error:
             raise CheckpointError(error.message.replace("config.json", self.path.name), remedy=error.remedy) from error
         if self.architecture == "llama" and config.head_dim != self._head_dim:
@@ -216,7 +216,8 @@ class GGUFCheckpoint:
     def _has(self, suffix: str) -> bool:
         return f"model.layers.0.{suffix}" in self._place
 
-    def _as_config_json(self) -> dict[str, Any]:
+    def config_json(self) -> dict[str, Any]:
+        """What a config.json would say. Raises CheckpointError for a key that is missing or wrong."""
         head, prefix = self.head, self.architecture
         embedding = "model.embed_tokens.weight"
         if embedding not in self._place or len(self.shape(embedding)) != 2:

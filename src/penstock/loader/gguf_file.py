@@ -95,7 +95,7 @@ class GGUFFile:
             raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
         cursor = _Cursor(path, self._mapping)
         try:
-            self._pairs, tensor_infos = _read_header(cursor)
+            self._pairs, tensor_infos, self._pairs_end = _read_header(cursor)
             self.tensors = _place_tensors(cursor, tensor_infos, self.integer("general.alignment", DEFAULT_ALIGNMENT))
         except BaseException:
             self._mapping.close()
@@ -165,6 +165,11 @@ class GGUFFile:
             raise self._wrong(key, "an array of numbers", value)
         found: npt.NDArray[Any] = self.value(key)
         return found
+
+    def without_tensors(self) -> bytes:
+        """A file of the same keys and values that has no tensor."""
+        version, num_pairs = self._mapping[4:8], self._mapping[16:24]
+        return MAGIC + version + bytes(8) + num_pairs + self._mapping[24 : self._pairs_end]
 
     def part_stack(self, name: str) -> list[str]:
         """Makes the matrices of a stack [E, N, K] tensors of their own, beside it -> their names, in order."""
@@ -280,8 +285,8 @@ class _Cursor:
         self.position = position
 
 
-def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]]]:
-    """The pairs, and of each tensor its dimensions (fastest first), type id and offset."""
+def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]], int]:
+    """The pairs; of each tensor its dimensions (fastest first), type id and offset; where the pairs end."""
     path = cursor.path
     if cursor.data[:4] != MAGIC:
         raise _corrupt(path, "it does not begin with GGUF")
@@ -302,6 +307,7 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[tuple
         if key in pairs:
             raise _corrupt(path, f"the key {key[:80]!r} is there twice")
         pairs[key] = _read_value(cursor, key)
+    pairs_end = cursor.position
     infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(num_tensors):
         name = cursor.string(_MAX_NAME_BYTES, "a tensor's name")
@@ -312,7 +318,7 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[tuple
             raise _corrupt(path, f"tensor {name!r} claims {num_dimensions} dimensions")
         dimensions = tuple(cursor.scalar("Q", "a tensor") for _ in range(num_dimensions))
         infos[name] = (dimensions, cursor.scalar("I", "a tensor"), cursor.scalar("Q", "a tensor"))
-    return pairs, infos
+    return pairs, infos, pairs_end
 
 
 def _read_value(cursor: _Cursor, key: str) -> Any:

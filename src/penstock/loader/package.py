@@ -3,6 +3,7 @@
     config.json, tokenizer.json, ...   as in the checkpoint it was made from
     penstock.json                      what was packed, and for which layouts (PackageManifest)
     packed.safetensors                 the bytes: uint8 tensors, each from a page's boundary on
+    text.gguf                          a GGUF's keys and values instead of a tokenizer's files, if it was made from one
     graphs.json                        shapes of steps to capture at the start; engines add what they captured
 
 Owns: the file while it is written.
@@ -30,6 +31,7 @@ FORMAT_VERSION: Final = 1
 MANIFEST: Final = "penstock.json"
 WEIGHTS: Final = "packed.safetensors"
 GRAPHS: Final = "graphs.json"
+GGUF_TEXT: Final = "text.gguf"
 _MAX_GRAPHS_BYTES: Final = 64 << 10
 # Reserved: the header is written last, over spaces.
 _HEADER_STEP_BYTES: Final = 1 << 20
