@@ -279,7 +279,7 @@ def _conversations(plan: Iterable[PlannedRequest]) -> Iterator[list[PlannedReque
         yield group
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # asyncio.Runner takes the repr of what it returns: of every request
 class RunRecord:
     """A finished run: all that was observed, and how the client itself fared. Times on the run's clock."""
 

@@ -42,7 +42,9 @@ class PromptMaker:
         self.token_limit = max(FIRST_PLAIN_TOKEN + 1, token_limit)
 
     def tokens(self, source: random.Random, count: int) -> list[int]:
-        return source.choices(range(FIRST_PLAIN_TOKEN, self.token_limit), k=count)
+        drawn = np.frombuffer(source.randbytes(4 * count), np.uint32)
+        tokens: list[int] = (drawn % (self.token_limit - FIRST_PLAIN_TOKEN) + FIRST_PLAIN_TOKEN).tolist()
+        return tokens
 
     def block(self, key: int | str, size: int) -> tuple[int, ...]:
         """The tokens that stand for a block known by its hash only: the same for the same hash."""

@@ -153,7 +153,7 @@ class SimulatedClient:
             return  # it was cancelled on its way
         refused = self._core.add(wanted)
         if refused is not None:
-            self._take(refused, 0)
+            self._take(refused, self._loop.simulated_s + self._frontend.output_s)
         elif not self._is_stepping:
             self._is_stepping = True
             self._step_next()
@@ -169,11 +169,14 @@ class SimulatedClient:
         self._step_next()
 
     def _step_once(self) -> None:
-        position = 0
-        for output in self._core.step():
-            self._take(output, position)
-            position += bool(output.token_ids)
+        outputs = self._core.step()
         now_s = self._loop.simulated_s
+        first_s, next_s = now_s + self._frontend.output_s, self._frontend.next_output_s
+        num_sent = 0
+        for output in outputs:
+            self._take(output, first_s + num_sent * next_s)
+            if output.token_ids:
+                num_sent += 1
         if now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
             self.samples.append((now_s, self._sample()))
@@ -190,13 +193,12 @@ class SimulatedClient:
             "kv_usage": held / stats.num_blocks,
         }  # fmt: skip
 
-    def _take(self, output: RequestOutput, position: int) -> None:
-        """position: how many outputs of the same step reach the client before this one."""
+    def _take(self, output: RequestOutput, now_s: float) -> None:
+        """now_s: when it reaches the client."""
         entry = self._open.get(output.request_id)
         if entry is None:
             return
         seen, on_end = entry
-        now_s = self._loop.simulated_s + self._frontend.output_s + position * self._frontend.next_output_s
         if output.token_ids:
             seen.chunk_s.append(now_s)
             seen.chunk_tokens.append(len(output.token_ids))
@@ -229,7 +231,7 @@ class SimulatedClient:
         seen, on_end = self._open[name]
         seen.is_cancelled = True
         for output in self._core.abort([name], FinishReason.ABORT):
-            self._take(output, 0)
+            self._take(output, self._loop.simulated_s + self._frontend.output_s)
         if self._open.pop(name, None) is not None:  # it had not reached the engine
             seen.conclude(self._loop.simulated_s)
             self._num_ending += 1

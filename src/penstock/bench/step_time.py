@@ -91,8 +91,7 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     def seconds(self, work: StepWork) -> float:
         factors = self.prompt_coefficients if work.prefill_pairs and self.prompt_coefficients else self.coefficients
-        seconds: float = sum(map(mul, factors, _features(work)))
-        return seconds
+        return sum(map(mul, factors, _features(work)), start=0.0)
 
     def spread(self, work: StepWork, drawn: float, idle_s: float) -> float:
         rest = bisect_right(RESTS_S, idle_s)
@@ -105,8 +104,12 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
 
 def _features(work: StepWork) -> tuple[int, ...]:
     tokens = work.num_tokens
-    beyond = [tokens - knee if tokens > knee else 0 for knee in _KNEES]
-    return (1, *beyond, work.num_sampled, work.decode_context, work.prefill_pairs)
+    first, second, third, fourth = _KNEES
+    return (
+        1, tokens - first if tokens > first else 0, tokens - second if tokens > second else 0,
+        tokens - third if tokens > third else 0, tokens - fourth if tokens > fourth else 0,
+        work.num_sampled, work.decode_context, work.prefill_pairs,
+    )  # fmt: skip
 
 
 def kind_of(work: StepWork) -> int:

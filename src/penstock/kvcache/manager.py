@@ -295,6 +295,8 @@ class KVCacheManager:
 
     def take_host_copies(self) -> tuple[list[BlockCopy], list[BlockCopy]]:
         """From blocks to slots of the host tier, then from slots to blocks: before all else of the next step, once."""
+        if not self._host.num_slots:
+            return [], []
         offloads = self._host.take_offloads()
         restores: list[BlockCopy] = []
         for table, restore in self._restoring.items():

@@ -48,6 +48,21 @@ class StepPlan:
         block_ids, request.new_block_ids = request.new_block_ids, []
         self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, block_ids, samples))
 
+    def add_decode(self, request: Request) -> None:
+        """As add(request, 1) for one whose last known token is all that it lacks."""
+        if not request.is_known:
+            self._introduce(request)
+        first = request.num_computed_tokens
+        request.num_computed_tokens = first + 1
+        request.num_pending += 1
+        request.num_in_flight += 1
+        self.budget -= 1
+        self.num_tokens += 1
+        self.num_decodes += 1
+        self.requests.append(request)
+        block_ids, request.new_block_ids = request.new_block_ids, []
+        self.scheduled.append(ScheduledRequest(request.request_id, first, 1, block_ids, True))
+
     def add_rest(self, request: Request) -> None:
         """Gives a request all that it lacks, as far as the budget goes."""
         self.add(request, min(len(request.token_ids) - request.num_computed_tokens, self.budget))

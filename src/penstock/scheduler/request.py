@@ -175,9 +175,10 @@ class Request:
             self.token_ids.append(token_id)
             if len(self.token_ids) >= self.max_total_tokens:
                 break
-        num_known = min(self.num_pending, len(token_ids) - 1)
-        self.num_pending -= num_known
-        self.num_void += num_known
+        if len(token_ids) > 1:
+            num_known = min(self.num_pending, len(token_ids) - 1)
+            self.num_pending -= num_known
+            self.num_void += num_known
         return None
 
     def collect_prompt_logprobs(self, first_position: int, logprobs: list[TokenLogprobs]) -> None:
@@ -202,7 +203,7 @@ class Request:
             None,
             None,
             self.num_prompt_tokens,
-            max(self.num_cached_tokens, 0),
+            self.num_cached_tokens,
             len(self.token_ids) - self.num_prompt_tokens,
         )
 

@@ -62,6 +62,7 @@ from penstock.scheduler.waiting_queue import WaitingQueue
 
 _by_rank = attrgetter("rank")
 _gives_way = attrgetter("gives_way")
+_FINISHED: Final = RequestState.FINISHED  # compared once a row and step
 _LOST_TOKEN: Final = ErrorInfo("internal_error", 500, "The engine gave nothing for this request.")
 
 
@@ -77,6 +78,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, kv_cache: KVCacheManager) -> None:
         self._config = config
         self._kv = kv_cache
+        self._block_size = kv_cache.block_size
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue()
@@ -144,14 +146,17 @@ class Scheduler:
         Expired requests end here; their final outputs come from the next update() or take_finished().
         """
         self._now = now
-        self._finished += [self._finish(request, FinishReason.TIMEOUT) for request in self._deadlines.take_expired(now)]
+        if self._deadlines:
+            self._finished += [self._finish(late, FinishReason.TIMEOUT) for late in self._deadlines.take_expired(now)]
         self._background.tick(now, self._num_others > 0)
         self._make_room()
         plan = StepPlan(self._config.max_num_batched_tokens)
         self._fill(plan, is_background=False)
         plan.num_others_tokens = plan.num_tokens
-        budget, plan.budget = plan.budget, self._background.budget(plan, is_idle=not self._in_flight)
-        self._fill(plan, is_background=True)
+        budget = plan.budget
+        if self._num_others < len(self._requests):
+            plan.budget = self._background.budget(plan, is_idle=not self._in_flight)
+            self._fill(plan, is_background=True)
         if not plan.scheduled:
             plan.budget = budget
             plan.start_restored()
@@ -182,7 +187,7 @@ class Scheduler:
         # By object, not by id: an id may have ended and been used again while the step was in flight.
         for request, share in zip(plan.requests, plan.scheduled, strict=True):
             request.num_in_flight -= 1
-            if request.state is not RequestState.FINISHED:
+            if request.state is not _FINISHED:
                 done = self._apply(request, share, result)
                 if done is not None:
                     outputs.append(done)
@@ -227,7 +232,7 @@ class Scheduler:
         for request in prefills:
             if plan.budget > 0:
                 plan.add_rest(request)
-        if not plan.is_short:
+        if self._waiting.num_requests and not plan.is_short:
             self._admit(plan, is_background)
 
     def _plan_decodes(self, plan: StepPlan, is_background: bool) -> list[Request]:
@@ -252,8 +257,7 @@ class Scheduler:
             if num_known >= request.max_total_tokens:
                 continue  # its last token is being drawn
             if num_computed < request.num_slots or self._grow(request, num_computed + 1, plan):
-                plan.add(request, 1)
-                plan.num_decodes += 1
+                plan.add_decode(request)
         return streams + prefills
 
     def _grow(self, request: Request, num_tokens: int, plan: StepPlan) -> bool:
@@ -372,14 +376,14 @@ class Scheduler:
             return self._finish(request, FinishReason.ERROR, result.errors[request.request_id])
         if request.table is not None:  # else it was preempted while the step was in flight; its tokens still count
             request.num_finished_tokens = end = share.num_computed_tokens + share.num_tokens
-            if end >= (request.table.num_inserted_blocks + 1) * self._kv.block_size:
+            if end >= (request.table.num_inserted_blocks + 1) * self._block_size:
                 self._offer_blocks(request, request.table)
         if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
             request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
         return self._take_tokens(request, result) if share.samples and request.ends_draw() else None
 
     def _take_tokens(self, request: Request, result: StepResult) -> RequestOutput:
-        if request.request_id in result.pooled:
+        if result.pooled and request.request_id in result.pooled:
             return self._end(request, request.vector_output(result, self._now), FinishReason.STOP)
         sampled = result.sampled.get(request.request_id)
         if sampled is None or not sampled.token_ids:
@@ -387,14 +391,16 @@ class Scheduler:
         request.sampler_state = sampled.sampler_state
         if not request.has_output:
             request.first_token_s = self._now
-        first = len(request.token_ids)
+        token_ids = request.token_ids
+        first = len(token_ids)
         stop_token_id = request.take(sampled.token_ids)
-        self._stats.num_output_tokens += len(request.token_ids) - first
-        output = request.output(request.token_ids[first:], sampled.logprobs if stop_token_id is None else None)
+        num_tokens = len(token_ids)
+        self._stats.num_output_tokens += num_tokens - first
+        output = request.output(token_ids[first:], sampled.logprobs if stop_token_id is None else None)
         if stop_token_id is not None:
             output.stop_token_id = stop_token_id
             return self._end(request, output, FinishReason.STOP)
-        if len(request.token_ids) >= request.max_total_tokens:
+        if num_tokens >= request.max_total_tokens:
             return self._end(request, output, FinishReason.STOP if sampled.is_complete else FinishReason.LENGTH)
         return output
 
