@@ -78,7 +78,6 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, kv_cache: KVCacheManager) -> None:
         self._config = config
         self._kv = kv_cache
-        self._block_size = kv_cache.block_size
         self._max_running = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue()
@@ -187,10 +186,8 @@ class Scheduler:
         # By object, not by id: an id may have ended and been used again while the step was in flight.
         for request, share in zip(plan.requests, plan.scheduled, strict=True):
             request.num_in_flight -= 1
-            if request.state is not _FINISHED:
-                done = self._apply(request, share, result)
-                if done is not None:
-                    outputs.append(done)
+            if request.state is not _FINISHED and (done := self._apply(request, share, result)) is not None:
+                outputs.append(done)
         return outputs
 
     def take_finished(self) -> list[RequestOutput]:
@@ -376,7 +373,7 @@ class Scheduler:
             return self._finish(request, FinishReason.ERROR, result.errors[request.request_id])
         if request.table is not None:  # else it was preempted while the step was in flight; its tokens still count
             request.num_finished_tokens = end = share.num_computed_tokens + share.num_tokens
-            if end >= (request.table.num_inserted_blocks + 1) * self._block_size:
+            if end >= (request.table.num_inserted_blocks + 1) * self._kv.block_size:
                 self._offer_blocks(request, request.table)
         if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
             request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
@@ -391,16 +388,14 @@ class Scheduler:
         request.sampler_state = sampled.sampler_state
         if not request.has_output:
             request.first_token_s = self._now
-        token_ids = request.token_ids
-        first = len(token_ids)
+        token_ids, first = request.token_ids, len(request.token_ids)
         stop_token_id = request.take(sampled.token_ids)
-        num_tokens = len(token_ids)
-        self._stats.num_output_tokens += num_tokens - first
+        self._stats.num_output_tokens += len(token_ids) - first
         output = request.output(token_ids[first:], sampled.logprobs if stop_token_id is None else None)
         if stop_token_id is not None:
             output.stop_token_id = stop_token_id
             return self._end(request, output, FinishReason.STOP)
-        if num_tokens >= request.max_total_tokens:
+        if len(token_ids) >= request.max_total_tokens:
             return self._end(request, output, FinishReason.STOP if sampled.is_complete else FinishReason.LENGTH)
         return output
 
