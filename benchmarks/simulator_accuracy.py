@@ -3,11 +3,11 @@
 
     simulator_accuracy.py [--model DIR] [--rounds 3] [--seconds 10] [--scale 1] [--keep DIR]
 
-A round is a fresh server that records its steps: a while of calibration load, then each workload, so that a machine
-that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then the
-simulator plays the requests of three workloads, and the advisor is given three others as a trace and asked what the
-default settings would do; none of them is in the calibration. What the advisor says of other draws of its workloads
-shows how far chance alone moves each figure.
+A round is a fresh server that records its steps: half of the calibration load, each workload, the other half, so that
+a machine that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then
+the simulator plays the requests of three workloads, and the advisor is given three others as a trace and asked what
+the default settings would do; none of them is in the calibration. What the advisor says of other draws of its
+workloads shows how far chance alone moves each figure.
 
 --scale divides the rates: 1 is for the bundled model, about 25 for one of a billion weights on two cores.
 --keep: where the rounds lie. Rounds that lie there already count too: they can be taken one at a time, whenever the
@@ -170,18 +170,8 @@ class OtherWork:
 
 
 async def _round(target: Target, longest: int, options: argparse.Namespace, directory: Path, number: int) -> None:
-    load, others = CalibrationLoad(target, longest), OtherWork()
-
-    def next_phase(_: str) -> None:
-        if load.observations:
-            others.end()
-        others.begin()
-
-    await load.run(options.calibration, next_phase)
-    others.end()
-    for index, observations in enumerate(load.observations):
-        # A run that starts at 0 is written by the machine's own clock, which is that of the steps.
-        write_requests(directory / f"calibration-{index}.jsonl", RunRecord(observations, 0.0, 0.0, array("d")))
+    load, calibrations, others = CalibrationLoad(target, longest), OtherWork(), OtherWork()
+    await _calibrate(load, calibrations, options.calibration / 2)
     for index, case in enumerate(CASES):
         others.begin()
         record = await run_once(
@@ -190,8 +180,25 @@ async def _round(target: Target, longest: int, options: argparse.Namespace, dire
         others.end()
         record.start_s = 0.0
         write_requests(directory / f"case-{index}.jsonl", record)
-    (directory / "others.json").write_text(json.dumps(others.shares))
-    print(f"round {number + 1}: others had {', '.join(f'{share:.1%}' for share in others.shares)}", file=sys.stderr)
+    await _calibrate(load, calibrations, options.calibration / 2)
+    for index, observations in enumerate(load.observations):
+        # A run that starts at 0 is written by the machine's own clock, which is that of the steps.
+        write_requests(directory / f"calibration-{index}.jsonl", RunRecord(observations, 0.0, 0.0, array("d")))
+    shares = calibrations.shares + others.shares
+    (directory / "others.json").write_text(json.dumps(shares))
+    print(f"round {number + 1}: others had {', '.join(f'{share:.1%}' for share in shares)}", file=sys.stderr)
+
+
+async def _calibrate(load: CalibrationLoad, others: OtherWork, seconds: float) -> None:
+    num_before = len(load.observations)
+
+    def next_phase(_: str) -> None:
+        if len(load.observations) > num_before:
+            others.end()
+        others.begin()
+
+    await load.run(seconds, next_phase)
+    others.end()
 
 
 def workload_of(case: Case, options: argparse.Namespace) -> Workload:
@@ -209,7 +216,8 @@ class Rounds:
     """All that lie in a directory, without the windows in which others took too much of the machine."""
 
     def __init__(self, options: argparse.Namespace, directory: Path) -> None:
-        self.places = sorted(directory.glob("round-*"), key=lambda place: int(place.name.removeprefix("round-")))
+        finished = [path.parent for path in directory.glob("round-*/others.json")]
+        self.places = sorted(finished, key=lambda place: int(place.name.removeprefix("round-")))
         self.num_windows = self.num_void = 0
         self._quiet = [self._are_quiet(place) for place in self.places]
         self.measured = [self._measured(options, index) for index in range(len(CASES))]

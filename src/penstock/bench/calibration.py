@@ -32,9 +32,11 @@ from penstock.bench.step_time import MIN_OF_A_KIND, Frontend, Profile, fit_step_
 from penstock.bench.target import Target
 from penstock.engine.step_log import STEP_LOG_FORMAT, LoggedStep, StepLogHeader
 
-_CONCURRENCIES: Final = (1, 2, 4, 8, 16, 32)
-_SHARES: Final = (0.3, 0.6, 0.9, 1.2)  # of one user's rate
-_REST_PHASES: Final = 3
+# (users of a closed loop, share of one user's rate); neither: one user who rests. Slow machines come only to the first.
+_PHASES: Final[tuple[tuple[int | None, float | None], ...]] = (
+    (1, None), (None, None), (2, None), (None, 0.6), (8, None), (None, None), (4, None), (None, 0.3), (16, None),
+    (None, None), (None, 0.9), (32, None), (None, 1.2),
+)  # fmt: skip
 _RESTS_S: Final = (0.02, 0.6)
 _TURNS: Final = 8
 LONGEST_PROMPT: Final = 600
@@ -117,7 +119,7 @@ def longest_prompt(log: StepLog) -> int:
 
 
 class CalibrationLoad:
-    """Phases of load, as different as a server sees. observations: of each."""
+    """Phases of load, as different as a server sees. observations: of each, a second run's last."""
 
     def __init__(self, target: Target, longest_prompt: int) -> None:
         self.observations: list[list[Observation]] = []
@@ -132,31 +134,33 @@ class CalibrationLoad:
         between, and so does one who rests between short answers. That is another server: its threads sleep, its caches
         hold other things.
         """
-        await self._run(0, 1, None, time.monotonic() + 0.5)  # warm
+        first = len(self.observations)
+        await self._run(-1, 1, None, time.monotonic() + 0.5)  # warm
         end_s = time.monotonic() + seconds
         alone_rate = 0.0
-        one, *more = _CONCURRENCIES
-        phases: list[tuple[int | None, float | None]] = [(one, None), *[(None, None)] * _REST_PHASES]
-        phases += [(users, None) for users in more] + [(None, share) for share in _SHARES]
-        for number, (users, share) in enumerate(phases):
+        for number, (users, share) in enumerate(_PHASES):
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 return
             on_progress(f"{users} users" if users else f"{share} of one user's rate" if share else "one user who rests")
             rate = share * alone_rate if share else None
-            until_s = time.monotonic() + left_s / (len(phases) - number)
-            found = await self._run(number + 1, users, rate, until_s)
+            until_s = time.monotonic() + left_s / (len(_PHASES) - number)
+            least = MIN_ALONE + 2 if number == 0 else 0
+            found = await self._run(first + number, users, rate, until_s, least)
             self.observations.append(found)
             if number == 0 and found:
                 alone_rate = len(found) / (found[-1].ended_s - found[0].intended_s)
 
-    async def _run(self, number: int, users: int | None, rate: float | None, until_s: float) -> list[Observation]:
+    async def _run(
+        self, number: int, users: int | None, rate: float | None, until_s: float, least: int = 0
+    ) -> list[Observation]:
+        """number: of the phase, which seeds its prompts. least: so many requests of a closed loop, however long."""
+
         def plan(_: int) -> Iterator[PlannedRequest]:
             source = random.Random(f"calibration {number}")
-            at_s, length_s = 0.0, until_s - time.monotonic()
-            least = MIN_ALONE + 2 if number == 1 else 0
-            while at_s < length_s if rate else time.monotonic() < until_s or least > 0:
-                least -= 1
+            at_s, length_s, count = 0.0, until_s - time.monotonic(), 0
+            while at_s < length_s if rate else time.monotonic() < until_s or count < least:
+                count += 1
                 request = self._request(source, number)
                 if rate:
                     at_s += source.expovariate(rate)
