@@ -266,7 +266,7 @@ def step_ratio(log: StepLog, profile: Profile) -> float:
     """Modelled over measured time of these steps: how far the machine, or the model, was off for them."""
     model = profile.step_time
     modelled = sum(
-        model.seconds(step.work) * statistics.fmean(model.spread(step.work, share / 50, idle_s) for share in range(50))
+        statistics.fmean(model.draw(step.work, share / 50, idle_s) for share in range(50))
         for step, idle_s in zip(log.steps, idle_seconds(log.steps), strict=True)
     )
     return modelled / sum(step.seconds for step in log.steps)

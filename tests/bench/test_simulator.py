@@ -173,12 +173,12 @@ def test_the_fit_keeps_how_steps_vary() -> None:
     """Uniform noise of 20 % comes back as it was; a tenth of steps that take 20 times as long stays a tenth."""
     work = StepWork(8, 8, 1000, 0)
     noisy = fit_step_time(made_up_steps(3000, 0.2))
-    drawn = [noisy.seconds(work) * noisy.spread(work, (index + 0.5) / 100, 0.0) for index in range(100)]
+    drawn = [noisy.draw(work, (index + 0.5) / 100, 0.0) for index in range(100)]
     true_s = 0.004 + 8e-4 + 1e-4
     assert drawn[5] == pytest.approx(true_s * 0.82, rel=0.04)
     assert drawn[95] == pytest.approx(true_s * 1.18, rel=0.04)
     disturbed = fit_step_time(made_up_steps(3000, 0.0, disturbed=10))
-    shares = [disturbed.spread(work, (index + 0.5) / 100, 0.0) for index in range(100)]
+    shares = [disturbed.draw(work, (index + 0.5) / 100, 0.0) / true_s for index in range(100)]
     assert sum(share > 10 for share in shares) == pytest.approx(10, abs=3)
 
 
@@ -188,14 +188,16 @@ def test_a_step_that_found_the_device_idle() -> None:
     for index in range(200):
         is_first = index % 4 == 0
         now_s += 0.05 if is_first else 0.0001
-        seconds = 0.003 if is_first else 0.002
-        steps.append(LoggedStep(now_s, seconds, StepWork(1 + index % 3, 1, 0, 0)))
+        size = 1 + index % 3
+        seconds = 0.001 * (is_first + 1 + size)
+        steps.append(LoggedStep(now_s, seconds, StepWork(size, 1, 0, 0)))
         now_s += seconds
     found = fit_step_time(steps)
     work = StepWork(1, 1, 0, 0)
     assert found.seconds(work) == pytest.approx(0.002, rel=0.01)
-    assert found.spread(work, 0.5, 0.05) == pytest.approx(1.5, rel=0.01)
-    assert found.spread(work, 0.5, 0.001) == pytest.approx(1.0, rel=0.01)
+    assert found.draw(work, 0.5, 0.05) == pytest.approx(0.003, rel=0.01)
+    assert found.draw(StepWork(3, 1, 0, 0), 0.5, 0.05) == pytest.approx(0.005, rel=0.01)
+    assert found.draw(work, 0.5, 0.001) == pytest.approx(0.002, rel=0.01)
     assert found.host_s == pytest.approx(0.0001)
     plan = [PlannedRequest([index], 1, 2, index, at_s=float(index)) for index in range(20)]
     summary, _ = play(plan, engine(), step=msgspec.structs.replace(found, spreads=[]))

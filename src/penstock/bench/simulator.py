@@ -78,7 +78,7 @@ class SimulatedExecutor:
         start_s = self._loop.simulated_s + step_time.host_s
         idle_s = start_s - self._free_s
         start_s = max(start_s, self._free_s)
-        seconds = step_time.seconds(work) * step_time.spread(work, self._source.random(), idle_s)
+        seconds = step_time.draw(work, self._source.random(), idle_s)
         self._free_s = start_s + seconds
         self.busy_s += seconds
         self.num_steps += 1

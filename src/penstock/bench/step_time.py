@@ -25,7 +25,7 @@ _KNEES: Final = (1, 4, 16, 64)
 MIN_STEPS: Final = 30
 MIN_OF_A_KIND: Final = 20
 IDLE_S: Final = 0.001  # a longer pause means that there was nothing to run
-# After so long a rest a step takes longer: caches hold other things, and cores sleep.
+# After so long a rest a step takes longer, whatever is in it: caches hold other things, and cores sleep.
 RESTS_S: Final = (0.02, 0.1)
 MIN_RESTED: Final = 8
 _NUM_SIZES: Final = 12
@@ -52,9 +52,9 @@ USUAL_FRONTEND: Final = Frontend(request_s=0.001, prompt_token_s=1e-6, output_s=
 
 
 class StepTime(Protocol):
-    """seconds: of a step on the device; typical. spread: what a step of that kind takes over `seconds` on a device that
-    was idle for idle_s before it, for a number drawn from [0, 1). host_s: of Python between two steps, hidden while the
-    device works. error: median relative error of `seconds`.
+    """seconds: of a step on the device; typical. draw: of one such step on a device that was idle for idle_s before it,
+    for a number drawn from [0, 1). host_s: of Python between two steps, hidden while the device works. error: median
+    relative error of `seconds`.
     """
 
     @property
@@ -68,7 +68,7 @@ class StepTime(Protocol):
 
     def seconds(self, work: StepWork) -> float: ...
 
-    def spread(self, work: StepWork, drawn: float, idle_s: float) -> float: ...
+    def draw(self, work: StepWork, drawn: float, idle_s: float) -> float: ...
 
 
 class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +76,8 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     coefficients: of steps that only decode, and of all where prompt_coefficients is empty; else those are of steps with
     prompts in them. error: median relative error over the steps it was fitted to. spreads: by kind, evenly spaced
-    quantiles of measured over modelled; empty: none. rested: the same of steps after a rest, by its length (RESTS_S).
+    quantiles of measured over modelled; empty: none. rest_s: what a rest adds to the step after it, by its length
+    (RESTS_S); rested: the spreads of these steps.
     """
 
     coefficients: list[float]
@@ -86,6 +87,7 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int
     frontend: Frontend = Frontend()
     spreads: list[list[float]] = []
+    rest_s: tuple[float, ...] = (0.0,) * len(RESTS_S)
     rested: list[list[float]] = []
     source: str = ""
 
@@ -93,13 +95,15 @@ class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
         factors = self.prompt_coefficients if work.prefill_pairs and self.prompt_coefficients else self.coefficients
         return sum(map(mul, factors, _features(work)), start=0.0)
 
-    def spread(self, work: StepWork, drawn: float, idle_s: float) -> float:
+    def draw(self, work: StepWork, drawn: float, idle_s: float) -> float:
+        seconds = self.seconds(work)
         rest = bisect_right(RESTS_S, idle_s)
         if rest and self.rested:
+            seconds += self.rest_s[rest - 1]
             quantiles = self.rested[rest - 1]
         else:
             quantiles = self.spreads[kind_of(work)] if self.spreads else []
-        return quantiles[int(drawn * len(quantiles))] if quantiles else 1.0
+        return seconds * quantiles[int(drawn * len(quantiles))] if quantiles else seconds
 
 
 def _features(work: StepWork) -> tuple[int, ...]:
@@ -141,12 +145,13 @@ def fit_step_time(steps: Sequence[LoggedStep], frontend: Frontend | None = None,
         found.append(coefficients.tolist())
     ratios = seconds / np.maximum(modelled, 1e-9)
     kinds = np.asarray([kind_of(step.work) for step in steps])
+    rest_s, rested = _rested(idle_s, seconds, modelled)
     return FittedStepTime(
         coefficients=found[0], prompt_coefficients=found[1] if len(found) > 1 else [],
         host_s=max(0.0, statistics.median(busy)) if busy else 0.0,
         error=float(np.median(np.abs(1 / ratios[~is_rested] - 1.0))), num_steps=len(steps),
         frontend=frontend or Frontend(),
-        spreads=_spreads(kinds[~is_rested], ratios[~is_rested]), rested=_rested(idle_s, ratios),
+        spreads=_spreads(kinds[~is_rested], ratios[~is_rested]), rest_s=rest_s, rested=rested,
         source=source,
     )  # fmt: skip
 
@@ -167,14 +172,28 @@ def idle_seconds(steps: Sequence[LoggedStep]) -> list[float]:
     return [math.inf, *pauses]
 
 
-def _rested(idle_s: Sequence[float], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
-    """Quantiles for each length of a rest; of one that was hardly seen, the other's. Empty where none was seen."""
+def _rested(
+    idle_s: Sequence[float], seconds: npt.NDArray[np.float64], modelled: npt.NDArray[np.float64]
+) -> tuple[tuple[float, ...], list[list[float]]]:
+    """What each length of a rest adds, and quantiles of what is left; of one that was hardly seen, the other's.
+
+    The addition is the median of what the steps took beyond the model. Long steps count for less, as they vary more.
+    """
     rests = np.searchsorted(RESTS_S, idle_s, side="right")
-    found = [ratios[rests == rest + 1] for rest in range(len(RESTS_S))]
+    found = [np.flatnonzero(rests == rest + 1) for rest in range(len(RESTS_S))]
     enough = [part for part in found if len(part) >= MIN_RESTED]
+    if not enough:
+        return (0.0,) * len(RESTS_S), []
     shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
-    chosen = [part if len(part) >= MIN_RESTED else enough[0] for part in found] if enough else []
-    return [np.quantile(part, shares).tolist() for part in chosen]
+    rest_s: list[float] = []
+    quantiles: list[list[float]] = []
+    for part in (part if len(part) >= MIN_RESTED else enough[0] for part in found):
+        beyond = seconds[part] - modelled[part]
+        order = np.argsort(beyond)
+        weights = np.cumsum(1 / np.maximum(modelled[part][order], 1e-9))
+        rest_s.append(max(0.0, float(beyond[order][np.searchsorted(weights, weights[-1] / 2)])))
+        quantiles.append(np.quantile(seconds[part] / (modelled[part] + rest_s[-1]), shares).tolist())
+    return tuple(rest_s), quantiles
 
 
 def _spreads(kinds: npt.NDArray[np.int64], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
@@ -248,9 +267,9 @@ class HardwareStepTime:
         decode = work.decode_context * self.kv_bytes / bandwidth
         return self.fixed_s + linear + decode + work.prefill_pairs * self.attention_flops / flops
 
-    def spread(self, *_: object) -> float:
+    def draw(self, work: StepWork, *_: object) -> float:
         """A limit does not vary."""
-        return 1.0
+        return self.seconds(work)
 
 
 @dataclass(frozen=True)
@@ -275,8 +294,8 @@ class ScaledStepTime:
     def seconds(self, work: StepWork) -> float:
         return self.inner.seconds(work) * self.factor
 
-    def spread(self, work: StepWork, drawn: float, idle_s: float) -> float:
-        return self.inner.spread(work, drawn, idle_s)
+    def draw(self, work: StepWork, drawn: float, idle_s: float) -> float:
+        return self.inner.draw(work, drawn, idle_s) * self.factor
 
 
 def _feed_forward_widths(model: ModelConfig) -> tuple[int, int]:
