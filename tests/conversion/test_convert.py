@@ -18,7 +18,10 @@ from penstock.base.errors import CheckpointError, ConfigError
 from penstock.conversion import Calibration, Recipe, convert
 from penstock.frontend.text_files import TextFiles
 from penstock.frontend.tokenizer import Tokenizer
+from penstock.kernels import ops as op_table
+from penstock.kernels.packed import PackedLinear
 from penstock.loader import read_model_config
+from penstock.runner.loading import load_model
 from whole_engine import build, engine_config, request, run
 
 SIZES: dict[str, Any] = {
@@ -86,6 +89,20 @@ def test_experts_stand_where_the_gguf_package_has_them(family: str, tmp_path: Pa
         assert tensor.tensor_type == expected[name].tensor_type, name
         np.testing.assert_array_equal(tensor.data, expected[name].data)
     greedy(ours)
+
+
+@pytest.mark.parametrize(("family", "target"), [("mixtral", "w8a8"), ("qwen2-moe", "w4a16")])
+def test_experts_are_written_as_integers_and_routers_are_not(family: str, target: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "float", tmp_path / "out"
+    write_checkpoint(source, family, tokenizer=True, **{**SIZES, **MIXTURES[family]})
+    convert(source, output, target, quiet)
+    mlp = load_model(engine_config(output), op_table.load("native", 1), lambda fraction: None).layers[1].mlp
+    assert isinstance(mlp.router.weight.packed, PackedLinear)
+    weights = [weight.packed for weight in (*mlp.experts.gate_up, *mlp.experts.down)]
+    assert {weight.layout.bits for weight in weights} == {8 if target == "w8a8" else 4}
+    greedy(output)
+    with pytest.raises(ConfigError, match="few tokens reach an expert"):
+        convert(source, tmp_path / "two", "gptq", quiet, calibration=Calibration("Rivers. " * 100, 512))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", *MIXTURES])

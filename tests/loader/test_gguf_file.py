@@ -185,3 +185,31 @@ def test_turned_rows_undo_the_converters_permutation() -> None:
     turned = rows.reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)  # conversion/llama.py: permute
     np.testing.assert_array_equal(turned[turned_rows(head_dim, 0, heads * head_dim)], rows)
     np.testing.assert_array_equal(turned[turned_rows(head_dim, 5, 19)], rows[5:19])
+
+
+def stack_of(path: Path, shape: tuple[int, ...]) -> Path:
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_tensor("blk.0.ffn_up_exps.weight", np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_matrices_of_a_stack_are_read_by_themselves(tmp_path: Path) -> None:
+    checkpoint = GGUFCheckpoint(stack_of(tmp_path / "m.gguf", (3, 4, 5)))
+    names = [f"model.layers.0.mlp.experts.{expert}.up_proj.weight" for expert in range(3)]
+    assert checkpoint.names() == set(names)
+    view = checkpoint.read(names[2], (4, 5), 1, 3)
+    assert np.frombuffer(view.data, np.float32).tolist() == list(range(45, 55))
+    assert (view.shape, checkpoint.row_bytes(names[2]), checkpoint.size_bytes(names[2])) == ((2, 5), 20, 80)
+    del view
+    checkpoint.release(names[2], 0, 4)
+    checkpoint.close()
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 2, 2, 2), (1025, 1, 1)])
+def test_stacks_that_are_none_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="ffn_up_exps"):
+        GGUFCheckpoint(stack_of(tmp_path / "m.gguf", shape))

@@ -40,18 +40,19 @@ class SeparateExperts:
 
     def mlp(self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], ops: Ops) -> Tensor:
         experts_TK, weights_TK = chosen
-        top_k = experts_TK.shape[1]
         experts_P = experts_TK.flatten()
         pairs_P = experts_P.argsort(stable=True)
-        out_PD = x_TD.new_empty((len(pairs_P), x_TD.shape[1]))
+        x_PD = x_TD.index_select(0, pairs_P // experts_TK.shape[1])
+        counts = torch.bincount(experts_P, minlength=len(self.down)).tolist()
+        parts: list[Tensor] = []
         begin = 0
-        for expert, count in enumerate(torch.bincount(experts_P, minlength=len(self.down)).tolist()):
+        for expert, count in enumerate(counts):
             if count:
-                own = pairs_P[begin : begin + count]
-                gate_up = self.gate_up[expert].multiply(x_TD.index_select(0, own // top_k), None, None, ops)
-                out_PD[own] = self.down[expert].multiply(ops.silu_and_mul(gate_up), None, None, ops)
+                gate_up = self.gate_up[expert].multiply(x_PD[begin : begin + count], None, None, ops)
+                parts.append(self.down[expert].multiply(ops.silu_and_mul(gate_up), None, None, ops))
                 begin += count
-        return ops.experts.combine(out_PD, weights_TK)
+        del x_PD
+        return ops.experts.combine(torch.cat(parts).index_select(0, pairs_P.argsort()), weights_TK)
 
 
 class StackedExperts:

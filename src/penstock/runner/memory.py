@@ -225,10 +225,11 @@ def _mlp_width(config: EngineConfig) -> int:
     width = 3 * model.intermediate_size
     if experts is None:
         return width
-    # On a CPU one expert at a time, at worst of all tokens; on a GPU all pairs of a token and one of its experts.
+    # Of all pairs of a token and one of its experts, a CPU has inputs, outputs and these in order, and what is between
+    # them of one expert at a time, at worst of all tokens. A GPU has that of all pairs.
     inner = 3 * experts.intermediate_size
     pairs = experts.per_token * model.hidden_size
-    mixture = pairs + (inner + model.hidden_size if config.device == "cpu" else experts.per_token * inner)
+    mixture = 3 * pairs + inner if config.device == "cpu" else pairs + experts.per_token * inner
     return max(width, 3 * experts.shared_intermediate_size, mixture + 2 * model.hidden_size)  # the sum, in float32
 
 
