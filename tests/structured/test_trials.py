@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="priorities by p
 
 @pytest.fixture
 def trials() -> Iterator[Trials]:
-    trials = Trials()
+    trials = Trials(10.0, idle_s=lambda: time.monotonic() * (os.cpu_count() or 1))
     yield trials
     deadline = time.monotonic() + 10
     while trials and time.monotonic() < deadline:
@@ -66,3 +66,35 @@ def test_a_flood_finds_no_credit_left_and_an_ordinary_one_later_does(trials: Tri
     one = burn(TRIAL_CREDIT_S / 4)
     trials.add(one)
     assert watch(trials, [one]) == set()
+
+
+def others_work() -> float:
+    return -time.monotonic() * 2 * (os.cpu_count() or 1)  # whatever trials take, it is not all
+
+
+def test_heavy_ones_take_a_small_share_of_a_busy_machine() -> None:
+    trials = Trials(4.0, idle_s=others_work)
+    trials._saved_s = -1.0
+    for _ in range(3):
+        trials.add(burn(100.0))
+    while not trials._is_busy:
+        trials.look()
+        time.sleep(0.005)
+    before_s, begun = total_s(trials), time.monotonic()
+    while time.monotonic() - begun < 1.5:
+        trials.look()
+        time.sleep(0.005)
+    assert 0 < total_s(trials) - before_s < 0.5
+    watch(trials, [])  # until they are killed
+
+
+def total_s(trials: Trials) -> float:
+    return sum(trial.used_s for trial in trials._running.values())
+
+
+def test_one_that_is_stopped_too_long_is_killed() -> None:
+    trials = Trials(0.5, idle_s=others_work)
+    begun = time.monotonic()
+    trials.add(burn(100.0))
+    watch(trials, [])
+    assert 0.5 <= time.monotonic() - begun < 5

@@ -96,8 +96,9 @@ def main() -> int:
         return 0
     vocabulary = msgspec.msgpack.decode(body, type=Vocabulary)
     backend, tokens = LlguidanceBackend(vocabulary), ClosingTokens(vocabulary)
+    os.nice(NICENESS)  # its forks and looks too: a fork copies page tables, and an attack makes many
     control.sendall(b".")  # ready
-    trials = Trials()
+    trials = Trials(MAX_TIME_S)
     while True:
         if trials:
             trials.look()
@@ -131,7 +132,6 @@ def _serve_one(backend: LlguidanceBackend, tokens: ClosingTokens, vocab_size: in
 
 def _limit() -> None:
     """Processor time and time end this process by signal; memory makes allocations fail, which ends it too."""
-    os.nice(NICENESS)
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
