@@ -140,12 +140,17 @@ static inline int float_code(const WeightLayout& layout, const char* codes, int 
 }
 
 template <class Elem>
-static inline void expand_floats(const WeightLayout& layout, const char* codes, char* units) {
+static inline void expand_one_by_one(const WeightLayout& layout, const char* codes, char* units) {
     const auto* table = static_cast<const typename Elem::Storage*>(layout.table);
     auto* to = reinterpret_cast<typename Elem::Storage*>(units);
     for (int i = 0; i < layout.step; i += Elem::kPerUnit)
         for (int column = 0; column < kLanes; ++column)
             for (int part = 0; part < Elem::kPerUnit; ++part) *to++ = table[float_code(layout, codes, i + part, column)];
+}
+
+template <class Elem>
+static inline void expand_floats(const WeightLayout& layout, const char* codes, char* units) {
+    expand_one_by_one<Elem>(layout, codes, units);
 }
 
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
@@ -212,6 +217,61 @@ inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, c
     const __m512i offset = _mm512_set1_epi16(short(layout.offset));
     for (int u = 0; u < layout.step / 2; ++u, to += kLanes)
         store_units(to, bf16_of_int16(_mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256(pairs + u)), offset)));
+}
+
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
+
+// The values of 4-bit codes, their lower and their upper bytes, for both halves of a vector.
+struct NibbleTable {
+    __m256i lower, upper;
+    explicit NibbleTable(const void* values) {
+        alignas(16) char bytes[2][16];
+        for (int i = 0; i < 16; ++i)
+            for (int part = 0; part < 2; ++part) bytes[part][i] = static_cast<const char*>(values)[2 * i + part];
+        lower = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[0]));
+        upper = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[1]));
+    }
+    // Of the lowest four bits of each word.
+    __m256i of(__m256i words) const {
+        const __m256i index = _mm256_and_si256(words, _mm256_set1_epi16(15));
+        // A byte of an index whose highest bit is set gives zero.
+        const __m256i low = _mm256_shuffle_epi8(lower, _mm256_or_si256(index, _mm256_set1_epi16(short(0x8000))));
+        const __m256i high =
+            _mm256_shuffle_epi8(upper, _mm256_or_si256(_mm256_slli_epi16(index, 8), _mm256_set1_epi16(0x80)));
+        return _mm256_or_si256(low, high);
+    }
+};
+
+// Integers of -128 to 255, exact in bf16.
+static inline __m256i bf16_of_int16(__m256i words) {
+    const __m256 odd = _mm256_cvtepi32_ps(_mm256_srai_epi32(words, 16));
+    const __m256 even = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 16), 16));
+    const __m256i upper = _mm256_and_si256(_mm256_castps_si256(odd), _mm256_set1_epi32(int(0xffff0000u)));
+    return _mm256_or_si256(upper, _mm256_srli_epi32(_mm256_castps_si256(even), 16));
+}
+
+template <>
+inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, char* units) {
+    const auto* from = reinterpret_cast<const __m128i*>(codes);
+    auto* to = reinterpret_cast<__m256i*>(units);
+    if (layout.bits == 4) {
+        const NibbleTable table(layout.table);
+        for (int v = 0; v < layout.step / 8; ++v, to += 8)
+            for (int half = 0; half < 2; ++half) {
+                const __m256i words = _mm256_loadu_si256((const __m256i*)(codes + v * kVectorBytes) + half);
+                _mm256_storeu_si256(to + half, table.of(words));
+                _mm256_storeu_si256(to + 2 + half, table.of(_mm256_srli_epi16(words, 4)));
+                _mm256_storeu_si256(to + 4 + half, table.of(_mm256_srli_epi16(words, 8)));
+                _mm256_storeu_si256(to + 6 + half, table.of(_mm256_srli_epi16(words, 12)));
+            }
+        return;
+    }
+    if (layout.offset == 0 && layout.minimums == MinimumKind::none)  // FP8
+        return expand_one_by_one<Bf16>(layout, codes, units);
+    // Integers: code - offset; with a zero point the code itself, which the minimum moves.
+    const __m256i offset = _mm256_set1_epi16(short(layout.offset));
+    for (int i = 0; i < layout.step; ++i, ++from, ++to)
+        _mm256_storeu_si256(to, bf16_of_int16(_mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(from)), offset)));
 }
 
 #endif
