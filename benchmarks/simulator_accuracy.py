@@ -63,6 +63,7 @@ RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent /
 SHARES = (0.5, 0.9, 0.99)
 FIRST_SEED = 1000
 OTHER_DRAWS = 20
+SPEED_S = 600.0
 MAX_OTHERS = 0.04  # of the machine: a window with more proves nothing
 Requests = Callable[[PromptMaker, int, int], Iterable[PlannedRequest]]
 
@@ -279,11 +280,20 @@ def joined(records: list[RunRecord]) -> Summary:
     return summarise(RunRecord(observations, records[0].start_s, last.end_s, array("d")), ())
 
 
-def simulated(one: Measured, profile: Profile) -> tuple[Summary, float]:
-    """The same requests in the simulator, and how many times faster that was."""
-    engine = SimulatedEngine.of(EngineOptions(), profile.num_blocks, profile.block_size, profile.max_model_len)
-    found = [run_simulation(engine, profile.step_time, one.workload, seed) for seed in one.seeds]
-    return joined([one.record for one in found]), statistics.median(one.speedup for one in found)
+def engine_of(profile: Profile) -> SimulatedEngine:
+    return SimulatedEngine.of(EngineOptions(), profile.num_blocks, profile.block_size, profile.max_model_len)
+
+
+def simulated(one: Measured, profile: Profile) -> Summary:
+    """The same requests in the simulator."""
+    engine = engine_of(profile)
+    return joined([run_simulation(engine, profile.step_time, one.workload, seed).record for seed in one.seeds])
+
+
+def speedup(case: Case, profile: Profile, options: argparse.Namespace) -> int:
+    """How many times faster than real time the simulator plays ten minutes of a workload."""
+    workload = case.workload(case.count(SPEED_S, options.scale), options.scale, options.token_limit)
+    return round(run_simulation(engine_of(profile), profile.step_time, workload, FIRST_SEED).speedup)
 
 
 def advised(one: Measured, profile: Profile, seeds: Sequence[int]) -> Summary:
@@ -372,8 +382,8 @@ def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], 
                 advised(one, profile, range(draw * 100, draw * 100 + len(one.seeds))) for draw in range(OTHER_DRAWS)
             ]
         else:
-            found, speedup = simulated(one, profile)
-            speedups.append(round(speedup))
+            found = simulated(one, profile)
+            speedups.append(speedup(one.case, profile, options))
         results.append({
             "name": one.case.title(options.scale), "by": "advisor" if one.case.is_held_out else "simulator",
             "step_ratio": step_ratio(rounds.steps_of(one), profile), "requests": real.num_attempted,
@@ -387,7 +397,8 @@ def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], 
         f"{facts['manifest']['client_machine']['processor']}, {os.cpu_count()} cores. "
         f"`{' '.join(['benchmarks/simulator_accuracy.py', *sys.argv[1:]])}`\n\n{facts['rounds']} rounds; the model was "
         f"fitted to {facts['steps']} steps of the calibrations (median error {facts['step_model_error']:.1%}); "
-        f"simulated {' / '.join(f'{speedup:,}' for speedup in speedups)} times faster than real time. "
+        f"{SPEED_S / 60:.0f} minutes of each workload simulated "
+        f"{' / '.join(f'{found:,}' for found in speedups)} times faster than real time. "
         f"{count_within(results, 'simulator', 0.15)}, "
         f"{count_within(results, 'advisor', 0.2)}. `?`: too few requests for such a percentile. Left out: "
         f"{rounds.num_void} of {rounds.num_windows} windows, "

@@ -45,8 +45,8 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
     add_simulation(simulate)
     simulate.add_argument("--profile", type=Path, help="steps measured by `bench sim --measure MODEL --profile FILE`")
     simulate.add_argument(
-        "--measure", metavar="MODEL|DIR",
-        help="serve this model here under load, or take the steps of a recording, and write --profile",
+        "--measure", metavar="MODEL|DIR", nargs="?", const="",
+        help="serve this model [the bundled] here under load, or take the steps of a recording, and write --profile",
     )  # fmt: skip
     simulate.add_argument("--serve", default="", help="further options of the served model, in one word: '--seed 1'")
     simulate.add_argument("--seconds", type=float, default=30.0, help="of measuring [30]")

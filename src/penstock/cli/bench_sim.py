@@ -29,7 +29,7 @@ _DEFAULT_BLOCKS = 8192
 
 def bench_sim(options: argparse.Namespace) -> int:
     """The exit status: 0 when every simulated request succeeded."""
-    if options.measure:
+    if options.measure is not None:
         return _measure(options)
     check_workload(options)
     step_time, engine = platform_of(options, options.profile)
@@ -89,7 +89,7 @@ def _measure(options: argparse.Namespace) -> int:
         raise ConfigError("--measure needs a file for what it finds.", remedy="Give --profile.")
     from penstock.bench.calibration import measure_profile, profile_of_recording
 
-    if any(Path(options.measure).glob("steps-*.jsonl")):
+    if options.measure and any(Path(options.measure).glob("steps-*.jsonl")):
         profile = profile_of_recording(Path(options.measure), USUAL_FRONTEND)
     else:
         progress = Console(stderr=True)
