@@ -15,6 +15,7 @@
 #include "ops/quantized.h"
 #include "ops/rope.h"
 #include "ops/sampling.h"
+#include "ops/scale_search.h"
 
 #define PENSTOCK_FOR_EACH_FAMILY(X)         \
     X(activation, ActivationKernels)        \
@@ -27,7 +28,8 @@
     X(probe, ProbeKernels)                  \
     X(quantized, QuantizedKernels)          \
     X(rope, RopeKernels)                    \
-    X(sampling, SamplingKernels)
+    X(sampling, SamplingKernels)            \
+    X(scale_search, ScaleSearchKernels)
 
 namespace penstock {
 

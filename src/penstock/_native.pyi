@@ -202,6 +202,13 @@ class Kernels:
         count: int,
         /,
     ) -> None: ...
+    # scale_search
+    def search_affine_scales(
+        self, x: int, weight: int, scale: int, minimum: int, groups: int, size: int, top: int, num_threads: int, /
+    ) -> None: ...
+    def search_symmetric_scales(
+        self, x: int, weight: int, scale: int, groups: int, size: int, top: int, num_threads: int, /
+    ) -> None: ...
     # sampling
     def mask_logits(
         self, logits: int, row_ids: int, masks: int, masked_rows: int, vocab: int, num_threads: int

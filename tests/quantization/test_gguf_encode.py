@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from penstock.kernels import ops as op_table
 from penstock.quantization.gguf_encode import ENCODABLE, encode
 from penstock.quantization.gguf_types import dequantize
+
+REFERENCE = op_table.load("reference", 1).scale_search
+SEARCHES = {"reference": REFERENCE, "native": op_table.load("native", 2).scale_search}
 
 
 def rows(kind: str) -> np.ndarray:
@@ -28,7 +32,7 @@ def test_simple_types_equal_ggml(name: str) -> None:
     for kind in ("normal", "heavy tails"):
         values = rows(kind)
         expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
-        found = encode(name, torch.from_numpy(values)).numpy()
+        found = encode(name, torch.from_numpy(values), REFERENCE).numpy()
         np.testing.assert_array_equal(found, np.ascontiguousarray(expected).view(np.uint8))
 
 
@@ -36,9 +40,10 @@ def test_simple_types_equal_ggml(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "most"), [("Q2_K", 0.36), ("Q3_K", 0.19), ("Q4_K", 0.080), ("Q5_K", 0.042), ("Q6_K", 0.021)]
 )
-def test_k_types_are_close(name: str, most: float) -> None:
+@pytest.mark.parametrize("kernels", SEARCHES)
+def test_k_types_are_close(kernels: str, name: str, most: float) -> None:
     values = torch.from_numpy(rows("normal"))
-    blocks = encode(name, values)
+    blocks = encode(name, values, SEARCHES[kernels])
     again = dequantize(name, blocks)
     expected = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name])
     np.testing.assert_array_equal(again.numpy(), expected)
@@ -55,7 +60,7 @@ def test_importance_moves_the_error(name: str) -> None:
     values = torch.from_numpy(rows("normal"))[5:]
     importance = torch.randn(1024, generator=torch.Generator().manual_seed(1)).mul(1.5).exp()
     errors = [
-        ((dequantize(name, encode(name, values, chosen)) - values).square() * importance).mean().item()
+        ((dequantize(name, encode(name, values, REFERENCE, chosen)) - values).square() * importance).mean().item()
         for chosen in (None, importance)
     ]
     assert errors[1] < 0.93 * errors[0]

@@ -12,9 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from penstock.base.errors import CheckpointError, ConfigError
+from penstock.config.defaults import machine_facts
 from penstock.conversion.calibration import Observer, observe, windows_of
 from penstock.conversion.gguf_output import GGUF_TARGETS, write_gguf
 from penstock.conversion.journal import Journal
@@ -24,6 +26,7 @@ from penstock.conversion.recipe import SAFETENSORS_TARGETS, Calibration, Recipe,
 from penstock.conversion.rounded_linears import w4a16, w8a8
 from penstock.conversion.safetensors_output import Entry, plain, write_directory
 from penstock.conversion.source_rows import SourceRows
+from penstock.kernels import ops as op_table
 from penstock.loader import Checkpoint, open_checkpoint, read_model_config
 from penstock.quantization import CheckpointSource
 
@@ -129,7 +132,9 @@ def _write(
     results = [journal.open(name) for name in journal.names()] if journal is not None else []
     try:
         if target in GGUF_TARGETS:
-            write_gguf(source, output, target, rows, _importance(results), on_progress)
+            kernels = "native" if machine_facts().has_native else "reference"
+            search = op_table.load(kernels, torch.get_num_threads()).scale_search
+            write_gguf(source, output, target, rows, _importance(results), search, on_progress)
             return
         entries = _found_entries(rows, results) if results else _rounded_entries(rows, target, recipe)
         write_directory(source, output, entries, quantization_config(target, recipe), on_progress)

@@ -16,6 +16,7 @@ from penstock.conversion.gguf_header import TensorPlan, gguf_header, padding
 from penstock.conversion.gguf_metadata import metadata
 from penstock.conversion.planned_file import Section, write_file
 from penstock.conversion.source_rows import SourceRows
+from penstock.kernels.ops import ScaleSearch
 from penstock.layers.rotary import inverse_frequencies
 from penstock.loader.gguf_checkpoint import ROPE_FACTORS, gguf_name
 from penstock.loader.gguf_file import block_of
@@ -34,6 +35,7 @@ def write_gguf(
     target: str,
     rows: SourceRows,
     importance: Mapping[str, Tensor],
+    search: ScaleSearch,
     on_progress: Callable[[float], None],
 ) -> None:
     """importance: of the inputs of a linear (named without suffix), float32 [K]; of those that are not there, none."""
@@ -57,7 +59,7 @@ def write_gguf(
             shape = shape[1:]  # GGUF has this matrix of one row as a vector
         plan = TensorPlan(theirs, _tensor_type(name, rows, target), shape)
         plans.append(plan)
-        sections.append(_section(stack, plan, rows, is_turned, importance))
+        sections.append(_section(stack, plan, rows, is_turned, importance, search))
     if rows.model.rope.rope_type == "llama3":
         factors = _rope_factors(rows.model)
         plan = TensorPlan(ROPE_FACTORS, "F32", tuple(factors.shape))
@@ -92,7 +94,12 @@ def _tensor_type(name: str, rows: SourceRows, target: str) -> str:
 
 
 def _section(
-    names: Sequence[str], plan: TensorPlan, rows: SourceRows, is_turned: bool, importance: Mapping[str, Tensor]
+    names: Sequence[str],
+    plan: TensorPlan,
+    rows: SourceRows,
+    is_turned: bool,
+    importance: Mapping[str, Tensor],
+    search: ScaleSearch,
 ) -> Section:
     """names: of one tensor, or of those that are stacked in it."""
     head_dim = rows.model.head_dim
@@ -106,7 +113,8 @@ def _section(
         for name in names:
             for piece in rows.pieces(name, head_dim if turns else 1):
                 ordered = _turned(piece, head_dim) if turns else piece
-                yield encode(plan.tensor_type, ordered, importance.get(name.removesuffix(".weight"))).numpy().tobytes()
+                weighed = importance.get(name.removesuffix(".weight"))
+                yield encode(plan.tensor_type, ordered, search, weighed).numpy().tobytes()
 
     return Section(plan.nbytes + padding(plan.nbytes), pieces)
 

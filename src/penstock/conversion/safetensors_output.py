@@ -14,7 +14,7 @@ import torch
 from penstock.conversion.planned_file import Section, write_file
 from penstock.conversion.source_rows import SourceRows
 from penstock.loader.gguf_file import block_of
-from penstock.quantization.gguf_encode import encode
+from penstock.quantization.gguf_encode import float_bytes
 
 _TEXT_FILES: Final = (
     "tokenizer*",
@@ -68,7 +68,7 @@ def plain(name: str, rows: SourceRows) -> Entry:
 
     def pieces() -> Iterator[bytes]:
         if len(shape) == 1:
-            yield encode(kind, rows.vector(name)[None]).numpy().tobytes()
+            yield float_bytes(kind, rows.vector(name)[None]).numpy().tobytes()
         else:
             for piece in rows.pieces(name):
                 yield piece.contiguous().view(torch.uint8).numpy().tobytes()

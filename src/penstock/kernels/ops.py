@@ -83,17 +83,34 @@ class ExpertOps(Protocol):
         ...
 
 
+class ScaleSearch(Protocol):
+    """What encoding GGUF's K types takes (kernels/native/scale_search.py, kernels/reference/scale_search.py).
+
+    x, weight: float32, contiguous, [N, G, E] with groups of E = 16 or 32 values. weight: how much the error of each
+    value counts.
+    """
+
+    def affine(self, x_NGE: Tensor, weight_NGE: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        """(scales, minimums >= 0), both [N, G]: x = scale * code - minimum, codes 0 to top, with the least error."""
+        ...
+
+    def symmetric(self, x_NGE: Tensor, weight_NGE: Tensor, half: int) -> Tensor:
+        """The same without minimums: x = scale * code, codes -half to half - 1 -> [N, G]."""
+        ...
+
+
 class Ops(ABC):
     """One implementation of every op.
 
     kind: "native", "triton" or "reference". isa: the instruction set of the native kernels, or what else they run on.
     layouts: how weights and caches lie, and on which device.
     recordings: of the ops that layers are made of, where this implementation can repeat them by itself.
-    experts: the ops of mixtures of experts.
+    experts: the ops of mixtures of experts. scale_search: what encoding GGUF's K types takes.
     """
 
-    __slots__ = ("isa", "kind", "layouts", "num_threads", "recordings")
+    __slots__ = ("isa", "kind", "layouts", "num_threads", "recordings", "scale_search")
     experts: ClassVar[ExpertOps] = ReferenceExperts()
+    scale_search: ScaleSearch
 
     def __init__(self, kind: str, isa: str, num_threads: int, layouts: Layouts) -> None:
         self.kind = kind

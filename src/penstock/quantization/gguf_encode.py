@@ -1,9 +1,8 @@
 """Float rows to GGUF blocks: Q8_0 and Q4_0 by ggml's rule bit for bit, the K types by a search of the same kind.
 
-The K types choose scale and minimum of a group by weighted least squares over several starting scales, as
-ggml-quants.c does (make_qkx2_quants, make_qx_quants): large values weigh more, and so do inputs that are large in
-calibration data (an importance matrix). Scales are then rounded themselves, and codes are taken anew for the rounded
-ones.
+The K types choose scale and minimum of a group by a search (ScaleSearch) in which large values weigh more, and so do
+inputs that are large in calibration data (an importance matrix). Scales are then rounded themselves, and codes are
+taken anew for the rounded ones.
 
 Shapes: R rows, N blocks, G groups of a block, E values of a group.
 """
@@ -17,10 +16,9 @@ import torch
 from torch import Tensor
 
 from penstock.config.model import ModelConfig
+from penstock.kernels.ops import ScaleSearch
 from penstock.loader.gguf_file import block_of
 
-_STEPS: Final = 21
-_TINY: Final = 1e-15
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A mixture's type of most matrices, and of those whose rounding hurts more; the head is always Q6_K.
 MIXTURES: Final = {
@@ -29,19 +27,24 @@ MIXTURES: Final = {
 }  # fmt: skip
 
 
-def encode(tensor_type: str, rows_RK: Tensor, importance_K: Tensor | None = None) -> Tensor:
+def encode(tensor_type: str, rows_RK: Tensor, search: ScaleSearch, importance_K: Tensor | None = None) -> Tensor:
     """Float rows -> uint8 [R, row bytes] of a type of ENCODABLE. K is a multiple of the type's block.
 
-    importance_K: the mean square of each input, float32; left out, all are alike.
+    search: of an op table. importance_K: the mean square of each input, float32; left out, all are alike.
     """
     if tensor_type in _FLOATS:
-        return rows_RK.to(_FLOATS[tensor_type]).contiguous().view(torch.uint8)
+        return float_bytes(tensor_type, rows_RK)
     items, _ = block_of(tensor_type)
     blocks = rows_RK.float().reshape(-1, items)
     weights = None
     if importance_K is not None:
         weights = importance_K.view(1, -1).expand(rows_RK.shape).reshape(-1, items)
-    return _ENCODERS[tensor_type](blocks, weights).reshape(rows_RK.shape[0], -1)
+    return _ENCODERS[tensor_type](search, blocks, weights).reshape(rows_RK.shape[0], -1)
+
+
+def float_bytes(tensor_type: str, values_RK: Tensor) -> Tensor:
+    """As encode: of F32, F16 or BF16."""
+    return values_RK.to(_FLOATS[tensor_type]).contiguous().view(torch.uint8)
 
 
 def head_name(model: ModelConfig) -> str:
@@ -80,20 +83,23 @@ def _inverse(values: Tensor) -> Tensor:
     return torch.where(values == 0, 0.0, 1 / values)
 
 
-def _q8_0(blocks: Tensor, _weights: Tensor | None) -> Tensor:  # 8 bits lose nothing worth weighing
+def _q8_0(
+    _search: ScaleSearch, blocks: Tensor, _weights: Tensor | None
+) -> Tensor:  # 8 bits lose nothing worth weighing
     scales = blocks.abs().amax(1, keepdim=True) / 127
     codes = _round_away(blocks * _inverse(scales)).to(torch.int8)
     return torch.cat([_halves(scales), codes.view(torch.uint8)], 1)
 
 
-def _q4_0(blocks: Tensor, weights: Tensor | None) -> Tensor:
+def _q4_0(search: ScaleSearch, blocks: Tensor, weights: Tensor | None) -> Tensor:
     """The value of the largest magnitude becomes -8: codes have one more level on that side."""
     if weights is None:
         largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
         scales = largest / -8
         codes = (blocks.double() * _inverse(scales).double()).float().add_(8.5).trunc_().clamp_(0, 15)
     else:
-        scales = _symmetric_scale(blocks[:, None], 8, _emphasis(blocks[:, None], weights[:, None]))[:, 0].half().float()
+        groups = blocks[:, None]
+        scales = search.symmetric(groups, _emphasis(groups, weights[:, None]), 8).half().float()
         codes = (blocks * _inverse(scales)).round_().clamp_(-8, 7).add_(8)
     codes = codes.to(torch.uint8)
     return torch.cat([_halves(scales), codes[:, :16] | (codes[:, 16:] << 4)], 1)
@@ -107,36 +113,9 @@ def _emphasis(x_NGE: Tensor, weights: Tensor | None) -> Tensor:
     return weights.view(x_NGE.shape) * (mean + x_NGE.square()).sqrt()
 
 
-def _scale_and_minimum(x_NGE: Tensor, top: int, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x = scale * code - minimum with codes 0 to `top` and minimum >= 0: both [N, G]."""
-    low, high = x_NGE.amin(2, keepdim=True).clamp(max=0), x_NGE.amax(2, keepdim=True)
-    sum_w, sum_x = weight.sum(2, keepdim=True), (weight * x_NGE).sum(2, keepdim=True)
-    best_scale, best_low = (high - low).clamp(min=_TINY) / top, low
-    codes = ((x_NGE - low) / best_scale).round_().clamp_(0, top)
-    best_error = (weight * (best_scale * codes + low - x_NGE).square_()).sum(2, keepdim=True)
-    for step in range(_STEPS):
-        span = (high - best_low).clamp(min=_TINY)
-        codes = ((x_NGE - best_low) * ((top - 1 + 0.1 * step) / span)).round_().clamp_(0, top)
-        weighted = weight * codes
-        sum_l, sum_l2 = weighted.sum(2, keepdim=True), (weighted * codes).sum(2, keepdim=True)
-        sum_xl = (weighted * x_NGE).sum(2, keepdim=True)
-        determinant = sum_w * sum_l2 - sum_l.square()
-        scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        above = new_low > 0
-        scale = torch.where(above, sum_xl / sum_l2.clamp(min=_TINY), scale)
-        new_low = new_low.clamp(max=0)
-        error = (weight * codes.mul_(scale).add_(new_low).sub_(x_NGE).square_()).sum(2, keepdim=True)
-        better = (determinant > 0) & (error < best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_low = torch.where(better, new_low, best_low)
-        best_error = torch.where(better, error, best_error)
-    return best_scale.squeeze(2), -best_low.squeeze(2)
-
-
-def _affine(x_NGE: Tensor, top: int, top_scale: int, weights: Tensor | None) -> tuple[Tensor, ...]:
+def _affine(search: ScaleSearch, x_NGE: Tensor, top: int, top_scale: int, weights: Tensor | None) -> tuple[Tensor, ...]:
     """Types with minimums -> codes [N, 256] uint8, both float16 scales as bytes, both codes [N, G] uint8."""
-    scales, minimums = _scale_and_minimum(x_NGE, top, _emphasis(x_NGE, weights))
+    scales, minimums = search.affine(x_NGE, _emphasis(x_NGE, weights), top)
     d, scale_codes = _whole_multiples(scales, top_scale)
     d_min, minimum_codes = _whole_multiples(minimums, top_scale)
     rounded = (d.half().float() * scale_codes)[:, :, None]
@@ -173,44 +152,29 @@ def _fields(codes_NK: Tensor, bits: int, run: int) -> Tensor:
     return packed.flatten(1)
 
 
-def _q2_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
-    codes, halves, scales, minimums = _affine(blocks.view(-1, 16, 16), 3, 15, weights)
+def _q2_k(search: ScaleSearch, blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, halves, scales, minimums = _affine(search, blocks.view(-1, 16, 16), 3, 15, weights)
     return torch.cat([scales | (minimums << 4), _fields(codes, 2, 32), halves], 1)
 
 
-def _q4_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
-    codes, halves, scales, minimums = _affine(blocks.view(-1, 8, 32), 15, 63, weights)
+def _q4_k(search: ScaleSearch, blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, halves, scales, minimums = _affine(search, blocks.view(-1, 8, 32), 15, 63, weights)
     return torch.cat([halves, _six_bit_scales(scales, minimums), _fields(codes, 4, 32)], 1)
 
 
-def _q5_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
-    codes, halves, scales, minimums = _affine(blocks.view(-1, 8, 32), 31, 63, weights)
+def _q5_k(search: ScaleSearch, blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, halves, scales, minimums = _affine(search, blocks.view(-1, 8, 32), 31, 63, weights)
     high = _fields(codes >> 4, 1, 32)
     return torch.cat([halves, _six_bit_scales(scales, minimums), high, _fields(codes & 15, 4, 32)], 1)
 
 
-def _symmetric_scale(x_NGE: Tensor, half: int, weight: Tensor) -> Tensor:
-    """x = scale * code with codes -half to half - 1: [N, G, 1]."""
-    largest = x_NGE.gather(2, x_NGE.abs().argmax(2, keepdim=True))
-    usable = torch.where(largest.abs() < _TINY, 1.0, largest)
-    best_scale = torch.zeros_like(largest)
-    best = torch.full_like(largest, -1.0)
-    for step in range(_STEPS):
-        codes = (x_NGE * (-(half + 0.1 * (step - _STEPS // 2)) / usable)).round_().clamp_(-half, half - 1)
-        weighted = weight * codes
-        sum_xl, sum_l2 = (weighted * x_NGE).sum(2, keepdim=True), (weighted * codes).sum(2, keepdim=True)
-        gained = sum_xl.square() / sum_l2.clamp(min=_TINY)
-        better = (sum_l2 > 0) & (gained > best)
-        best_scale = torch.where(better, sum_xl / sum_l2.clamp(min=_TINY), best_scale)
-        best = torch.where(better, gained, best)
-    return torch.where(largest.abs() < _TINY, 0.0, best_scale)
-
-
-def _symmetric(blocks: Tensor, half: int, top_scale: int, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _symmetric(
+    search: ScaleSearch, blocks: Tensor, half: int, top_scale: int, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Types of 16 groups without minimums -> codes [N, 256] >= 0, the float16 scale as bytes, signed codes [N, 16]."""
     x_NGE = blocks.view(-1, 16, 16)
     weight = x_NGE.square() if weights is None else _emphasis(x_NGE, weights)
-    scales = _symmetric_scale(x_NGE, half, weight).squeeze(2)
+    scales = search.symmetric(x_NGE, weight, half)
     largest = scales.gather(1, scales.abs().argmax(1, keepdim=True))
     d = largest / -top_scale
     scale_codes = (scales * _inverse(d)).round().clamp(-top_scale, top_scale - 1)
@@ -219,20 +183,20 @@ def _symmetric(blocks: Tensor, half: int, top_scale: int, weights: Tensor | None
     return codes.flatten(1), _halves(d), scale_codes.to(torch.int8)
 
 
-def _q3_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
-    codes, d, signed = _symmetric(blocks, 4, 32, weights)
+def _q3_k(search: ScaleSearch, blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, d, signed = _symmetric(search, blocks, 4, 32, weights)
     scales = (signed + 32).to(torch.uint8)
     packed = torch.cat([_fields(scales & 15, 4, 8), _fields(scales >> 4, 2, 4)], 1)
     return torch.cat([_fields(codes >> 2, 1, 32), _fields(codes & 3, 2, 32), packed, d], 1)
 
 
-def _q6_k(blocks: Tensor, weights: Tensor | None) -> Tensor:
-    codes, d, signed = _symmetric(blocks, 32, 128, weights)
+def _q6_k(search: ScaleSearch, blocks: Tensor, weights: Tensor | None) -> Tensor:
+    codes, d, signed = _symmetric(search, blocks, 32, 128, weights)
     low, high = _fields(codes & 15, 4, 64), _fields(codes >> 4, 2, 32)
     return torch.cat([low, high, signed.view(torch.uint8), d], 1)
 
 
-_ENCODERS: Final[dict[str, Callable[[Tensor, Tensor | None], Tensor]]] = {
+_ENCODERS: Final[dict[str, Callable[[ScaleSearch, Tensor, Tensor | None], Tensor]]] = {
     "Q8_0": _q8_0, "Q4_0": _q4_0, "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
 }  # fmt: skip
 ENCODABLE: Final = (*_FLOATS, *_ENCODERS)

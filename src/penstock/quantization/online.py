@@ -64,5 +64,5 @@ class OnlineFormat(StoredFormat):
                 ops.quantize_into(packed, first_row + begin, rows_RK)
             else:
                 kind = k_mixture(name, self._model)
-                ops.pack_gguf(packed, first_row + begin, encode(kind, rows_RK), TYPE_IDS[kind])
+                ops.pack_gguf(packed, first_row + begin, encode(kind, rows_RK, ops.scale_search), TYPE_IDS[kind])
             source.release(tensor, begin, end)

@@ -11,6 +11,7 @@ from penstock.kernels.reference import linear as linear_family
 from penstock.kernels.reference import norm as norm_family
 from penstock.kernels.reference import quantized as quantized_family
 from penstock.kernels.reference import sampling as sampling_family
+from penstock.kernels.reference.scale_search import ReferenceScaleSearch
 
 
 class ReferenceOps(Ops):
@@ -20,6 +21,7 @@ class ReferenceOps(Ops):
 
     def __init__(self, num_threads: int, layouts: Layouts | None = None) -> None:
         super().__init__("reference", "torch", num_threads, layouts or HostLayouts())
+        self.scale_search = ReferenceScaleSearch()
 
     pack_into = staticmethod(linear_family.pack_into)
     linear = staticmethod(linear_family.linear)
