@@ -70,6 +70,23 @@ def test_several_servers_in_turns(url: str, tmp_path: Path, capsys: pytest.Captu
     assert "3 rounds, interleaved" in capsys.readouterr().out
 
 
+def test_a_search_starts_near_what_the_server_does(tmp_path: Path) -> None:
+    """Two at a time of 0.1 s each, 20 a second; from 1 a second the first trial alone would take half a minute."""
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE), "--capacity", "2", "--first-s", "0.1"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    url = f"http://127.0.0.1:{process.stdout.readline().split()[1]}"
+    arguments = ("--search", "--slo", "ttft:p90=1s", "--requests", "30", "--trial-s", "1", "--tolerance", "1")
+    try:
+        bench(url, *arguments, "--output-len", "2", "--json", str(tmp_path / "result.json"))
+    finally:
+        process.kill()
+        process.communicate()
+    trials = json.loads((tmp_path / "result.json").read_text())["searches"][0]["trials"]
+    assert 3 < trials[0]["rate"] < 11
+
+
 def test_a_refusing_server_fails_the_command(url: str) -> None:
     assert bench(url, "--requests", "5", "--timeout", "0.01", "--warmup", "0") == 1
 

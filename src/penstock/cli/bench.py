@@ -107,8 +107,14 @@ class Measuring:
             record = await run_once(target, workload, self._seed + num_trials, self._run_options)
             return summarise(record, self._slo)
 
-        start = arrivals.parse_rate(options.rate)[0].first if options.rate else 1.0
+        start = arrivals.parse_rate(options.rate)[0].first if options.rate else await self._busy_rate(target) / 2
         return await search_capacity(trial, start, options.tolerance)
+
+    async def _busy_rate(self, target: Target) -> float:
+        """What users who never pause get through (1 where none got anything): the capacity is seldom far from it."""
+        workload = make_workload(self._options, count=2 * DEFAULT_CONCURRENCY)
+        record = await run_once(target, workload, self._seed, self._run_options)
+        return summarise(record, self._slo).request_rate or 1.0
 
     def _watch(self, target: Target, counts: Counts, elapsed_s: float) -> None:
         line = (

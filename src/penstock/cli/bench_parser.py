@@ -179,7 +179,8 @@ def _add_trace(command: Any) -> None:
 
 def _add_arrivals(command: Any) -> None:
     group = command.add_argument_group("Arrivals")
-    group.add_argument("--rate", help="requests a second: 5, or stages RATE:SECONDS and ramps: 2:30,2-8:60,8:30")
+    rates = "requests a second: 5, or stages RATE:SECONDS and ramps: 2:30,2-8:60,8:30; of a search, the first"
+    group.add_argument("--rate", help=rates)
     group.add_argument("--process", choices=("poisson", "gamma", "constant"), default="poisson", help="[poisson]")
     group.add_argument("--burstiness", type=float, default=1.0, help="shape of gamma: below 1 is burstier [1]")
     group.add_argument("--concurrency", type=int, help="closed loop of this many users [16, if there is no --rate]")
