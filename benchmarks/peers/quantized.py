@@ -170,6 +170,7 @@ class Comparison:
             return
         worker, first_s = workers[record.name], 0.0
         try:
+            worker.generate(1, 8, 2, self._next_seed())  # the system takes pages back of those who were stopped long
             if case.is_decode:
                 first_s = worker.generate(case.batch, case.prompt_len, 1, self._next_seed())
             whole_s = worker.generate(case.batch, case.prompt_len, case.output_len, self._next_seed())
