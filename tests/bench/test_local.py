@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_steps_are_measured_and_simulated(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = tmp_path / "profile.json"
-    assert main(["bench", "sim", "--measure", str(model), "--profile", str(profile), "--seconds", "2"]) == 0
+    assert main(["bench", "sim", "--measure", str(model), "--profile", str(profile), "--seconds", "8"]) == 0
     found = load_profile(profile)
     assert found.step_time.num_steps > 30
     assert found.max_model_len == 512
