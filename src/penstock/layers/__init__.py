@@ -5,7 +5,7 @@ Never: knows about requests.
 """
 
 from penstock.layers.attention import Attention, AttentionMetadata, KVCache
-from penstock.layers.decoder import DecoderLayers
+from penstock.layers.decoder import DecoderLayer, DecoderLayers
 from penstock.layers.experts import ExpertsMLP, SharedExpert
 from penstock.layers.linear import Embedding, Linear
 from penstock.layers.mlp import GatedMLP, GeluMLP
@@ -16,6 +16,7 @@ from penstock.layers.weights import Weights
 __all__ = [
     "Attention",
     "AttentionMetadata",
+    "DecoderLayer",
     "DecoderLayers",
     "Embedding",
     "ExpertsMLP",

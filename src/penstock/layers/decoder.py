@@ -5,16 +5,26 @@ Shapes: T tokens, R requests of the step, D hidden, E head size / 2, W blocks a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
-from penstock.layers.attention import AttentionMetadata, KVCache
+from penstock.layers.attention import Attention, AttentionMetadata, KVCache
+from penstock.layers.norm import RMSNorm
+
+FeedForward = Callable[[Tensor, Ops], Tensor]  # [T, D] -> [T, D]
 
 
-class DecoderLayer(Protocol):
+class DecoderLayer:
+    """Attention and a feed-forward block, each of the normed residual."""
+
+    def __init__(self, attention_norm: RMSNorm, attention: Attention, mlp_norm: RMSNorm, mlp: FeedForward) -> None:
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
     def forward(
         self,
         x_TD: Tensor | None,
@@ -24,8 +34,12 @@ class DecoderLayer(Protocol):
         metadata: AttentionMetadata,
         ops: Ops,
     ) -> Tensor:
-        """Adds x (None in the first layer) and what it computes to the residual, in place. Returns what is to add."""
-        ...
+        """Adds x (None in the first layer) and the attention to the residual, in place. Returns what is to add next."""
+        norm = self.attention_norm
+        normed_TD = norm(residual_TD, ops) if x_TD is None else norm.add(x_TD, residual_TD, ops)
+        attended_TD = self.attention(normed_TD, rotary, kv_cache, metadata, ops)
+        normed_TD = self.mlp_norm.add(attended_TD, residual_TD, ops)
+        return self.mlp(normed_TD, ops)
 
 
 class DecoderLayers(tuple[DecoderLayer, ...]):

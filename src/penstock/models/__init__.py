@@ -1,4 +1,4 @@
-"""One flat file a family.
+"""One file a family: its layer, and what its weights are called. What all decoders share is in decoder.py.
 
 Owns: its weights.
 Never: knows about requests.

@@ -1,20 +1,11 @@
-"""Mistral: Llama with a sliding window over every layer, and no biases.
-
-Shapes: T tokens of the step, R rows that need logits, D hidden, E head size / 2, V vocabulary.
-"""
+"""Mistral: Llama with a sliding window over every layer, and no biases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-import torch
-from torch import Tensor
-
 from penstock.config.model import ModelConfig
-from penstock.kernels.ops import Ops
-from penstock.layers import Attention, AttentionMetadata, DecoderLayers, GatedMLP, KVCache, RotaryTable, Weights
-from penstock.models.heads import output_head
+from penstock.layers import Attention, DecoderLayer, GatedMLP, Weights
 
 # Ours to the checkpoint's: several names are fused into one linear, in this order.
 LAYER_WEIGHT_NAMES: Final = {
@@ -29,72 +20,22 @@ LAYER_WEIGHT_NAMES: Final = {
     "gate_up": ("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj"),
     "down": ("model.layers.{layer}.mlp.down_proj",),
 }
-WEIGHT_NAMES: Final = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
-class MistralLayer:
-    def __init__(self, config: ModelConfig, layer: int, weights: Weights) -> None:
-        names = {ours: [name.format(layer=layer) for name in theirs] for ours, theirs in LAYER_WEIGHT_NAMES.items()}
-        hidden, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
-        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.attention_norm = weights.norm(names["attention_norm"][0], hidden, eps)
-        self.attention = Attention(
-            weights.linear(names["qkv"], [q_size, kv_size, kv_size], hidden),
-            weights.linear(names["output"], [hidden], q_size),
-            (config.num_heads, config.head_dim),
-            config.sliding_windows[layer],
-        )
-        self.mlp_norm = weights.norm(names["mlp_norm"][0], hidden, eps)
-        self.mlp = GatedMLP(
-            weights.linear(names["gate_up"], [inner, inner], hidden),
-            weights.linear(names["down"], [hidden], inner),
-        )
-
-    def forward(
-        self,
-        x_TD: Tensor | None,
-        residual_TD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        kv_cache: KVCache,
-        metadata: AttentionMetadata,
-        ops: Ops,
-    ) -> Tensor:
-        """Adds x (None in the first layer) and the attention to the residual, in place. Returns what is to add next."""
-        norm = self.attention_norm
-        normed_TD = norm(residual_TD, ops) if x_TD is None else norm.add(x_TD, residual_TD, ops)
-        attended_TD = self.attention(normed_TD, rotary, kv_cache, metadata, ops)
-        normed_TD = self.mlp_norm.add(attended_TD, residual_TD, ops)
-        return self.mlp(normed_TD, ops)
-
-
-class MistralForCausalLM:
-    def __init__(self, config: ModelConfig, weights: Weights, max_model_len: int) -> None:
-        self.embedding = weights.embedding(WEIGHT_NAMES["embedding"], config.vocab_size, config.hidden_size)
-        self.head = output_head(config, weights, WEIGHT_NAMES["head"], self.embedding)
-        self.layers = DecoderLayers(MistralLayer(config, layer, weights) for layer in range(config.num_layers))
-        self.norm = weights.norm(WEIGHT_NAMES["norm"], config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryTable(
-            config.rope, config.head_dim, config.max_position_embeddings, max_model_len, weights.device
-        )
-
-    def forward(
-        self,
-        token_ids_T: Tensor,
-        positions_T: Tensor,
-        kv_caches: Sequence[KVCache],
-        metadata: AttentionMetadata,
-        ops: Ops,
-    ) -> tuple[Tensor, Tensor]:
-        """Token ids and positions (int64) -> (x, residual), whose sum is the last layer's output, each [T, D]."""
-        rotary = self.rotary(positions_T)
-        residual_TD = self.embedding(token_ids_T, ops)
-        return self.layers.run(residual_TD, rotary, kv_caches, metadata, ops), residual_TD
-
-    def hidden(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
-        """Rows of what `forward` returned -> last hidden states [R, D]. Overwrites the residual."""
-        return self.norm.add(x_RD, residual_RD, ops)
-
-    def logits(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
-        """Rows of what `forward` returned -> logits [R, V] float32. Overwrites the residual."""
-        assert self.head is not None
-        return self.head(self.hidden(x_RD, residual_RD, ops), ops, torch.float32)
+def mistral_layer(config: ModelConfig, layer: int, weights: Weights) -> DecoderLayer:
+    names = {ours: [name.format(layer=layer) for name in theirs] for ours, theirs in LAYER_WEIGHT_NAMES.items()}
+    hidden, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention_norm = weights.norm(names["attention_norm"][0], hidden, eps)
+    attention = Attention(
+        weights.linear(names["qkv"], [q_size, kv_size, kv_size], hidden),
+        weights.linear(names["output"], [hidden], q_size),
+        (config.num_heads, config.head_dim),
+        config.sliding_windows[layer],
+    )
+    mlp_norm = weights.norm(names["mlp_norm"][0], hidden, eps)
+    mlp = GatedMLP(
+        weights.linear(names["gate_up"], [inner, inner], hidden),
+        weights.linear(names["down"], [hidden], inner),
+    )
+    return DecoderLayer(attention_norm, attention, mlp_norm, mlp)

@@ -5,6 +5,7 @@ config.model.SUPPORTED_ARCHITECTURES.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from torch import Tensor
@@ -13,12 +14,13 @@ from penstock.config.model import SUPPORTED_ARCHITECTURES, ModelConfig
 from penstock.kernels.ops import Ops
 from penstock.layers import AttentionMetadata, KVCache, Weights
 from penstock.models.bert import PREFIXES, BertModel
-from penstock.models.llama import LlamaForCausalLM
-from penstock.models.mistral import MistralForCausalLM
-from penstock.models.mixtral import MixtralForCausalLM
-from penstock.models.qwen2 import Qwen2ForCausalLM
-from penstock.models.qwen3 import Qwen3ForCausalLM
-from penstock.models.qwen_moe import QwenMoeForCausalLM
+from penstock.models.decoder import Decoder
+from penstock.models.llama import llama_layer
+from penstock.models.mistral import mistral_layer
+from penstock.models.mixtral import mixtral_layer
+from penstock.models.qwen2 import qwen2_layer
+from penstock.models.qwen3 import qwen3_layer
+from penstock.models.qwen_moe import qwen_moe_layer
 
 
 class LanguageModel(Protocol):
@@ -48,13 +50,13 @@ class LanguageModel(Protocol):
 
 
 ARCHITECTURES: Final[dict[str, Callable[[ModelConfig, Weights, int], LanguageModel]]] = {
-    "LlamaForCausalLM": LlamaForCausalLM,
-    "MistralForCausalLM": MistralForCausalLM,
-    "Qwen2ForCausalLM": Qwen2ForCausalLM,
-    "Qwen3ForCausalLM": Qwen3ForCausalLM,
-    "MixtralForCausalLM": MixtralForCausalLM,
-    "Qwen2MoeForCausalLM": QwenMoeForCausalLM,
-    "Qwen3MoeForCausalLM": QwenMoeForCausalLM,
+    "LlamaForCausalLM": partial(Decoder, llama_layer),
+    "MistralForCausalLM": partial(Decoder, mistral_layer),
+    "Qwen2ForCausalLM": partial(Decoder, qwen2_layer),
+    "Qwen3ForCausalLM": partial(Decoder, qwen3_layer),
+    "MixtralForCausalLM": partial(Decoder, mixtral_layer),
+    "Qwen2MoeForCausalLM": partial(Decoder, qwen_moe_layer),
+    "Qwen3MoeForCausalLM": partial(Decoder, qwen_moe_layer),
     "BertModel": BertModel,
     "RobertaModel": BertModel,
     "XLMRobertaModel": BertModel,
