@@ -83,7 +83,7 @@ def convert(
 
 def _check_shapes(rows: SourceRows, recipe: Recipe) -> None:
     for name in rows.names:
-        if name.endswith("_proj.weight"):
+        if is_rounded(name):
             count, columns = rows.shape(name)
             if count % 32 or columns % 32 or columns % recipe.group_size:
                 raise CheckpointError(
