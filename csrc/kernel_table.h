@@ -7,6 +7,7 @@
 #include "ops/activation.h"
 #include "ops/attention.h"
 #include "ops/copy.h"
+#include "ops/experts.h"
 #include "ops/full_attention.h"
 #include "ops/limits.h"
 #include "ops/linear.h"
@@ -21,6 +22,7 @@
     X(activation, ActivationKernels)        \
     X(attention, AttentionKernels)          \
     X(copy, CopyKernels)                    \
+    X(experts, ExpertsKernels)              \
     X(full_attention, FullAttentionKernels) \
     X(limits, LimitsKernels)                \
     X(linear, LinearKernels)                \

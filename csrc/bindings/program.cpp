@@ -10,7 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/bindings.h"
-#include "bindings/quantized_layout.h"
+#include "bindings/experts_args.h"
 
 namespace penstock {
 
@@ -101,6 +101,39 @@ public:
         counts(args.tokens);
     }
 
+    void choose_experts(Address logits, Address experts, Address weights, int64_t tokens, int num_experts, int top_k,
+                        bool is_renormalized, int num_threads) {
+        auto& args = add<ChooseExpertsArgs>({nullptr, nullptr, nullptr, tokens, num_experts, top_k, is_renormalized,
+                                             num_threads});
+        reads(args.logits, logits);
+        writes(args.experts, experts, top_k * int64_t(sizeof(int32_t)));
+        writes(args.weights, weights, top_k * int64_t(sizeof(float)));
+        counts(args.tokens);
+    }
+
+    void experts_mlp(const LayoutNumbers& gate_up_layout, Address gate_up, const LayoutNumbers& down_layout,
+                     Address down, Address x, Address experts, Address weights, Address out, int64_t tokens,
+                     int num_experts, int top_k, int64_t hidden, int64_t inner, int dtype, int num_threads) {
+        auto& args = add<ExpertsMlpArgs>({nullptr, nullptr, nullptr, nullptr, matrices_of(gate_up_layout, gate_up),
+                                          matrices_of(down_layout, down), tokens, num_experts, top_k, hidden, inner,
+                                          DType(dtype), num_threads});
+        reads(args.x, x);
+        reads(args.experts, experts);
+        reads(args.weights, weights);
+        writes(args.out, out, hidden * size_of(dtype));
+        counts(args.tokens);
+    }
+
+    void add_shared_expert(Address mixed, Address logits, Address shared, Address out, int64_t tokens, int64_t size,
+                           int dtype, int num_threads) {
+        auto& args = add<AddSharedArgs>({nullptr, nullptr, nullptr, nullptr, tokens, size, DType(dtype), num_threads});
+        reads(args.mixed, mixed);
+        reads(args.logits, logits);
+        reads(args.shared, shared);
+        writes(args.out, out, size * size_of(dtype));
+        counts(args.tokens);
+    }
+
     // Rows of `bytes` into columns of a result whose rows are of `out_bytes`: what torch.cat does with each of its parts.
     void copy_columns(Address x, Address out, int64_t tokens, int64_t bytes, int64_t out_bytes) {
         auto& args = add<CopyColumnsArgs>({nullptr, nullptr, tokens, bytes, out_bytes});
@@ -138,7 +171,7 @@ public:
 
 private:
     using Call = std::variant<RmsNormArgs, LinearArgs, QuantizedLinearArgs, RopeArgs, AttentionArgs, SiluAndMulArgs,
-                              CopyColumnsArgs>;
+                              ChooseExpertsArgs, ExpertsMlpArgs, AddSharedArgs, CopyColumnsArgs>;
 
     // An input or a result. While calls are remembered it lies at `address`.
     struct Value {
@@ -159,6 +192,9 @@ private:
     void make(const RopeArgs& args) const { table_.rope.rope_and_cache(args); }
     void make(const AttentionArgs& args) const { table_.attention.paged_attention(args); }
     void make(const SiluAndMulArgs& args) const { table_.activation.silu_and_mul(args); }
+    void make(const ChooseExpertsArgs& args) const { table_.experts.choose(args); }
+    void make(const ExpertsMlpArgs& args) const { table_.experts.mlp(args); }
+    void make(const AddSharedArgs& args) const { table_.experts.add_shared(args); }
 
     void make(const CopyColumnsArgs& args) const {
         for (int64_t token = 0; token < args.tokens; ++token)
@@ -263,6 +299,9 @@ void bind_program(nb::module_& m) {
         .def("rope_and_cache", &Program::rope_and_cache)
         .def("paged_attention", &Program::paged_attention)
         .def("silu_and_mul", &Program::silu_and_mul)
+        .def("choose_experts", &Program::choose_experts)
+        .def("experts_mlp", &Program::experts_mlp)
+        .def("add_shared_expert", &Program::add_shared_expert)
         .def("copy_columns", &Program::copy_columns)
         .def("finish", &Program::finish)
         .def("run", &Program::run);

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "ops/row_groups.h"
 
 namespace penstock {
 
@@ -21,6 +22,7 @@ struct LinearArgs {
     DType dtype;      // of x, weight and bias
     DType out_dtype;  // f32, or the weight's dtype
     int num_threads;
+    RowGroups groups = {};  // then without a bias; m: the rows of x
 };
 
 struct PackArgs {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "ops/linear_block.h"
+#include "ops/products.h"
 #include "scratch.h"
 #include "threads.h"
 
@@ -148,11 +149,13 @@ private:
 
 template <class Kernel>
 void run_linear(const LinearArgs& args, const void* x) {
-    const int threads = threads_for(args.m * args.n * args.k, kMinWorkPerThread, args.num_threads);
-    Linear<Kernel> job(args, x, threads);
-    if (threads == 1) return job.run();
+    const int threads = threads_for(output_rows(args) * args.n * args.k, kMinWorkPerThread, args.num_threads);
+    const int64_t row_bytes = ceil_div(args.k, Kernel::Elem::kPerUnit) * int64_t(sizeof(uint32_t));
+    Products<Linear<Kernel>, LinearArgs, const void*> products(
+        args, threads, [&](int64_t row) { return static_cast<const char*>(x) + row * row_bytes; });
+    if (threads == 1) return products.run();
 #pragma omp parallel num_threads(threads)
-    job.run();
+    products.run();
 }
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "ops/row_groups.h"
 
 namespace penstock {
 
@@ -40,6 +41,7 @@ struct QuantizedLinearArgs {
     DType dtype;      // f32 or bf16
     DType out_dtype;  // f32 or `dtype`
     int num_threads;
+    RowGroups groups = {};  // then without a bias; m: the rows of x
 };
 
 // What rows are packed from.

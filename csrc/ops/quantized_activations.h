@@ -17,6 +17,11 @@ struct Activations {
     int64_t scale_stride;
     uint32_t* sums;  // [m][sum_stride]: int32 to begin a group's sum with, or f32 to multiply a minimum with; or null
     int64_t sum_stride;
+
+    Activations from(int64_t row) const {
+        return {x + row * x_stride, x_stride, scales ? scales + row * scale_stride : nullptr, scale_stride,
+                sums ? sums + row * sum_stride : nullptr, sum_stride};
+    }
 };
 
 template <class Elem>

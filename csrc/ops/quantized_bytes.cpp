@@ -15,7 +15,7 @@ void run(const QuantizedLinearArgs& args) {
     const WeightLayout& layout = args.layout;
     if (layout.group_size == 0) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::row>, Rows>(args);
     const bool has_minimums = layout.minimums != MinimumKind::none;
-    if (layout.bits == 6 && args.m <= kRowsUnpackedTwice)
+    if (layout.bits == 6 && rows_of_a_product(args) <= kRowsUnpackedTwice)
         return run_quantized<QuantizedKernel<ByteFamily, SixBitReader, Scaling::group>, Rows>(args);
     if (layout.bits == 4 && layout.table != nullptr)
         return run_quantized<QuantizedKernel<ByteFamily, TableReader, Scaling::group>, Rows>(args);

@@ -5,6 +5,7 @@
 // the second.
 #pragma once
 
+#include "ops/products.h"
 #include "ops/quantized_activations.h"
 #include "ops/quantized_block.h"
 
@@ -244,19 +245,20 @@ private:
 
 template <class Kernel, class Rows>
 void run_quantized(const QuantizedLinearArgs& args) {
-    const int threads = threads_for(args.m * args.n * args.k, kQuantizedMinWork, args.num_threads);
+    const int threads = threads_for(output_rows(args) * args.n * args.k, kQuantizedMinWork, args.num_threads);
     const Rows rows(args, divide_up(args.k, args.layout.step) * args.layout.step);
-    QuantizedJob<Kernel> job(args, rows.result(), threads);
+    Products<QuantizedJob<Kernel>, QuantizedLinearArgs, Activations> products(
+        args, threads, [&](int64_t row) { return rows.result().from(row); });
     if (threads == 1 || args.m <= kRowsConvertedAlone)
         for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
-    if (threads == 1) return job.run();
+    if (threads == 1) return products.run();
 #pragma omp parallel num_threads(threads)
     {
         if (args.m > kRowsConvertedAlone) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
         }
-        job.run();
+        products.run();
     }
 }
 

@@ -137,6 +137,41 @@ class Kernels:
         num_threads: int,
         /,
     ) -> None: ...
+    # experts; a layout is empty for floats, gate_up and down are the addresses of the addresses of weights
+    def choose_experts(
+        self,
+        logits: int,
+        experts: int,
+        weights: int,
+        tokens: int,
+        num_experts: int,
+        top_k: int,
+        is_renormalized: bool,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def experts_mlp(
+        self,
+        gate_up_layout: tuple[int, ...],
+        gate_up: int,
+        down_layout: tuple[int, ...],
+        down: int,
+        x: int,
+        experts: int,
+        weights: int,
+        out: int,
+        tokens: int,
+        num_experts: int,
+        top_k: int,
+        hidden: int,
+        inner: int,
+        dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
+    def add_shared_expert(
+        self, mixed: int, logits: int, shared: int, out: int, tokens: int, size: int, dtype: int, num_threads: int, /
+    ) -> None: ...
     # rope, attention, copy
     def rope_and_cache(
         self,
@@ -252,6 +287,9 @@ class Program:
     rope_and_cache = Kernels.rope_and_cache
     paged_attention = Kernels.paged_attention
     silu_and_mul = Kernels.silu_and_mul
+    choose_experts = Kernels.choose_experts
+    experts_mlp = Kernels.experts_mlp
+    add_shared_expert = Kernels.add_shared_expert
     def copy_columns(self, x: int, out: int, tokens: int, row_bytes: int, out_row_bytes: int, /) -> None: ...
     def finish(self, result: int, /) -> None: ...
     def run(self, inputs: list[int], result: int, tokens: int, num_requests: int, max_blocks: int, /) -> None: ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from penstock.kernels.expert_stack import ExpertStack
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear
 
@@ -82,6 +83,16 @@ class ExpertOps(Protocol):
         """
         ...
 
+    def mlp_of_each(
+        self, ops: Ops, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
+    ) -> Tensor:
+        """The same of experts that are weights of their own: gate_up [2 I, D], down [D, I] of each."""
+        ...
+
+    def add_shared(self, mixed_TD: Tensor, logits_T1: Tensor, shared_TD: Tensor) -> Tensor:
+        """mixed + sigmoid(logit) * shared of each token in float32, rounded once -> [T, D]. logits: float32."""
+        ...
+
 
 class ScaleSearch(Protocol):
     """What encoding GGUF's K types takes (kernels/native/scale_search.py, kernels/reference/scale_search.py).
@@ -108,8 +119,7 @@ class Ops(ABC):
     experts: the ops of mixtures of experts. scale_search: what encoding GGUF's K types takes.
     """
 
-    __slots__ = ("isa", "kind", "layouts", "num_threads", "recordings", "scale_search")
-    experts: ClassVar[ExpertOps] = ReferenceExperts()
+    __slots__ = ("experts", "isa", "kind", "layouts", "num_threads", "recordings", "scale_search")
     scale_search: ScaleSearch
 
     def __init__(self, kind: str, isa: str, num_threads: int, layouts: Layouts) -> None:
@@ -117,6 +127,7 @@ class Ops(ABC):
         self.isa = isa
         self.num_threads = num_threads
         self.layouts = layouts
+        self.experts: ExpertOps = ReferenceExperts()
         self.recordings: LayerRecordings | None = None
 
     # ---- linear, embedding (kernels/native/linear.py, kernels/reference/linear.py, csrc/ops/linear.cpp)

@@ -26,9 +26,7 @@ class SharedExpert:
     def add_to(self, mixed_TD: Tensor, x_TD: Tensor, ops: Ops) -> Tensor:
         """mixed + sigmoid(router(x)) * block(x), rounded once."""
         logits_T1 = self.router(x_TD, ops, torch.float32)
-        # torch.sigmoid gives the last rows of a CPU tensor other bits than the first; along a row, softmax does not.
-        shares_T1 = torch.softmax(torch.cat([logits_T1, torch.zeros_like(logits_T1)], 1), 1)[:, :1]
-        return (mixed_TD.float() + shares_T1 * self.block(x_TD, ops).float()).to(x_TD.dtype)
+        return ops.experts.add_shared(mixed_TD, logits_T1, self.block(x_TD, ops))
 
 
 class ExpertsMLP:

@@ -1,6 +1,6 @@
 """A mixture's experts as they are kept: each by itself on a host, below each other in one matrix on a GPU.
 
-A host multiplies expert by expert, those that have tokens. A GPU may not ask which these are: one kernel serves all.
+A host multiplies those that have tokens. A GPU may not ask which these are: one kernel serves all.
 Shapes: T tokens, K experts of a token, P = T K pairs of a token and one of its experts, D hidden, I inner.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from penstock.base.errors import CheckpointError
+from penstock.kernels.expert_stack import ExpertStack
 from penstock.kernels.ops import Ops
+from penstock.kernels.reference.experts import expert_by_expert
 from penstock.quantization.linear_format import LinearWeight
 from penstock.quantization.packed_weight import PackedWeight, SplitWeight
 
@@ -30,29 +31,33 @@ class ExpertWeights(Protocol):
 
 
 class SeparateExperts:
-    """Weights of one expert after another. Each is read once for all its tokens; a row's bits are its own."""
+    """Weights of one expert after another. Each is read once for all its tokens; a row's bits are its own.
 
-    __slots__ = ("down", "gate_up")
+    Those that are alike are multiplied by one op; others, in formats or orders of their own, one by one.
+    """
+
+    __slots__ = ("_stacks", "down", "gate_up")
 
     def __init__(self, gate_up: Sequence[LinearWeight], down: Sequence[LinearWeight]) -> None:
         self.gate_up = list(gate_up)
         self.down = list(down)
+        stacks = _stack(gate_up), _stack(down)
+        self._stacks = None if stacks[0] is None or stacks[1] is None else (stacks[0], stacks[1])
 
     def mlp(self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], ops: Ops) -> Tensor:
-        experts_TK, weights_TK = chosen
-        experts_P = experts_TK.flatten()
-        pairs_P = experts_P.argsort(stable=True)
-        x_PD = x_TD.index_select(0, pairs_P // experts_TK.shape[1])
-        counts = torch.bincount(experts_P, minlength=len(self.down)).tolist()
-        parts: list[Tensor] = []
-        begin = 0
-        for expert, count in enumerate(counts):
-            if count:
-                gate_up = self.gate_up[expert].multiply(x_PD[begin : begin + count], None, None, ops)
-                parts.append(self.down[expert].multiply(ops.silu_and_mul(gate_up), None, None, ops))
-                begin += count
-        del x_PD
-        return ops.experts.combine(torch.cat(parts).index_select(0, pairs_P.argsort()), weights_TK)
+        if self._stacks is not None:
+            return ops.experts.mlp_of_each(ops, x_TD, chosen, *self._stacks)
+
+        def block(expert: int, rows_RD: Tensor) -> Tensor:
+            inner_RI = ops.silu_and_mul(self.gate_up[expert].multiply(rows_RD, None, None, ops))
+            return self.down[expert].multiply(inner_RI, None, None, ops)
+
+        return ops.experts.combine(expert_by_expert(x_TD, chosen[0], len(self.down), block), chosen[1])
+
+
+def _stack(weights: Sequence[LinearWeight]) -> ExpertStack | None:
+    plain = [each.packed for each in weights if isinstance(each, PackedWeight) and each.input_order is None]
+    return ExpertStack.of(plain) if len(plain) == len(weights) else None
 
 
 class StackedExperts:

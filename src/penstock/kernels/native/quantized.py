@@ -47,6 +47,11 @@ def _numbers(layout: WeightLayout, dtype: torch.dtype) -> tuple[int, ...]:
     )  # fmt: skip
 
 
+def layout_numbers(layout: WeightLayout | None, dtype: torch.dtype) -> tuple[int, ...]:
+    """A layout as the kernels take it, for activations of `dtype`; of floats there is nothing to say."""
+    return () if layout is None else _numbers(layout, dtype)
+
+
 def _check_rows(packed: QuantizedLinear, first_row: int, source: Tensor) -> int:
     assert source.is_contiguous(), source.stride()
     rows = source.shape[0]

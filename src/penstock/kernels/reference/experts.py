@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from penstock.kernels.expert_stack import ExpertStack
     from penstock.kernels.ops import Ops
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 class ReferenceExperts:
     """See ExpertOps in kernels/ops.py."""
+
+    __slots__ = ()
 
     def choose(self, logits_TE: Tensor, top_k: int, *, is_renormalized: bool) -> tuple[Tensor, Tensor]:
         probabilities_TE = torch.softmax(logits_TE.float(), 1)
@@ -56,3 +61,33 @@ class ReferenceExperts:
         hidden_PI = ops.silu_and_mul(by_expert[pairs_P // experts_TK.shape[1], experts_P])
         by_expert = ops.linear(hidden_PI, down).view(len(hidden_PI), num_experts, -1)
         return self.combine(by_expert[pairs_P, experts_P], weights_TK)
+
+    def mlp_of_each(
+        self, ops: Ops, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
+    ) -> Tensor:
+        def block(expert: int, rows_RD: Tensor) -> Tensor:
+            return ops.linear(ops.silu_and_mul(ops.linear(rows_RD, gate_up.weights[expert])), down.weights[expert])
+
+        return self.combine(expert_by_expert(x_TD, chosen[0], len(down.weights), block), chosen[1])
+
+    def add_shared(self, mixed_TD: Tensor, logits_T1: Tensor, shared_TD: Tensor) -> Tensor:
+        # torch.sigmoid gives the last rows of a CPU tensor other bits than the first; along a row, softmax does not.
+        shares_T1 = torch.softmax(torch.cat([logits_T1, torch.zeros_like(logits_T1)], 1), 1)[:, :1]
+        return (mixed_TD.float() + shares_T1 * shared_TD.float()).to(mixed_TD.dtype)
+
+
+def expert_by_expert(
+    x_TD: Tensor, experts_TK: Tensor, num_experts: int, block: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """block(expert, its rows of x) of all pairs [P, N], in the tokens' order. An expert without tokens is left out."""
+    experts_P = experts_TK.flatten()
+    pairs_P = experts_P.argsort(stable=True)
+    x_PD = x_TD.index_select(0, pairs_P // experts_TK.shape[1])
+    parts: list[Tensor] = []
+    begin = 0
+    for expert, count in enumerate(torch.bincount(experts_P, minlength=num_experts).tolist()):
+        if count:
+            parts.append(block(expert, x_PD[begin : begin + count]))
+            begin += count
+    del x_PD
+    return torch.cat(parts).index_select(0, pairs_P.argsort())

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from penstock.kernels.reference.experts import ReferenceExperts
 from penstock.kernels.triton import configs
 from penstock.kernels.triton.linear import Routing, family_of, routed_linear, tile_for
 from penstock.kernels.triton.specialization import Specialization, specialization
@@ -118,7 +119,7 @@ def combine_kernel(pairs_out_ptr, weights_ptr, out_ptr, columns, TOP_K: tl.const
     tl.store(out_ptr + token * columns + column, total.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-class TritonExperts:
+class TritonExperts(ReferenceExperts):
     """See ExpertOps in kernels/ops.py."""
 
     def __init__(self, *, row_invariant: bool = False) -> None:

@@ -30,8 +30,8 @@ class TritonOps(ReferenceOps):
     def __init__(self, num_threads: int, layouts: Layouts) -> None:
         super().__init__(num_threads, layouts)
         self.kind = self.isa = "triton"
+        self.experts = moe.TritonExperts(row_invariant=self.row_invariant)
 
-    experts = moe.TritonExperts()
     pack_into = staticmethod(packing.pack_into)
     pack_parts = staticmethod(packing.pack_parts)
     pack_gguf = staticmethod(packing.pack_gguf)
@@ -89,5 +89,4 @@ class RowInvariantOps(TritonOps):
     __slots__ = ()
 
     row_invariant = True
-    experts = moe.TritonExperts(row_invariant=True)
     linear = staticmethod(partial(linear_family.linear, row_invariant=True))
