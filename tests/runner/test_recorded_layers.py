@@ -22,6 +22,9 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral-window": {"family": "mistral", "sliding_window": 24},
     "qwen2": {"family": "qwen2"},
     "qwen3": {"family": "qwen3", "head_dim": 18},
+    "mixtral": {"family": "mixtral"},
+    "qwen2-moe": {"family": "qwen2-moe", "mlp_only_layers": [1]},
+    "qwen3-moe": {"family": "qwen3-moe", "norm_topk_prob": True},
 }
 
 

@@ -225,11 +225,11 @@ def _mlp_width(config: EngineConfig) -> int:
     width = 3 * model.intermediate_size
     if experts is None:
         return width
-    # Of all pairs of a token and one of its experts, a CPU has inputs, outputs and these in order, and what is between
-    # them of one expert at a time, at worst of all tokens. A GPU has that of all pairs.
+    # Of all pairs of a token and one of its experts, what is between inputs and outputs, and these; a CPU at worst has
+    # inputs and outputs in two orders, or inputs and their codes.
     inner = 3 * experts.intermediate_size
     pairs = experts.per_token * model.hidden_size
-    mixture = 3 * pairs + inner if config.device == "cpu" else pairs + experts.per_token * inner
+    mixture = (3 if config.device == "cpu" else 1) * pairs + experts.per_token * inner
     return max(width, 3 * experts.shared_intermediate_size, mixture + 2 * model.hidden_size)  # the sum, in float32
 
 
