@@ -137,7 +137,9 @@ class _Answer:
         self._num_chunks = 0
         self._num_prompt = len(body["prompt"]) if "prompt" in body else 10
         if behaviour.status != 200:
-            self._connection.write(b"HTTP/1.1 %d Sorry\r\nContent-Length: 2\r\n\r\n{}" % behaviour.status)
+            body = b'{"error": {"message": "as asked"}}'
+            head = b"HTTP/1.1 %d Sorry\r\nContent-Length: %d\r\n\r\n" % (behaviour.status, len(body))
+            self._connection.write(head + body)
             self._server.release()
             return
         if not body.get("stream"):
@@ -234,8 +236,9 @@ def main() -> None:
     parser.add_argument("--first-s", type=float, default=0.02)
     parser.add_argument("--gap-s", type=float, default=0.001)
     parser.add_argument("--capacity", type=int, default=1_000_000)
+    parser.add_argument("--status", type=int, default=200)
     options = parser.parse_args()
-    behaviour = Behaviour(first_s=options.first_s, gap_s=options.gap_s)
+    behaviour = Behaviour(first_s=options.first_s, gap_s=options.gap_s, status=options.status)
     server = FakeServer(lambda _body, _number: behaviour, options.capacity, keeps_bodies=False)
     import uvloop
 

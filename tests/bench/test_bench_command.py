@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -19,14 +20,21 @@ PATIENT = ("--slo", "ttft:p99=60s")
 FAKE = Path(__file__).with_name("fake_server.py")
 
 
+@contextlib.contextmanager
+def fake_server(*arguments: str) -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, str(FAKE), *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{process.stdout.readline().split()[1]}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, str(FAKE)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    port = process.stdout.readline().split()[1]
-    yield f"http://127.0.0.1:{port}"
-    process.kill()
-    process.communicate()
+    with fake_server() as address:
+        yield address
 
 
 def bench(*arguments: str) -> int:
@@ -72,23 +80,24 @@ def test_several_servers_in_turns(url: str, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_search_starts_near_what_the_server_does(tmp_path: Path) -> None:
     """Two at a time of 0.1 s each, 20 a second; from 1 a second the first trial alone would take half a minute."""
-    process = subprocess.Popen(
-        [sys.executable, str(FAKE), "--capacity", "2", "--first-s", "0.1"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    url = f"http://127.0.0.1:{process.stdout.readline().split()[1]}"
     arguments = ("--search", "--slo", "ttft:p90=1s", "--requests", "30", "--trial-s", "1", "--tolerance", "1")
-    try:
+    with fake_server("--capacity", "2", "--first-s", "0.1") as url:
         bench(url, *arguments, "--output-len", "2", "--json", str(tmp_path / "result.json"))
-    finally:
-        process.kill()
-        process.communicate()
     trials = json.loads((tmp_path / "result.json").read_text())["searches"][0]["trials"]
     assert 3 < trials[0]["rate"] < 11
 
 
 def test_a_refusing_server_fails_the_command(url: str) -> None:
     assert bench(url, "--requests", "5", "--timeout", "0.01", "--warmup", "0") == 1
+
+
+def test_a_refusal_is_told_in_the_servers_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the load, where the warm-up meets it already."""
+    with fake_server("--status", "400") as url:
+        assert bench(url) == 2
+        assert "none of the 2 warm-up requests: status 400: as asked" in capsys.readouterr().err
+        assert bench(url, "--requests", "3", "--warmup", "0") == 1
+        assert "the first status 400: as asked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,28 @@ def test_a_cut_response_is_broken(end: int) -> None:
     assert not reader.feed(chunked(*EVENTS)[:end], 1.0)
     with pytest.raises(BrokenResponseError):
         reader.feed_eof(2.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "too long", "type": "x"}}', "too long"),
+        (b'{"error": "busy"}', "busy"),
+        (b'{"object": "error", "message": "no such model"}', "no such model"),
+        (b'{"detail": [{"loc": ["prompt"]}]}', "[{'loc': ['prompt']}]"),
+        (b"<h1>Bad\n gateway</h1>", "<h1>Bad gateway</h1>"),
+        (b"\xff" + b" word" * 200, "\ufffd" + " word" * 59 + " ..."),
+        (b"[1]", "[1]"),
+        (b"", ""),
+    ],
+)
+def test_refusals_are_kept_in_the_servers_words(body: bytes, said: str) -> None:
+    seen = observation()
+    assert ResponseReader(seen).feed(b"HTTP/1.1 400 Bad\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body), 1.0)
+    assert (seen.failure, seen.refusal) == ("status 400", said)
+
+
+def test_an_error_event_is_kept_in_the_servers_words() -> None:
+    seen = observation()
+    ResponseReader(seen).feed(chunked(b'data: {"error": {"code": "engine", "message": "it died"}}\n\n'), 1.0)
+    assert (seen.failure, seen.refusal) == ("error event: engine", "it died")

@@ -66,7 +66,10 @@ class LimitVerdict:
 
 @dataclass(slots=True)
 class Summary:
-    """A run's figures. Seconds; rates per second. void: reasons why this run proves nothing; empty for a good one."""
+    """A run's figures. Seconds; rates per second. void: reasons why this run proves nothing; empty for a good one.
+
+    refusals: what the server said of the first failure of each kind, where it said something.
+    """
 
     num_attempted: int
     num_succeeded: int
@@ -74,6 +77,7 @@ class Summary:
     num_cancelled: int
     num_skipped: int
     failures: dict[str, int]
+    refusals: dict[str, str]
     void: list[str]
     warnings: list[str]
     duration_s: float
@@ -151,6 +155,7 @@ def summarise(run: RunRecord, slo: Slo = (), shares: Sequence[float] = SHARES) -
         num_cancelled=len(run.observations) - len(counted),
         num_skipped=run.num_skipped,
         failures=dict(collections.Counter(seen.failure for seen in counted if seen.failure)),
+        refusals={seen.failure: seen.refusal for seen in reversed(counted) if seen.failure and seen.refusal},
         void=[],
         warnings=[],
         duration_s=duration_s,

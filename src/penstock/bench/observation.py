@@ -19,7 +19,7 @@ class Observation:
     in each of these where the server says so, else 0. finish_reason, is_done: as the stream said; is_done is also true
     of a whole body. output_tokens, prompt_tokens, cached_tokens: of `usage`, -1 if it did not come.
     text, token_ids: of the answer, kept only where a later turn needs them.
-    failure: empty for a good answer, else one short, countable phrase.
+    failure: empty for a good answer, else one short, countable phrase. refusal: what the server said of it.
     """
 
     request: PlannedRequest
@@ -32,6 +32,7 @@ class Observation:
     finish_reason: str = ""
     is_done: bool = False
     failure: str = ""
+    refusal: str = ""
     is_cancelled: bool = False
     output_tokens: int = -1
     prompt_tokens: int = -1

@@ -11,7 +11,7 @@ import numpy as np
 from penstock.bench.plan import Message, Prompt
 
 FIRST_PLAIN_TOKEN: Final = 16
-DEFAULT_TOKEN_LIMIT: Final = 2000
+DEFAULT_TOKEN_LIMIT: Final = 1000
 _CACHED_BLOCKS: Final = 8192
 # Frequent English words, which common tokenizers hold whole, with their leading space.
 WORDS: Final = tuple(

@@ -6,6 +6,7 @@ Events are decoded as they arrive, into typed structs: that costs a few microsec
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from penstock.bench.observation import Observation
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+MAX_REFUSAL: Final = 300  # characters
 _UNTIL_CLOSE: Final = -1
 
 
@@ -180,6 +182,8 @@ class ResponseReader:
         elif self.seen.status == 200:
             self._read(self._body, now_s)
             self.seen.is_done = True
+        else:
+            self.seen.refusal = _refusal(self._body)
         self.seen.conclude(now_s)
 
     def _take_event(self, event: bytes, now_s: float) -> None:
@@ -204,6 +208,7 @@ class ResponseReader:
             return
         if event.error:
             seen.failure = seen.failure or f"error event: {_error_name(event.error)}"
+            seen.refusal = seen.refusal or _message(event.error)
         if event.usage is not None:
             self._read_usage(event.usage)
         if not event.choices:
@@ -235,6 +240,26 @@ class ResponseReader:
             seen.cached_tokens = usage.prompt_tokens_details.cached_tokens
         self._num_untold += max(0, seen.output_tokens - self._seen)
         self._seen = max(0, seen.output_tokens)
+
+
+def _refusal(body: bytes) -> str:
+    """The message in the body of an error, in the forms that servers use; else the body's beginning."""
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _line(body.decode(errors="replace"))
+    if isinstance(found, dict):
+        found = next((found[name] for name in ("error", "detail", "message") if found.get(name)), found)
+    return _message(found)
+
+
+def _message(error: Any) -> str:
+    return _line(str((error.get("message") if isinstance(error, dict) else None) or error))
+
+
+def _line(text: str) -> str:
+    printable = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * MAX_REFUSAL])
+    return textwrap.shorten(printable, MAX_REFUSAL, placeholder=" ...")
 
 
 def _error_name(error: Any) -> str:

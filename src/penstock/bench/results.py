@@ -112,7 +112,7 @@ def request_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
         yield {
             "index": seen.request.index, "session": seen.request.session, "tenant": seen.request.tenant,
             "intended_ms": ms(seen.intended_s), "started_ms": ms(seen.started_s), "sent_ms": ms(seen.sent_s),
-            "ended_ms": ms(seen.ended_s), "status": seen.status, "failure": seen.failure,
+            "ended_ms": ms(seen.ended_s), "status": seen.status, "failure": seen.failure, "refusal": seen.refusal,
             "cancelled": seen.is_cancelled, "finish_reason": seen.finish_reason,
             "prompt_tokens": seen.prompt_tokens, "cached_tokens": seen.cached_tokens,
             "output_tokens": outcome.num_tokens, "planned_output_tokens": seen.request.output_tokens,
@@ -149,7 +149,8 @@ def _observation(row: dict[str, Any]) -> Observation:
     )
     return Observation(
         request, seconds("intended_ms"), seconds("started_ms"), seconds("sent_ms"), seconds("ended_ms"),
-        row["status"], True, row["finish_reason"], not row["failure"], row["failure"], row["cancelled"],
+        row["status"], True, row["finish_reason"], not row["failure"], row["failure"],
+        row.get("refusal", ""), row["cancelled"],
         row["output_tokens"], row["prompt_tokens"], row["cached_tokens"], last_event_s=seconds("last_event_ms"),
         chunk_s=array("d", [moment / 1e3 for moment in row["chunk_ms"]]), chunk_tokens=array("l", row["chunk_tokens"]),
     )  # fmt: skip

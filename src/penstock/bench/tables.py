@@ -50,6 +50,7 @@ def summary_lines(summary: Summary) -> list[str]:
         + f", {summary.output_tokens} output"
         + (f", {summary.tokens_per_chunk:.2f} a chunk" if summary.tokens_per_chunk else ""),
     ]
+    lines[1:1] = [f"the first {what}: {said}" for what, said in summary.refusals.items()]
     for verdict in summary.slo:
         shown = ", proven at 99 %" if verdict.is_shown else ""
         lines.append(f"{verdict.limit}: {'kept' if verdict.is_kept else 'BROKEN'} at {_ms(verdict.value_s)} ms{shown}")

@@ -92,7 +92,14 @@ class Measuring:
         count = self._options.warmup
         workload = Workload(lambda seed: datasets.random_prompts(shape, maker, count, seed), concurrency=1)
         for target in self._targets if count else ():
-            await run_once(target, workload, self._seed + 1_000_003, RunOptions(120.0, sample_server=False))
+            record = await run_once(target, workload, self._seed + 1_000_003, RunOptions(120.0, sample_server=False))
+            if not any(seen.is_success for seen in record.observations):
+                first = record.observations[0]
+                raise ConfigError(
+                    f"{target.url} answered none of the {count} warm-up requests: {first.failure}"
+                    + (f": {first.refusal}" if first.refusal else "."),
+                    remedy="Mend that, or give --warmup 0 to measure how it fails.",
+                )
 
     async def _search(self, target: Target) -> SearchResult:
         """Trials last long enough for a queue to grow past the limits: see --trial-s."""

@@ -16,7 +16,7 @@ from penstock.base.errors import ConfigError
 from penstock.bench import startup
 from penstock.bench.datasets import Shape, random_prompts
 from penstock.bench.environment import manifest
-from penstock.bench.prompts import PromptMaker
+from penstock.bench.prompts import DEFAULT_TOKEN_LIMIT, PromptMaker
 from penstock.bench.sample_size import mean_interval
 
 
@@ -49,7 +49,7 @@ def bench_offline(options: argparse.Namespace) -> int:
     shape = Shape(options.input_len, options.output_len)
     seconds = []
     with LLM(options.model) as llm:
-        maker = PromptMaker(as_chat=False, token_limit=min(2000, llm.ready.vocab_size))
+        maker = PromptMaker(as_chat=False, token_limit=min(DEFAULT_TOKEN_LIMIT, llm.ready.vocab_size))
         for number in range(rounds + 1):  # the first is the warm-up
             drawn = random_prompts(shape, maker, options.requests, options.seed + number)
             prompts = [cast(list[int], request.prompt) for request in drawn]

@@ -159,7 +159,7 @@ def _add_workload(command: Any) -> None:
     group.add_argument("--turns", type=int, default=4, help="of conversations [4]")
     group.add_argument("--think", type=float, default=1.0, help="mean seconds between an answer and the next turn [1]")
     group.add_argument("--chat", action="store_true", help="send chat messages of words instead of token ids")
-    group.add_argument("--token-limit", type=int, default=2000, help="token ids stay below this [2000]")
+    group.add_argument("--token-limit", type=int, default=1000, help="token ids stay below this [1000]")
     group.add_argument(
         "--tokenizer", type=Path, help="tokenizer.json to count a file's tokens with [4 characters each]"
     )
@@ -173,7 +173,7 @@ def _add_trace(command: Any) -> None:
     group.add_argument("--requests", type=int, default=None, help="at most this many [all]")
     group.add_argument("--speed", type=float, default=1.0, help="plays it this many times faster [1]")
     group.add_argument("--chat", action="store_true", help="send chat messages of words instead of token ids")
-    group.add_argument("--token-limit", type=int, default=2000, help="token ids stay below this [2000]")
+    group.add_argument("--token-limit", type=int, default=1000, help="token ids stay below this [1000]")
     group.add_argument("--seed", type=int, default=None, help="[drawn, so that no prefix cache is warm]")
 
 

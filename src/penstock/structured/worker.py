@@ -97,7 +97,10 @@ def main() -> int:
     vocabulary = msgspec.msgpack.decode(body, type=Vocabulary)
     backend, tokens = LlguidanceBackend(vocabulary), ClosingTokens(vocabulary)
     os.nice(NICENESS)  # its forks and looks too: a fork copies page tables, and an attack makes many
-    control.sendall(b".")  # ready
+    try:
+        control.sendall(b".")  # ready
+    except BrokenPipeError:  # whoever started it has ended meanwhile
+        return 0
     trials = Trials(MAX_TIME_S)
     while True:
         if trials:
