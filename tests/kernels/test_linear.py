@@ -9,6 +9,7 @@ import torch
 
 from penstock import _native
 from penstock.kernels import ops
+from penstock.kernels.huge_pages import Arena
 from penstock.kernels.native.dtypes import DTYPE_CODE
 from penstock.kernels.packed import PackedLinear, empty_packed
 from penstock.kernels.reference.linear import unpack
@@ -161,3 +162,14 @@ def test_special_values_survive_conversion(native: ops.Ops) -> None:
         for dtype in DTYPES:
             unpacked = unpack(ops.pack_linear(native, [source], dtype))
             assert torch.equal(torch.nan_to_num(unpacked, nan=7.0), torch.nan_to_num(source.to(dtype), nan=7.0))
+
+
+def test_an_arena_gives_each_tensor_its_own_bytes():
+    arena = Arena()
+    sizes = [1, 63, 64, 65, 3 << 20, 1000, 30 << 20, (16 << 20) - 1, 15 << 20, 15 << 20, 15 << 20, 15 << 20, 7]
+    tensors = [arena.empty(size, torch.uint8).fill_(index) for index, size in enumerate(sizes)]
+    for index, (size, tensor) in enumerate(zip(sizes, tensors, strict=True)):
+        assert tensor.shape == (size,)
+        assert tensor.data_ptr() % 64 == 0
+        assert (tensor == index).all()
+    assert arena.empty(5, torch.float32).shape == (5,)

@@ -7,11 +7,16 @@ the bandwidth, and their first touch (a page fault each) more time than the read
 from __future__ import annotations
 
 import mmap
+from typing import Final
 
 import torch
 from torch import Tensor
 
 _HUGE_PAGE_BYTES = 2 << 20
+_ALIGNMENT: Final = 64
+# An arena's pieces of memory, and the smallest tensors that get one of their own: their last pages count for little.
+_CHUNK_BYTES: Final = 64 << 20
+_LARGE_BYTES: Final = 16 << 20
 
 
 def empty(count: int, dtype: torch.dtype) -> Tensor:
@@ -29,3 +34,28 @@ def empty(count: int, dtype: torch.dtype) -> Tensor:
         # The last, partly used page stays small: over many tensors its unused part would add up.
         memory.madvise(mmap.MADV_HUGEPAGE, offset, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
     return storage[offset : offset + nbytes].view(dtype)
+
+
+class Arena:
+    """Memory for tensors that live about as long as each other, side by side, so that small ones share huge pages.
+
+    A mixture's experts are a megabyte or two each: in pages of 4 KB, reading them took 1.2 to 1.5 times as long.
+
+    Owns: where the next one begins. A chunk is given back with the last of its tensors.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = torch.empty(0, dtype=torch.uint8)
+
+    def empty(self, count: int, dtype: torch.dtype) -> Tensor:
+        """As the function of that name."""
+        nbytes = count * dtype.itemsize
+        if nbytes >= _LARGE_BYTES:
+            return empty(count, dtype)
+        taken = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        if taken > len(self._left):
+            self._left = empty(_CHUNK_BYTES, torch.uint8)
+        piece, self._left = self._left[:nbytes], self._left[taken:]
+        return piece.view(dtype)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from penstock.kernels import kv_layout, packed, quantized
+from penstock.kernels import huge_pages, kv_layout, packed, quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,23 +72,24 @@ class HostLayouts(Layouts):
     """Of the native and the reference kernels: in tiles of 16 outputs (packed.py, quantized.py) and pairs of bfloat16
     (kv_layout.py), in huge pages of the host's memory. The same for every instruction set."""
 
-    __slots__ = ()
+    __slots__ = ("_arena",)
     version = "host-2"
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
+        self._arena = huge_pages.Arena()
 
     def linear_nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
         return packed.packed_nbytes(n, k, dtype)
 
     def empty_linear(self, n: int, k: int, dtype: torch.dtype) -> PackedLinear:
-        return packed.empty_packed(n, k, dtype)
+        return packed.empty_packed(n, k, dtype, self._arena.empty)
 
     def quantized_nbytes(self, n: int, k: int, layout: WeightLayout) -> int:
         return quantized.quantized_nbytes(n, k, layout)
 
     def empty_quantized(self, n: int, k: int, layout: WeightLayout, dtype: torch.dtype) -> QuantizedLinear:
-        return quantized.empty_quantized(n, k, layout, dtype)
+        return quantized.empty_quantized(n, k, layout, dtype, self._arena.empty)
 
     def cache_block_nbytes(self, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         return 2 * num_kv_heads * kv_layout.head_block_elements(head_dim, dtype) * dtype.itemsize

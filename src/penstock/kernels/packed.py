@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from penstock.kernels import huge_pages
 
 TILE_COLUMNS = 16
+Empty = Callable[[int, torch.dtype], Tensor]  # so many uninitialised elements of a type
 
 
 def k_group(dtype: torch.dtype) -> int:
@@ -53,12 +55,12 @@ def packed_nbytes(n: int, k: int, dtype: torch.dtype) -> int:
     return _round_up(n, TILE_COLUMNS) * _round_up(k, k_group(dtype)) * dtype.itemsize
 
 
-def empty_packed(n: int, k: int, dtype: torch.dtype) -> PackedLinear:
-    """An unfilled packed weight, its padding rows zero."""
+def empty_packed(n: int, k: int, dtype: torch.dtype, empty: Empty = huge_pages.empty) -> PackedLinear:
+    """An unfilled packed weight, its padding rows zero. empty: gives memory."""
     assert n > 0, n
     assert k > 0, k
     assert dtype in (torch.float32, torch.bfloat16), dtype
-    packed = PackedLinear(huge_pages.empty(packed_nbytes(n, k, dtype) // dtype.itemsize, dtype), n, k, dtype)
+    packed = PackedLinear(empty(packed_nbytes(n, k, dtype) // dtype.itemsize, dtype), n, k, dtype)
     if n % TILE_COLUMNS:
         packed.tiles()[-1, :, n % TILE_COLUMNS :].zero_()
     return packed

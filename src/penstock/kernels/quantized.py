@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import huge_pages
-from penstock.kernels.packed import TILE_COLUMNS
+from penstock.kernels.packed import TILE_COLUMNS, Empty
 
 VECTOR_BYTES: Final = 64
 SUPER_GROUP: Final = 256
@@ -148,12 +148,14 @@ def quantized_nbytes(n: int, k: int, layout: WeightLayout) -> int:
     return tiles * (-(-k // layout.step) * layout.step_bytes + row_scales)
 
 
-def empty_quantized(n: int, k: int, layout: WeightLayout, dtype: torch.dtype) -> QuantizedLinear:
-    """An unfilled packed weight; the rows that pad the last tile are zero."""
+def empty_quantized(
+    n: int, k: int, layout: WeightLayout, dtype: torch.dtype, empty: Empty = huge_pages.empty
+) -> QuantizedLinear:
+    """An unfilled packed weight; the rows that pad the last tile are zero. empty: gives memory."""
     assert n > 0, n
     assert k > 0, k
     assert dtype in (torch.float32, torch.bfloat16), dtype
-    packed = QuantizedLinear(huge_pages.empty(quantized_nbytes(n, k, layout), torch.uint8), n, k, layout, dtype)
+    packed = QuantizedLinear(empty(quantized_nbytes(n, k, layout), torch.uint8), n, k, layout, dtype)
     if n % TILE_COLUMNS:
         packed.steps()[-1].zero_()
     if not layout.group_size:
