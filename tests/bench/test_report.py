@@ -36,7 +36,7 @@ def made_up_run(count: int, rate: float = 50.0, num_chunks: int = 8) -> RunRecor
         seen.ended_s, seen.finish_reason = seen.chunk_s[-1], "length"
         seen.output_tokens, seen.prompt_tokens, seen.cached_tokens = num_chunks, 64, 32
         if index % 100 == 99:
-            seen.failure = "no [DONE]</script><b>"
+            seen.failure, seen.refusal = "no [DONE]</script><b>", "a <reason>"
         observations.append(seen)
     end_s = max((seen.ended_s for seen in observations), default=0.0)
     samples = [(float(second), {"running": 5.0, "waiting": second % 7.0, "kv_usage": 0.4}) for second in range(20)]
@@ -78,6 +78,7 @@ def test_the_page_stands_alone() -> None:
     assert "prefers-color-scheme: dark" in text
     assert "A &amp; B" in text
     assert "a &lt;model&gt;" in text
+    assert "10 failed: no [DONE]&lt;/script&gt;&lt;b&gt;; the server said of the first: a &lt;reason&gt;" in text
     assert text.count("</script>") == 2  # the data's own cannot end it
     assert text.count("<svg") == 6 + 3
     for shown in ("990 of 1000", "per million output tokens", "TTFT", "kept up to"):

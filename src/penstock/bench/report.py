@@ -83,7 +83,7 @@ def _run_section(run: ReportedRun, slo: Slo, price: float | None) -> str:
     parts += [f'<p class="banner void">VOID: {escape(reason)}</p>' for reason in summary.void]
     parts += [f'<p class="banner warning">{escape(warning)}</p>' for warning in summary.warnings]
     parts.append(_tiles(summary, price))
-    parts.append(_verdicts(summary))
+    parts.append(_failures_and_verdicts(summary))
     parts.append(_latency_table(summary))
     charts = [_distribution_chart(outcomes), _gap_chart(run, outcomes), _latency_timeline(run, slo)]
     charts += [_load_timeline(run), _rate_timeline(run), _kv_timeline(run)]
@@ -125,8 +125,12 @@ def _share(part: int | None, whole: int) -> str:
     return "not told" if part is None else f"{part / whole:.1%}" if whole else "-"
 
 
-def _verdicts(summary: Summary) -> str:
+def _failures_and_verdicts(summary: Summary) -> str:
     lines = []
+    for failure, count in summary.failures.items():
+        said = summary.refusals.get(failure)
+        text = f"{count} failed: {failure}" + (f"; the server said of the first: {said}" if said else "")
+        lines.append(f'<li class="broken">{escape(text)}</li>')
     for verdict in summary.slo:
         word = "kept" if verdict.is_kept else "broken"
         proof = ", proven at 99 % confidence" if verdict.is_shown else ""

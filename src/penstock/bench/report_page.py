@@ -43,6 +43,7 @@ svg text.limit { stroke: none; }
 .mark.c4 { fill: var(--c4) } .mark.c5 { fill: var(--c5) }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+td span.dim { display: block; font-size: .8rem; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--dim); font-weight: 600; }
 #requests th { cursor: pointer; } tr.failed td { color: var(--bad); }
 button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--rule); border-radius: .4rem;
