@@ -27,6 +27,13 @@ def test_it_is_the_tokenizers(text: str) -> None:
     assert ids == BUNDLED.encode_user(text, add_special_tokens=False)
 
 
+def test_what_is_kept_is_what_was_spelled() -> None:
+    spelling = Spelling(BUNDLED.vocabulary(BUNDLED.vocab_size))
+    for index in (*range(5000), 0, 4999, 10**300):
+        text = f'"key {index}": '
+        assert spelling(text.encode()) == BUNDLED.encode_user(text, add_special_tokens=False)
+
+
 def metaspace_vocabulary() -> Vocabulary:
     """As Llama 2 has it: every text begins with a space."""
     pieces = ["<unk>", "</s>", "\u2581", "\n", "a", "b", "\u2581a", "ab", "\u2581ab"]

@@ -132,6 +132,40 @@ def test_free_rows_and_rows_without_a_token_are_left_alone() -> None:
     assert masks.error(0) == ""
 
 
+def mask_of(matcher: Matcher) -> list[int]:
+    mask = np.zeros(-(-VOCAB_SIZE // 32), dtype=np.int32)
+    matcher.fill_mask(mask.ctypes.data, mask.nbytes)
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_together_may_draw_what_a_matcher_alone_allows(seed: int) -> None:
+    """But for text that is forced, where of the ways to spell it the tokenizer's is left."""
+    chance = random.Random(seed)
+    specs = [PERSON, GrammarSpec.json_object(), GrammarSpec.regex(r"[a-f]+-\d+/x"), GrammarSpec.json_schema(LONG_KEYS)]
+    grammars = [compiled(chance.choice(specs)) for _ in range(8)]
+    masks, alone = TokenMasks(VOCAB_SIZE, 8), [grammar.matcher.copy() for grammar in grammars]
+    for row, grammar in enumerate(grammars):
+        masks.add(row, grammar, [], chance.choice([None, 400]), jumps=False)
+    positions = [0] * len(grammars)
+    for _ in range(60):
+        rows = sorted(chance.sample(range(8), chance.randint(1, 8)))
+        drawn = []
+        for row in rows:
+            choices = allowed(masks, row)
+            forced = alone[row].forced_tokens()
+            assert choices == (forced[:1] if len(choices) == 1 and forced else mask_of(alone[row]))
+            drawn.append(chance.choice(choices))
+        assert masks.advance(rows, drawn, [positions[row] for row in rows]) == drawn
+        for row, token_id in zip(rows, drawn, strict=True):
+            positions[row] += 1
+            alone[row].consume(token_id)
+            if token_id == EOS:
+                masks.remove(row)
+                masks.add(row, grammars[row], [], None, jumps=False)
+                alone[row], positions[row] = grammars[row].matcher.copy(), 0
+
+
 class SlowMatcher:
     """Takes far too long for its masks, but for the first."""
 
@@ -160,9 +194,6 @@ class SlowMatcher:
 
 class PlainBatch:
     """A batch that asks one matcher after another."""
-
-    def consume(self, matchers: Sequence[Matcher], token_ids: Sequence[int]) -> list[bool]:
-        return [matcher.consume(token_id) for matcher, token_id in zip(matchers, token_ids, strict=True)]
 
     def fill_masks(self, matchers: Sequence[Matcher], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
         for matcher, slot in zip(matchers, slots, strict=True):

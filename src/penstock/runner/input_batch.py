@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.messages import GrammarKind, NewRequestData, ScheduledRequest
 from penstock.runner.step_tables import DrawInputs, DrawTables, Int64, StepTables
@@ -228,17 +229,16 @@ class InputBatch:
         positions_R = counts_R - self._num_prompt_tokens[rows_R]
         return self.masks.advance(rows_R.tolist(), token_ids, positions_R.tolist())
 
-    def jumps_of(self, scheduled: Sequence[ScheduledRequest], rows_R: Int64) -> dict[int, list[int]]:
-        """By index, for those of the sampling requests that need no draw: the tokens that their grammars force next.
-        None are left where they are known already, from a step before which this one was planned."""
+    def jumps_of(self, rows_R: Int64, ends_R: NDArray[np.int32]) -> dict[int, list[int]]:
+        """By index, for those of the sampling rows that need no draw: the tokens that their grammars force next. None
+        are left where they are known already, from a step before which this one was planned. ends: of their shares."""
         known_R = self._num_tokens[rows_R]
         # The last token that a row has room for is drawn in any case.
         jumps = {
             index: token_ids[: max(0, self._row_tokens - 1 - int(known_R[index]))]
             for index, token_ids in self.masks.jumps_of(rows_R.tolist()).items()
         }
-        ends_R = [request.num_computed_tokens + request.num_tokens for request in scheduled]
-        return jumps | {index: [] for index in np.flatnonzero(known_R > ends_R).tolist()}
+        return jumps | {index: [] for index in (known_R > ends_R).nonzero()[0].tolist()}
 
     def jump(self, rows: Sequence[int], jumps: Sequence[Sequence[int]]) -> None:
         """Appends forced tokens to the rows."""

@@ -279,7 +279,7 @@ class ModelRunner:
                 pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), computed.x, computed.residual)
         draw = computed.draw
         if draw is not None and self._batch.masks:
-            drawing, draw = self._jump(scheduled, drawing, tables.rows, draw, result)
+            drawing, draw = self._jump(scheduled, drawing, tables, draw, result)
         if draw is not None and drawing:
             request_ids = [scheduled[index].request_id for index in drawing]
             self._draw(request_ids, tables.rows[drawing], draw, self._drawn_from(computed, draw.sources), step)
@@ -418,12 +418,14 @@ class ModelRunner:
                 result.sampled[request_id] = SampledTokens([token_id], found, is_complete, state)
 
     def _jump(
-        self, scheduled: Sequence[ScheduledRequest], drawing: list[int], rows_R: Int64, draw: DrawInputs,
+        self, scheduled: Sequence[ScheduledRequest], drawing: list[int], tables: StepTables, draw: DrawInputs,
         result: StepResult,
     ) -> tuple[list[int], DrawInputs]:  # fmt: skip
         """Gives out the tokens that grammars force, which need no draw; who draws, and how, without these."""
-        rows_D = rows_R[drawing]
-        jumps = self._batch.jumps_of([scheduled[index] for index in drawing], rows_D)
+        rows_D, ends_D = tables.rows, tables.context_lens
+        if len(drawing) < len(scheduled):
+            rows_D, ends_D = rows_D[drawing], ends_D[drawing]
+        jumps = self._batch.jumps_of(rows_D, ends_D)
         if not jumps:
             return drawing, draw
         for place, token_ids in jumps.items():  # what is there already was given before a part of the step failed

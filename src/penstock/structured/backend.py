@@ -58,11 +58,7 @@ class Matcher(Protocol):
 
 
 class MatcherBatch(Protocol):
-    """Calls for many matchers at once, which run beside other threads of the interpreter."""
-
-    def consume(self, matchers: Sequence[Matcher], token_ids: Sequence[int]) -> list[bool]:
-        """Matcher.consume of each."""
-        ...
+    """A call for many matchers at once, which runs beside other threads of the interpreter."""
 
     def fill_masks(self, matchers: Sequence[Matcher], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
         """Matcher.fill_mask of each, into its slot of `masks` [slots, words]."""

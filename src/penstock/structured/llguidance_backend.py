@@ -6,7 +6,7 @@ Its limits are counts, not seconds, so what is refused does not depend on how bu
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import llguidance
@@ -65,24 +65,20 @@ class LlguidanceBackend:
 class LlguidanceMatcher:
     """See backend.Matcher."""
 
-    __slots__ = ("inner",)
+    __slots__ = ("consume", "forced_tokens", "inner")
 
     def __init__(self, matcher: Any) -> None:
         """matcher: an LLMatcher."""
         self.inner = matcher
-
-    def consume(self, token_id: int) -> bool:
-        return bool(self.inner.consume_token(token_id))
+        # Called for every token of every row: without a frame of Python's between.
+        self.consume: Callable[[int], bool] = matcher.consume_token
+        self.forced_tokens: Callable[[], list[int]] = matcher.compute_ff_tokens
 
     def consume_all(self, token_ids: list[int]) -> bool:
         return bool(self.inner.consume_tokens(token_ids))
 
     def fill_mask(self, address: int, size_bytes: int) -> None:
         self.inner.unsafe_compute_mask_ptr(address, size_bytes)
-
-    def forced_tokens(self) -> list[int]:
-        forced: list[int] = self.inner.compute_ff_tokens()
-        return forced
 
     def accepts_all(self, token_ids: list[int]) -> bool:
         return bool(self.inner.validate_tokens(token_ids) == len(token_ids))
@@ -101,15 +97,10 @@ class LlguidanceMatcher:
 
 
 class LlguidanceBatch:
-    """See backend.MatcherBatch. The calls hold the interpreter's lock only to read their arguments."""
+    """See backend.MatcherBatch. The call holds the interpreter's lock only to read its arguments."""
 
     def __init__(self) -> None:
         self._executor = llguidance.LLExecutor(NUM_BATCH_THREADS)
-
-    def consume(self, matchers: Sequence[Any], token_ids: Sequence[int]) -> list[bool]:
-        pairs = [(matcher.inner, token_id) for matcher, token_id in zip(matchers, token_ids, strict=True)]
-        accepted: list[bool] = self._executor.consume_token_par(pairs)
-        return accepted
 
     def fill_masks(self, matchers: Sequence[Any], slots: Sequence[int], masks: NDArray[np.int32]) -> None:
         pairs = [(matcher.inner, slot) for matcher, slot in zip(matchers, slots, strict=True)]

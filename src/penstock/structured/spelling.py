@@ -11,6 +11,8 @@ from penstock.messages import Vocabulary
 
 # Put before a text: tokenizers that begin every text with a space do it before this instead.
 _ANCHOR: Final = "\n"
+_MAX_KEPT: Final = 4096
+_MAX_KEPT_BYTES: Final = 256
 _ANCHOR_BYTES: Final = (b"\n", b" \n")
 
 
@@ -21,10 +23,22 @@ class Spelling:
         """Takes as long as it takes to read a tokenizer.json: 0.3 s for 128,000 tokens."""
         self._token_bytes = vocabulary.token_bytes
         self._control_ids = frozenset((*vocabulary.special_token_ids, *vocabulary.eos_token_ids))
+        self._kept: dict[bytes, list[int]] = {}
         self._tokenizer = Tokenizer.from_str(vocabulary.tokenizer) if vocabulary.tokenizer else None
 
     def __call__(self, text: bytes) -> list[int]:
         """Tokens whose bytes are exactly `text`, none of them a control token; none where there are no such tokens."""
+        # The same keys are forced in every row and every answer, each time at the price of many tokens' masks.
+        if len(text) > _MAX_KEPT_BYTES:
+            return self._spell(text)
+        found = self._kept.get(text)
+        if found is None:
+            if len(self._kept) >= _MAX_KEPT:
+                self._kept.clear()
+            found = self._kept[text] = self._spell(text)
+        return found
+
+    def _spell(self, text: bytes) -> list[int]:
         return self._by_tokenizer(text) or self._by_length(text)
 
     def _by_tokenizer(self, text: bytes) -> list[int]:

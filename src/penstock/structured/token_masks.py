@@ -1,10 +1,11 @@
-"""Which tokens the constrained rows of a runner may draw next, worked out on a thread beside the model.
+"""Which tokens the constrained rows of a runner may draw next; masks are made on a thread beside the model.
 
-After a token is drawn its row's matcher goes on and makes the next mask while the model computes the next step; when
-that step draws, the mask is waited for. A row depends on its own tokens alone, so masks and results are the same in
+A drawn token is taken at once: microseconds, less than handing it to a thread and waiting for the interpreter's lock.
+Masks, and all that may take long, are left to the thread: it makes them while the model computes the next step, and
+when that step draws, they are waited for. A row depends on its own tokens alone, so masks and results are the same in
 any batch.
 
-Owns: the matchers of the rows and the thread that drives them.
+Owns: the matchers of the rows and the thread that makes masks.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ MAX_MASK_S: Final = 0.25
 # A jump over fewer tokens saves no step: when it is known, the step for the first of them is planned.
 MIN_JUMP: Final = 3
 
-# (row, tokens to take, position of the first in its output)
+# (row, tokens that it has not taken yet, position of the first in its output)
 Work = tuple[ConstrainedRow, Sequence[int], int]
 
 
 class _Job:
-    """Rows to advance. is_single: one after another, of which `index` is being worked on."""
+    """Rows that need masks. is_single: one after another, of which `index` is being worked on. is_done: released once;
+    an Event costs several times as much as a lock."""
 
-    __slots__ = ("done", "index", "is_single", "work")
+    __slots__ = ("index", "is_done", "is_single", "work")
 
     def __init__(self, work: list[Work], *, is_single: bool = False) -> None:
         self.work = work
         self.is_single = is_single
         self.index = 0
-        self.done = threading.Event()
+        self.is_done = threading.Lock()
+        self.is_done.acquire()
 
     def from_beginnings(self) -> _Job:
         """The same with whole outputs, one row after another."""
@@ -61,7 +64,7 @@ class _LeftBehindError(Exception):
 
 
 class _MaskThread:
-    """Works off jobs in order. Left behind, it touches no row any more and ends."""
+    """Works off jobs in order, and is alone in writing masks. Left behind, it touches no row any more and ends."""
 
     def __init__(self, masks: NDArray[np.int32], batch: MatcherBatch) -> None:
         self._masks = masks
@@ -77,23 +80,18 @@ class _MaskThread:
     def leave(self, job: _Job) -> bool:
         """Gives the thread up; False where the job has been finished after all, and the thread is kept."""
         with self._lock:
-            self._is_left = not job.done.is_set()
+            self._is_left = job.is_done.locked()
             return self._is_left
 
     def _run(self) -> None:
         with contextlib.suppress(_LeftBehindError):
             while (job := self._jobs.get()) is not None:
-                try:
-                    self._work(job)
-                except _LeftBehindError:
-                    raise
-                except Exception:  # a fault of the library: the row it comes from is found one by one
-                    again = job.from_beginnings()
-                    for row, _, _ in again.work:
-                        row.restart()
-                    self._work(again)
+                if job.is_single:
+                    self._work_one_by_one(job)
+                else:
+                    self._work_together(job.work)
                 with self._if_not_left():
-                    job.done.set()
+                    job.is_done.release()
 
     @contextlib.contextmanager
     def _if_not_left(self) -> Iterator[None]:
@@ -102,40 +100,52 @@ class _MaskThread:
                 raise _LeftBehindError
             yield
 
-    def _work(self, job: _Job) -> None:
-        if not job.is_single:
-            self._work_together(job.work)
+    def _work_together(self, work: list[Work]) -> None:
+        """One call of the library for the masks of all rows where something is to choose."""
+        for row, token_ids, position in work:
+            if token_ids:
+                _advance(row, token_ids, position)
+        choosing = [row for row, _, _ in work if not row.mask_known()]
+        if not choosing:
             return
+        try:
+            self._batch.fill_masks([row.matcher for row in choosing], [row.slot for row in choosing], self._masks)
+        except Exception:  # the row that it comes from is found one by one
+            for row in choosing:
+                _fill_mask(row)
+            return
+        with self._if_not_left():
+            for row in choosing:
+                row.check()
+
+    def _work_one_by_one(self, job: _Job) -> None:
         for row, token_ids, position in job.work:
-            try:
-                row.advance(token_ids, position)
-                row.fill_mask()
-            except Exception as error:
-                row.error = f"the grammar library failed ({type(error).__name__})"
+            _advance(row, token_ids, position)
+            _fill_mask(row)
             with self._if_not_left():
                 job.index += 1
 
-    def _work_together(self, work: list[Work]) -> None:
-        """Two calls of the library for all rows that take one token each, far from the end of their budgets."""
-        batched: list[ConstrainedRow] = []
-        drawn: list[int] = []
-        for row, token_ids, position in work:
-            if len(token_ids) == 1 and row.takes_in_batch(token_ids[0], position):
-                batched.append(row)
-                drawn.append(token_ids[0])
-            else:
-                row.advance(token_ids, position)
-        if batched:
-            accepted = self._batch.consume([row.matcher for row in batched], drawn)
-            with self._if_not_left():
-                for row, token_id, is_accepted in zip(batched, drawn, accepted, strict=True):
-                    row.took(token_id, is_accepted)
-        wanted = [row for row, _, _ in work if row.look_ahead()]
-        if wanted:
-            self._batch.fill_masks([row.matcher for row in wanted], [row.slot for row in wanted], self._masks)
-            with self._if_not_left():
-                for row in wanted:
-                    row.error = row.matcher.error()
+
+def _advance(row: ConstrainedRow, token_ids: Sequence[int], position: int) -> None:
+    try:
+        row.advance(token_ids, position)
+    except Exception as error:
+        row.fail(error)
+
+
+def _take(row: ConstrainedRow, token_id: int, position: int) -> bool:
+    try:
+        return row.take(token_id, position)
+    except Exception as error:
+        row.fail(error)
+        return True
+
+
+def _fill_mask(row: ConstrainedRow) -> None:
+    try:
+        row.fill_mask()
+    except Exception as error:
+        row.fail(error)
 
 
 class TokenMasks:
@@ -181,42 +191,43 @@ class TokenMasks:
             return None
         self._wait()
         chosen = [rows[index] for index in indices]
-        masks = self._masks[chosen]
-        if any(row.error for row in self._rows.values()):
-            masks[[index for index, row in enumerate(chosen) if self._rows[row].error]] = 0
-        return indices, masks
+        return indices, self._masks[chosen]
 
     def jumps_of(self, rows: Sequence[int]) -> dict[int, list[int]]:
         """By index into `rows`: tokens that a row goes on with and that need no draw, where there are some."""
         self._wait()
-        found: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            constrained = self._rows.get(row)
-            if constrained is not None and constrained.jump:
-                found[index] = constrained.jump
-        return found
+        constrained = self._rows
+        return {
+            index: constrained[row].jump
+            for index, row in enumerate(rows)
+            if row in constrained and constrained[row].jump
+        }
 
     def advance(self, rows: Sequence[int], token_ids: list[int], positions: Sequence[int]) -> list[int]:
         """Takes the tokens that rows drew at these positions of their outputs; those that count, in their place.
 
         Rows whose token is negative drew none. Waits only where a token may be replaced.
         """
+        self._wait()  # for masks that nobody asked for
         work: list[Work] = []
-        checked: list[tuple[int, ConstrainedRow]] = []
-        for index, row in enumerate(rows):
+        checked: list[int] = []
+        for index, (row, token_id, position) in enumerate(zip(rows, token_ids, positions, strict=True)):
             constrained = self._rows.get(row)
-            if constrained is not None and token_ids[index] >= 0:
-                work.append((constrained, (token_ids[index],), positions[index]))
+            if constrained is None or token_id < 0:
+                continue
+            if _take(constrained, token_id, position):
+                work.append((constrained, (), position + 1))
+            else:
+                work.append((constrained, (token_id,), position))
                 if constrained.is_closing:
-                    checked.append((index, constrained))
-        if not work:
-            return token_ids
-        self._submit(_Job(work))
+                    checked.append(index)
+        if work:
+            self._submit(_Job(work))
         if checked:
             self._wait()
             token_ids = list(token_ids)
-            for index, constrained in checked:
-                token_ids[index] = constrained.token_ids[positions[index]]
+            for index in checked:
+                token_ids[index] = self._rows[rows[index]].token_ids[positions[index]]
         return token_ids
 
     def jump(self, jumps: Sequence[tuple[int, Sequence[int], int]]) -> None:
@@ -226,7 +237,7 @@ class TokenMasks:
     def is_complete(self, row: int) -> bool:
         """Whether the row's output is whole. Only for rows whose budget is spent: others may be at work."""
         constrained = self._rows.get(row)
-        return constrained is not None and constrained.budget == 0 and constrained.is_complete
+        return constrained is not None and constrained.is_complete
 
     def error(self, row: int) -> str:
         """Why a row has no mask; empty when it has one, or is free."""
@@ -243,13 +254,13 @@ class TokenMasks:
         self._thread.put(job)
 
     def _wait(self) -> None:
-        """Until all rows are up to date. A row that takes too long gets an error, and a new thread does the rest."""
+        """Until all masks are there. A row that takes too long gets an error, and a new thread does the rest."""
         while self._pending:
             job = self._pending[0]
-            if not job.done.wait(MAX_MASK_S):
+            if job.is_done.acquire(timeout=MAX_MASK_S):
+                del self._pending[0]
+            else:
                 self._leave_behind(job)
-                continue
-            del self._pending[0]
 
     def _leave_behind(self, job: _Job) -> None:
         """Goes on without a thread that may never come back, and without all that it may still write to."""
@@ -265,7 +276,7 @@ class TokenMasks:
             stuck = job.work[job.index][0]
             again = _Job(job.work[job.index + 1 :], is_single=True)
             renewed = {stuck: stuck.renewed(self._masks[stuck.slot])}
-            renewed[stuck].error = "its next token takes too long to work out"
+            renewed[stuck].fail("its next token takes too long to work out")
         else:
             again = job.from_beginnings()
             renewed = {row: row.renewed(self._masks[row.slot]) for row, _, _ in job.work}
