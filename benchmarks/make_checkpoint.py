@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a Llama checkpoint of a published shape with random weights and a real tokenizer, for benchmarks.
+"""Writes a Llama or Qwen3-MoE checkpoint of a published shape with random weights and a real tokenizer, for benchmarks.
 
     make_checkpoint.py llama3.2-1b OUT_DIR       one of the shapes below
     make_checkpoint.py --list
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a Llama."""
+    """The numbers of a Llama, or with experts (of `inner` each) of a Qwen3-MoE."""
 
     hidden: int
     inner: int
@@ -43,6 +43,8 @@ class Shape:
     context: int
     is_tied: bool = False
     rope_theta: float = 10000.0
+    experts: int = 0
+    experts_per_token: int = 0
 
 
 SHAPES = {
@@ -51,6 +53,10 @@ SHAPES = {
     "llama-160m": Shape(768, 3072, 12, 12, 12, 64, 32000, 4096),
     "tinyllama-1.1b": Shape(2048, 5632, 22, 32, 4, 64, 32000, 4096),
     "llama3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, 131072, is_tied=True, rope_theta=500000.0),
+    # Qwen3-30B-A3B's layers, a quarter of them, with a quarter of its experts and a small vocabulary.
+    "qwen3-moe-2b": Shape(
+        2048, 768, 12, 32, 4, 128, 32000, 8192, rope_theta=1000000.0, experts=32, experts_per_token=8
+    ),
     "llama3.1-8b": Shape(4096, 14336, 32, 32, 8, 128, 128256, 131072, rope_theta=500000.0),
 }
 
@@ -66,18 +72,32 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield stem + "self_attn.v_proj.weight", (shape.kv_heads * shape.head_dim, shape.hidden)
         yield stem + "self_attn.o_proj.weight", (shape.hidden, shape.heads * shape.head_dim)
         yield stem + "post_attention_layernorm.weight", (shape.hidden,)
-        yield stem + "mlp.gate_proj.weight", (shape.inner, shape.hidden)
-        yield stem + "mlp.up_proj.weight", (shape.inner, shape.hidden)
-        yield stem + "mlp.down_proj.weight", (shape.hidden, shape.inner)
+        if shape.experts:
+            yield stem + "self_attn.q_norm.weight", (shape.head_dim,)
+            yield stem + "self_attn.k_norm.weight", (shape.head_dim,)
+            yield stem + "mlp.gate.weight", (shape.experts, shape.hidden)
+        for block in [f"experts.{index}." for index in range(shape.experts)] or [""]:
+            yield stem + f"mlp.{block}gate_proj.weight", (shape.inner, shape.hidden)
+            yield stem + f"mlp.{block}up_proj.weight", (shape.inner, shape.hidden)
+            yield stem + f"mlp.{block}down_proj.weight", (shape.hidden, shape.inner)
     yield "model.norm.weight", (shape.hidden,)
     if not shape.is_tied:
         yield "lm_head.weight", (shape.vocabulary, shape.hidden)
 
 
 def config(shape: Shape, dtype: str) -> dict[str, Any]:
+    experts = {
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.experts_per_token,
+        "moe_intermediate_size": shape.inner,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3MoeForCausalLM" if shape.experts else "LlamaForCausalLM"],
+        "model_type": "qwen3_moe" if shape.experts else "llama",
+        **(experts if shape.experts else {}),
         "attention_bias": False,
         "bos_token_id": 1,
         "eos_token_id": 3,

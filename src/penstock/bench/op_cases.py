@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels.expert_stack import ExpertStack
 from penstock.kernels.kv_layout import BLOCK_SLOTS, key_cache_shape, value_cache_shape
 from penstock.kernels.ops import Ops, pack_linear
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, Q4_0, Q4_K, Q6_K, Q8_0, empty_quantized, fp8, w4a16
+from penstock.kernels.reference.experts import expert_by_expert
 
 BF16, F32 = torch.bfloat16, torch.float32
 # Weights are used in turn from copies of this many bytes, so that none is in the cache when used again.
@@ -136,6 +138,46 @@ def quantized_linears(ops: Ops) -> Iterator[Case]:
                     2 * m * n * k,
                     is_from_memory=True,
                 )
+
+
+def mixtures(ops: Ops) -> Iterator[Case]:
+    """A layer of Qwen3-30B-A3B with 32 of its 128 experts; torch goes from one expert to the next, in bf16."""
+    hidden, inner, count, top_k = 2048, 768, 32, 8
+    plain = [torch.randn(2 * inner, hidden).to(BF16) * 0.02, torch.randn(hidden, inner).to(BF16) * 0.02]
+
+    def in_torch(expert: int, rows_RD: Tensor) -> Tensor:  # noqa: ARG001
+        gate, up = F.linear(rows_RD, plain[0]).chunk(2, 1)
+        return F.linear(F.silu(gate) * up, plain[1])
+
+    for kind, layout in {"bf16": None, **{kind: QUANTIZED[kind] for kind in ("Q8_0", "Q4_0", "Q4_K")}}.items():
+        stacks = []
+        for n, k in ((2 * inner, hidden), (hidden, inner)):
+            weights = [
+                ops.layouts.empty_linear(n, k, BF16)
+                if layout is None
+                else ops.layouts.empty_quantized(n, k, layout, BF16)
+                for _ in range(count)
+            ]
+            for weight in weights:
+                weight.data.fill_(0.02) if layout is None else weight.data.random_(0, 60)
+            stacks.append(ExpertStack.of(weights))
+        gate_up, down = stacks
+        assert gate_up is not None
+        assert down is not None
+        for tokens in (1, 8, 64, 512):
+            x, logits = torch.randn(tokens, hidden).to(BF16), torch.randn(tokens, count)
+            chosen = ops.experts.choose(logits, top_k, is_renormalized=True)
+            met = len(set(chosen[0].flatten().tolist()))
+            yield Case(
+                "experts",
+                f"{tokens} x {top_k} of {count} x {inner} {kind}",
+                partial(ops.experts.mlp_of_each, ops, x, chosen, gate_up, down),
+                partial(expert_by_expert, x, chosen[0], count, in_torch),
+                met * (gate_up.weights[0].nbytes + down.weights[0].nbytes),
+                torch.int8 if layout is not None else BF16,
+                2 * tokens * top_k * 3 * hidden * inner,
+                is_from_memory=True,
+            )
 
 
 def embeddings(ops: Ops, reference: Ops) -> Iterator[Case]:
@@ -332,6 +374,7 @@ def all_cases(ops: Ops, reference: Ops) -> Iterator[Case]:
     """Made one after another, so that only one op's weights are in memory."""
     yield from linears(ops)
     yield from quantized_linears(ops)
+    yield from mixtures(ops)
     yield from embeddings(ops, reference)
     yield from elementwise(ops, reference)
     yield from ropes(ops, reference)
