@@ -87,7 +87,8 @@ def test_conversations_hit_what_was_said() -> None:
     summary, _ = play(plan, engine(), concurrency=2)
     # Of a turn the whole blocks of all that was computed before are cached: 127, 255 and 383 tokens.
     assert summary.prompt_tokens == 10 * (64 + 192 + 320 + 448)
-    assert summary.cached_tokens == pytest.approx(10 * (112 + 240 + 368))
+    # Now and then two conversations begin with the same word.
+    assert summary.cached_tokens == pytest.approx(10 * (112 + 240 + 368), abs=10)
 
 
 def test_queues_overflow_as_in_the_server() -> None:
