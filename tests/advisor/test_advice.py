@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from checkpoints import write_checkpoint
 from penstock.advisor.advice import Candidate, Platform, advise, cost_lines, predict
 from penstock.advisor.elsewhere import Measurement, WorkloadShape, other_systems, recorded
 from penstock.advisor.quality import LOSSES
+from penstock.bench import calibration
 from penstock.bench.arrivals import arrival_times, dated, parse_rate, unit_gaps
 from penstock.bench.datasets import Shape, prefix_tree, random_prompts
 from penstock.bench.measure import Workload
@@ -199,11 +203,48 @@ def test_the_commands(profile: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert html.read_text().startswith("<!doctype html>")
 
 
+def test_a_trace_on_this_machine_and_on_a_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How measuring itself works: tests/bench/test_local.py."""
+    asked: list[tuple[object, ...]] = []
+
+    def measured(model: str, options: Sequence[str], seconds: float, _: object) -> Profile:
+        asked.append((model, *options, seconds))
+        quantization = options[1].replace("none", "")
+        return Profile(step_time=STEPS, num_blocks=999, block_size=16, max_model_len=4096, quantization=quantization)
+
+    monkeypatch.setattr(calibration, "measure_profile", measured)
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps({"timestamp": 500 * index, "input_length": 40, "output_length": 8,
+                                         "hash_ids": [index]}) + "\n" for index in range(40)))  # fmt: skip
+    question = ["advise", "--trace", str(trace), "--slo", "ttft:p50=1s"]
+    both = ["--quantization", "none", "--quantization", "int8", "--seconds", "3"]
+    assert main([*question, "--cpu", "--model", "org/m", *both]) == 0
+    assert asked == [("org/m", "--quantization", "none", 3.0), ("org/m", "--quantization", "int8", 3.0)]
+    found = capsys.readouterr()
+    assert "Use 1 x m here: --max-num-seqs" in found.out
+    assert "m here, int8" in " ".join(found.out.split())
+    assert "Measuring --quantization int8 for about 3 s" in " ".join(found.err.split())
+    model = tmp_path / "model"
+    write_checkpoint(model)
+    assert main([*question, "--model", str(model), "--gpu", "h200"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Use 1 x model at 16 bits on h200: --max-num-seqs 64 --max-num-batched-tokens 512" in out
+    assert "Nothing was measured on such a machine" in out
+    assert "times Penstock's" not in out
+
+
 def test_wrong_questions(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, what in (
         (["advise", "--rate", "3"], "needs an objective"),
         (["advise", "--rate", "3", "--slo", "ttft=1s"], "how long a step takes"),
         (["advise", "--profile", str(profile), "--slo", "ttft=1s"], "needs arrivals"),
+        (["advise", "--trace", "nowhere", "--profile", str(profile), "--slo", "ttft=1s"], "nowhere"),
+        (["advise", "--cpu", "--gpu", "h200", "--rate", "3", "--slo", "ttft=1s"], "other platforms"),
+        (["advise", "--cpu", "--quantization", "q9", "--rate", "3", "--slo", "ttft=1s"], "q9"),
+        (["advise", "--quantization", "int8", "--rate", "3", "--slo", "ttft=1s"], "Give --cpu"),
+        (["advise", "--cpu", "--seconds", "nan", "--rate", "3", "--slo", "ttft=1s"], "out of its bounds"),
         (["bench", "sim", "--measure", "nowhere"], "Give --profile"),
     ):
         assert main(arguments) != 0

@@ -21,6 +21,7 @@ from penstock.bench.slo import Slo
 from penstock.bench.step_time import ScaledStepTime, StepTime
 from penstock.config.resolve import EngineOptions
 
+_DEFAULTS: Final = EngineOptions()
 _SEQUENCES: Final = (8, 16, 32, 64, 128)
 _BUDGETS: Final = (256, 512, 1024)
 CONFIRMING_DRAWS: Final = 8  # at least; more where as many requests cannot speak of a p99
@@ -34,7 +35,7 @@ _LATENCIES: Final = {"TTFT": "ttft", "ITL": "itl", "E2E": "e2e"}
 class Platform:
     """One machine with one model on it. name: for the reader. price_per_hour: dollars.
 
-    quantization: how the weights were rounded, as in --quantization; "" for not.
+    quantization: how the weights were rounded, as in --quantization; "" for not. is_measured: or known by limits only.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Platform:
     max_model_len: int
     price_per_hour: float = 0.0
     quantization: str = ""
+    is_measured: bool = True
 
     def scaled(self, factor: float) -> Platform:
         """With steps that take `factor` times as long."""
@@ -63,6 +65,12 @@ class Candidate:
     @property
     def price_per_hour(self) -> float:
         return self.platform.price_per_hour * self.num_replicas
+
+    @property
+    def num_changes(self) -> int:
+        """Settings that are not a server's defaults."""
+        names = ("max_num_seqs", "max_num_batched_tokens", "enable_prefix_caching")
+        return sum(getattr(self, name) != getattr(_DEFAULTS, name) for name in names)
 
     def __str__(self) -> str:
         cache = "" if self.enable_prefix_caching else " --no-enable-prefix-caching"
@@ -156,7 +164,7 @@ def advise(platforms: Sequence[Platform], workload: Workload, slo: Slo, seed: in
     confirmed = []
     for platform in platforms:
         for num_replicas in _growing(max_replicas):
-            start = Candidate(platform, num_replicas, 64, 512)
+            start = Candidate(platform, num_replicas, _DEFAULTS.max_num_seqs, _DEFAULTS.max_num_batched_tokens)
             tried = [predict(start, workload, slo, seed)]
             # Settings seldom help twofold: when the SLO is missed by far, more replicas are tried first.
             if worst_ratio(tried[0]) <= 4 or num_replicas == max_replicas:
@@ -182,11 +190,13 @@ def _confirmed(tried: Sequence[Prediction], workload: Workload, slo: Slo, seed: 
     return None
 
 
-def _preference(found: Prediction) -> tuple[float, int, float, float]:
-    """Money first, then replicas, then the answers' quality, then the room that is left below the limits."""
+def _preference(found: Prediction) -> tuple[float, int, float, float, int]:
+    """Money first, then replicas, then the answers' quality, then the room that is left below the limits, in tenths of
+    them: for less, no setting is changed."""
     loss = LOSSES.get(found.candidate.platform.quantization)
     lost = loss.perplexity if loss is not None else 1.0
-    return found.candidate.price_per_hour, found.candidate.num_replicas, lost, worst_ratio(found)
+    candidate = found.candidate
+    return candidate.price_per_hour, candidate.num_replicas, lost, round(worst_ratio(found), 1), candidate.num_changes
 
 
 def _replica_interval(

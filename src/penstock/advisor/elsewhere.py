@@ -77,6 +77,16 @@ def recorded() -> list[Measurement]:
     return msgspec.json.decode(data, type=list[Measurement])
 
 
+def not_measured(shape: WorkloadShape) -> Iterator[str]:
+    """Of a machine that is known by its limits only."""
+    yield f"Beside other systems: the workload has {shape}."
+    yield (
+        "Nothing was measured on such a machine, neither Penstock nor another system: what is expected here is what "
+        "its limits allow. vLLM, SGLang and TensorRT-LLM have published figures of their own for GPUs, Penstock has none "
+        "yet: choose it there only when you have measured it beside them."
+    )
+
+
 def other_systems(shape: WorkloadShape, quantization: str, records: Sequence[Measurement]) -> Iterator[str]:
     """A line a system that was measured beside Penstock in a case like this one, and a line for the others."""
     yield f"Beside other systems: the workload has {shape}."

@@ -274,7 +274,7 @@ def _levels(text: str) -> tuple[tuple[int, int], ...]:
 def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for what contradicts itself or is out of bounds."""
     check_workload(options)
-    _check_bounds(options, {
+    check_bounds(options, {
         "rounds": (1, 1000), "warmup": (0, 1000), "timeout": (0.01, 86_400), "trial_s": (0.1, 86_400),
         "tolerance": (0.001, 1), "price": (0, 1e6),
     })  # fmt: skip
@@ -285,8 +285,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def check_workload(options: argparse.Namespace) -> None:
-    """The part of it that simulations need, too."""
-    _check_bounds(options, {
+    """The part of it that simulations need, too. Takes --trace for what it is short for."""
+    if options.trace is not None:
+        options.dataset, options.path = "trace", options.trace
+    check_bounds(options, {
         "requests": (1, MAX_REQUESTS), "input_len": (1, 1 << 24), "output_len": (1, 1 << 24), "spread": (0, 0.99),
         "turns": (1, 1000), "think": (0, 86_400), "concurrency": (1, 20_000), "speed": (1e-3, 1e6),
         "burstiness": (0.01, 1000), "token_limit": (17, 1 << 24),
@@ -297,7 +299,8 @@ def check_workload(options: argparse.Namespace) -> None:
         raise ConfigError("--rate and --concurrency contradict each other.", remedy="Give one of them.")
 
 
-def _check_bounds(options: argparse.Namespace, bounds: dict[str, tuple[float, float]]) -> None:
+def check_bounds(options: argparse.Namespace, bounds: dict[str, tuple[float, float]]) -> None:
+    """Raises ConfigError."""
     for name, (low, high) in bounds.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:

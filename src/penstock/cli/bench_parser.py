@@ -111,6 +111,12 @@ def add_advise(commands: Any, add_command: AddCommand) -> None:
         "--profile", type=Path, action="append",
         help="steps measured by `bench sim --measure`; several, such as of other --quantization, are compared",
     )  # fmt: skip
+    advise.add_argument("--cpu", action="store_true", help="measure --model [the bundled] on this machine first")
+    advise.add_argument(
+        "--quantization", action="append",
+        help="of the weights of --cpu, as `penstock serve` takes it; several are compared [none]",
+    )  # fmt: skip
+    advise.add_argument("--seconds", type=float, default=30.0, help="of measuring each of them [30]")
     advise.add_argument("--max-replicas", type=int, default=8, help="[8]")
     advise.add_argument("--price", type=float, default=0.0, help="dollars an hour of one replica")
 
@@ -118,11 +124,11 @@ def add_advise(commands: Any, add_command: AddCommand) -> None:
 def add_simulation(command: Any) -> None:
     """What a simulation needs: a platform, a workload, arrivals, an objective."""
     group = command.add_argument_group("Platform")
-    group.add_argument("--config", type=Path, help="model directory, for a machine known by its limits only")
-    group.add_argument("--card", choices=CARD_NAMES, help="of --config: a GPU whose limits are known")
-    group.add_argument("--bandwidth", type=float, help="of that machine's memory, GB/s")
+    group.add_argument("--model", metavar="DIR|FILE", help="of which a platform that is not here knows the shapes")
+    group.add_argument("--gpu", choices=CARD_NAMES, help="--model on a card whose limits are known")
+    group.add_argument("--bandwidth", type=float, help="--model on a machine with this memory, GB/s")
     group.add_argument("--tflops", type=float, help="of that machine, 10^12 operations a second")
-    group.add_argument("--weight-bits", type=float, default=16, help="bits a weight [16]")
+    group.add_argument("--weight-bits", type=float, default=16, help="on such a machine, bits a weight [16]")
     group.add_argument("--num-blocks", type=int, help="of 16 tokens in the KV cache [of the profile; else 8192]")
     _add_workload(command)
     _add_arrivals(command)
@@ -150,6 +156,7 @@ def _add_workload(command: Any) -> None:
     group = command.add_argument_group("Requests")
     group.add_argument("--dataset", choices=DATASETS, default="random", help="[random]")
     group.add_argument("--path", type=Path, help="the file of sharegpt, custom and trace")
+    group.add_argument("--trace", type=Path, help="short for --dataset trace --path TRACE")
     group.add_argument("--format", choices=TRACE_FORMATS, default="auto", help="of a trace [auto: by its first line]")
     group.add_argument("--requests", type=int, default=None, help="how many [200; of a file: all]")
     group.add_argument("--input-len", type=int, default=512, help="prompt tokens, shared prefixes not counted [512]")

@@ -19,9 +19,9 @@ from penstock.bench.report import Report, ReportedRun
 from penstock.bench.results import run_json
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.slo import parse_slo
-from penstock.bench.step_time import USUAL_FRONTEND, HardwareStepTime, StepTime, load_profile
+from penstock.bench.step_time import USUAL_FRONTEND, HardwareStepTime, Profile, StepTime, load_profile
 from penstock.bench.tables import summary_table
-from penstock.cli.bench import check_workload, make_workload
+from penstock.cli.bench import check_bounds, check_workload, make_workload
 from penstock.config.resolve import BLOCK_SIZE, EngineOptions
 
 _DEFAULT_BLOCKS = 8192
@@ -29,10 +29,13 @@ _DEFAULT_BLOCKS = 8192
 
 def bench_sim(options: argparse.Namespace) -> int:
     """The exit status: 0 when every simulated request succeeded."""
+    check_bounds(options, {
+        "seconds": (1, 86_400), "max_num_seqs": (1, 4096), "max_num_batched_tokens": (16, 1 << 20),
+    })  # fmt: skip
     if options.measure is not None:
         return _measure(options)
     check_workload(options)
-    step_time, engine = platform_of(options, options.profile)
+    step_time, engine = platform_of(options, load_profile(options.profile) if options.profile else None)
     slo = parse_slo(options.slo)
     seed = options.seed if options.seed is not None else secrets.randbits(31)
     found = run_simulation(engine, step_time, make_workload(options), seed)
@@ -53,27 +56,30 @@ def bench_sim(options: argparse.Namespace) -> int:
     return 1 if summary.num_failed else 0
 
 
-def platform_of(options: argparse.Namespace, path: Path | None) -> tuple[StepTime, SimulatedEngine]:
+def platform_of(options: argparse.Namespace, profile: Profile | None) -> tuple[StepTime, SimulatedEngine]:
     """Steps and engine of a profile, else of the options. Raises ConfigError."""
+    check_bounds(options, {
+        "bandwidth": (0.1, 1e6), "tflops": (1e-3, 1e6), "weight_bits": (1, 32), "num_blocks": (1, 1 << 31),
+    })  # fmt: skip
     wanted = EngineOptions(
         max_num_seqs=getattr(options, "max_num_seqs", 64),
         max_num_batched_tokens=getattr(options, "max_num_batched_tokens", 512),
         enable_prefix_caching=not getattr(options, "no_prefix_caching", False),
     )
-    if path is not None:
-        profile = load_profile(path)
+    if profile is not None:
         num_blocks = options.num_blocks or profile.num_blocks
         engine = SimulatedEngine.of(wanted, num_blocks, profile.block_size, profile.max_model_len)
         return profile.step_time, engine
-    card = CARDS.get(options.card or "")
-    if options.config is None or (card is None and not (options.bandwidth and options.tflops)):
+    card = CARDS.get(options.gpu or "")
+    if options.model is None or (card is None and not (options.bandwidth and options.tflops)):
         raise ConfigError(
             "Nothing says how long a step takes.",
-            remedy="Give --profile, or --config with --card, or with --bandwidth and --tflops of a machine.",
+            remedy="Give --profile, or --model with --gpu, or with --bandwidth and --tflops of a machine"
+            + (", or --cpu to measure this one." if hasattr(options, "cpu") else "."),
         )
     from penstock.loader.checkpoint import read_model_config
 
-    model = read_model_config(options.config)
+    model = read_model_config(Path(options.model))
     if card is not None:
         num_blocks = options.num_blocks or card.num_blocks(model, options.weight_bits, BLOCK_SIZE)
         engine = SimulatedEngine.of(wanted, num_blocks, BLOCK_SIZE, model.max_context_len)
