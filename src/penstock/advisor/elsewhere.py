@@ -82,8 +82,8 @@ def not_measured(shape: WorkloadShape) -> Iterator[str]:
     yield f"Beside other systems: the workload has {shape}."
     yield (
         "Nothing was measured on such a machine, neither Penstock nor another system: what is expected here is what "
-        "its limits allow. vLLM, SGLang and TensorRT-LLM have published figures of their own for GPUs, Penstock has none "
-        "yet: choose it there only when you have measured it beside them."
+        "its limits allow. vLLM, SGLang and TensorRT-LLM have published figures of their own for GPUs, Penstock has "
+        "none yet: choose it there only when you have measured it beside them."
     )
 
 
