@@ -16,6 +16,17 @@ def hostile_specs(seed: int = 0) -> Iterator[GrammarSpec]:
         yield chance.choice(_MAKERS)(chance)
 
 
+def slow_schema(first: int = 50_000) -> GrammarSpec:
+    """Takes seconds to compile: divisors that are each allowed, with a state for every remainder of each."""
+    items = [{"type": "integer", "multipleOf": first + 7 * index} for index in range(1, 30)]
+    items = [item for item in items if item["multipleOf"] % 2 and item["multipleOf"] % 5]
+    return GrammarSpec.json_schema({"type": "array", "prefixItems": items, "minItems": len(items), "items": False})
+
+
+def _divisors(chance: random.Random) -> GrammarSpec:
+    return slow_schema(chance.randint(20_000, 90_000))
+
+
 def _nested_counts(chance: random.Random) -> GrammarSpec:
     pattern = chance.choice("abc")
     for _ in range(chance.randint(4, 6)):
@@ -65,6 +76,12 @@ def _many_properties(chance: random.Random) -> GrammarSpec:
     return GrammarSpec.json_schema({"type": "object", "properties": {f"k{i}": {"type": "string"} for i in names}})
 
 
+def _alternating_properties(chance: random.Random) -> GrammarSpec:
+    names = [f"k{i}" for i in range(chance.randint(5000, 12_000))]
+    properties = {name: {"type": "string"} for name in names}
+    return GrammarSpec.json_schema({"type": "object", "properties": properties, "required": names[::2]})
+
+
 def _many_patterns(chance: random.Random) -> GrammarSpec:
     names = range(chance.randint(1000, 2000))
     properties = {f"k{i}": {"type": "string", "pattern": f"^x{i}[a-z]*{i}$"} for i in names}
@@ -112,5 +129,5 @@ def _impossible(chance: random.Random) -> GrammarSpec:
 _MAKERS = (
     _nested_counts, _huge_count, _open_group, _deep_groups, _unsupported, _counted_pattern,
     _multiple, _all_of_product, _many_properties, _many_patterns, _circular, _deep_schema, _endless, _intersections,
-    _circular_terminals, _bad_keyword, _impossible,
+    _circular_terminals, _bad_keyword, _impossible, _divisors, _alternating_properties,
 )  # fmt: skip

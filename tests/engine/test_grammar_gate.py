@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from structured.hostile import slow_schema
 
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.engine.core import EngineCore
@@ -69,7 +70,7 @@ def test_without_a_vocabulary_a_grammar_is_refused(core: EngineCore) -> None:
 
 def test_a_request_waits_outside_the_scheduler_while_others_run(core: EngineCore) -> None:
     core.set_vocabulary(VOCABULARY)
-    assert core.add(request("slow", GrammarSpec.json_schema({"type": "integer", "multipleOf": 2_999_949}))) is None
+    assert core.add(request("slow", slow_schema())) is None
     assert core.add(request("good", GrammarSpec.regex("[a-z]+"))) is None
     assert core.add(request("free")) is None
     assert core.scheduler.stats().num_waiting == 1
@@ -84,7 +85,7 @@ def test_a_request_waits_outside_the_scheduler_while_others_run(core: EngineCore
     # What was compiled or refused once is known.
     assert core.add(request("again", GrammarSpec.regex("[a-z]+"))) is None
     assert core.scheduler.stats().num_waiting == 1
-    refusal = core.add(request("slow2", GrammarSpec.json_schema({"type": "integer", "multipleOf": 2_999_949})))
+    refusal = core.add(request("slow2", slow_schema()))
     assert refusal is not None
     finish(core)
 

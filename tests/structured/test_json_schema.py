@@ -59,6 +59,17 @@ def test_malformed_and_boundless_schemas_are_refused(schema: object, message: st
         enforceable(schema)
 
 
+def test_what_the_library_would_give_up_on_is_refused_at_once_by_name() -> None:
+    names = {f"k{index}": True for index in range(1200)}
+    assert enforceable({"type": "object", "properties": names, "required": list(names)[::2]})["properties"] == names
+    with pytest.raises(GrammarError, match="1199 names in a row"):
+        enforceable({"type": "object", "properties": names, "required": ["k0"]})
+    for divisor in (100, 7, 10**9, 3 * 2**40, 2.5, 733_103.5, 0):
+        assert enforceable({"type": "number", "multipleOf": divisor})["multipleOf"] == divisor
+    with pytest.raises(GrammarError, match="'multipleOf' of more than 100000"):
+        enforceable({"anyOf": [{"type": "integer", "multipleOf": 733_103}]})
+
+
 def test_a_required_list_makes_min_properties_enforceable() -> None:
     assert enforceable({"type": "object", "required": ["a", "b"], "minProperties": 2})["minProperties"] == 2
 

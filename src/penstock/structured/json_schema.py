@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, Final
 
 from penstock.structured.backend import GrammarError
@@ -45,6 +46,11 @@ _SUBSCHEMAS: Final[Mapping[str, tuple[type, ...]]] = {
 
 # A length beyond this fits no context.
 MAX_LENGTH: Final = 1_000_000
+# Beyond these the library always gives up, after a long time or with words that name nothing. A divisor has a state for
+# each remainder; factors of ten show in the last digits and cost little.
+MAX_DIVISOR: Final = 100_000
+# Each of a row of names that may all be left out takes four of the library's items, of which a row may have 2,000.
+MAX_OPTIONAL_IN_A_ROW: Final = 498
 # Where JSON lets white space stand: a line break with indentation, or some blanks, once. A model that has lost its way
 # would fill its budget with it otherwise.
 WHITESPACE: Final = r"(\r?\n[ \t]{0,40}|[ \t]{1,4})"
@@ -85,6 +91,7 @@ def _checked(schema: Any, path: str) -> Any:
             raise GrammarError(f"{path}: {key!r} cannot be enforced", remedy="Leave it out, or check the result.")
         _check_value(key, value, path)
     _check_counts(kept, path)
+    _check_optional(kept, path)
     for key, inner_path in _with_subschemas(kept, path):
         if key in _SUBSCHEMA_MAPS:
             kept[key] = {name: _checked(inner, f"{inner_path}[{name!r}]") for name, inner in kept[key].items()}
@@ -109,6 +116,11 @@ def _check_value(key: str, value: Any, path: str) -> None:
         isinstance(value, int) and 0 <= value <= MAX_LENGTH
     ):
         raise GrammarError(f"{path}.{key} must be a whole number from 0 to {MAX_LENGTH}")
+    if key == "multipleOf" and isinstance(value, int) and _without_tens(value) > MAX_DIVISOR:
+        raise GrammarError(
+            f"{path}: 'multipleOf' of more than {MAX_DIVISOR}, factors of 2 and 5 aside, cannot be enforced",
+            remedy="Leave it out, or check the result.",
+        )
     if key == "pattern" and isinstance(value, str):
         check_regex_size(value, f"{path}.pattern")
     if key == "patternProperties" and isinstance(value, dict):
@@ -125,3 +137,25 @@ def _check_counts(schema: dict[str, Any], path: str) -> None:
             f"{path}: 'minProperties' above the number of required properties cannot be enforced",
             remedy="Name the properties in `required`.",
         )
+
+
+def _check_optional(schema: dict[str, Any], path: str) -> None:
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict) or len(properties) <= MAX_OPTIONAL_IN_A_ROW:
+        return
+    names = set(map(str, required)) if isinstance(required, list) else set()
+    longest = max(
+        (len(list(run)) for is_required, run in groupby(properties, names.__contains__) if not is_required), default=0
+    )
+    if longest > MAX_OPTIONAL_IN_A_ROW:
+        raise GrammarError(
+            f"{path}.properties: {longest} names in a row that may be left out are more than {MAX_OPTIONAL_IN_A_ROW}",
+            remedy="Name some of them in `required`.",
+        )
+
+
+def _without_tens(number: int) -> int:
+    for factor in (2, 5):
+        while number and number % factor == 0:
+            number //= factor
+    return abs(number)

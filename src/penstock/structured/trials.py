@@ -1,12 +1,12 @@
 """The trials that are running, and how much they may take from those who serve.
 
-A trial begins at a low priority, which still gets it a share of a machine that is busy: whoever sends an ordinary
-grammar waits for it. One that has used up its credit, or finds none left, goes on with what nobody else wants
-(SCHED_IDLE). One that has used more than an ordinary one does goes on with a small share of that while others work: an
-idle processor that is put to work still slows its neighbours down, by the memory, caches and arithmetic units that they
-share (measured: with half a processor idle, trials that took it all cost a model a seventh of its pace, although its
-processor time stayed what it was). So what a flood of hostile grammars takes is bounded, and a row of new ordinary ones
-is not held up.
+A trial begins at a priority that is lower than a server's and still gets it a quarter of a processor that is busy:
+whoever sends an ordinary grammar waits for it. One that has used up its credit, or finds none left, goes on with what
+nobody else wants (SCHED_IDLE). One that has used more than an ordinary one does goes on with a small share of that
+while others work: an idle processor that is put to work still slows its neighbours down, by the memory, caches and
+arithmetic units that they share (measured: with half a processor idle, trials that took it all cost a model a seventh
+of its pace, although its processor time stayed what it was). So what a flood of hostile grammars takes is bounded,
+and a row of new ordinary ones is not held up.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Final
 
 import psutil
 
-NICENESS: Final = 15
+NICENESS: Final = 5
 # An ordinary grammar takes 5 to 60 ms of processor time.
 TRIAL_CREDIT_S: Final = 0.1
-# All trials together: seconds of processor time a second, and how much of it is saved up.
+# All trials together: seconds of processor time a second, and how much of it is saved up: that of thirty new schemas of
+# 200 keys.
 REFILL: Final = 0.03
-MAX_SAVED_S: Final = 0.3
+MAX_SAVED_S: Final = 0.6
 # Those that used up TRIAL_CREDIT_S, while less than SPARE of the machine's processor time is left: one of them runs,
 # for this share of the time, the one first that has used least.
 SPARE: Final = 0.75
