@@ -129,7 +129,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         if source is not None:
             shared = tokens[: match.num_tokens]
             assert list(source[1][: match.num_tokens]) == shared, "the copied part differs"
-        request = ModelRequest(BlockTable([], 0, 0, 0), namespace, list(tokens), num_whole, num_whole, source=source)
+        request = ModelRequest(BlockTable([], 0, 0, 0, 0), namespace, list(tokens), num_whole, num_whole, source=source)
         self.model.live.append(request)
         num_fresh = -(-len(tokens) // BLOCK_SIZE) - num_whole
         if self.model.num_available() < num_fresh + num_spare and source is not None:

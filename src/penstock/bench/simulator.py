@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, cast
 
 import msgspec
@@ -41,7 +42,9 @@ from penstock.messages import (
 from penstock.scheduler import Scheduler
 
 SAMPLE_S: Final = 1.0
-_FIRST_ANSWER_TOKEN: Final = 1 << 20  # no dataset draws it: an answer is cached only for who continues it
+_ANSWER_TOKEN: Final = 1 << 20  # no dataset draws it: an answer is cached only for who continues it
+_drawn = SampledTokens([_ANSWER_TOKEN])
+_request_id = attrgetter("request_id")
 _sampling = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
@@ -61,7 +64,7 @@ class SimulatedHandle:
 
 
 class SimulatedExecutor:
-    """Runs steps one after another, each for as long as the model says. Every request draws the same tokens always."""
+    """Runs steps one after another, each for as long as the model says. Every draw gives the same token."""
 
     def __init__(self, loop: SimulatedLoop, step_time: StepTime, seed: int) -> None:
         self._loop = loop
@@ -82,11 +85,7 @@ class SimulatedExecutor:
         self._free_s = start_s + seconds
         self.busy_s += seconds
         self.num_steps += 1
-        sampled = {
-            share.request_id: SampledTokens([_FIRST_ANSWER_TOKEN + share.num_computed_tokens])
-            for share in output.scheduled
-            if share.samples
-        }
+        sampled = dict.fromkeys(map(_request_id, output.scheduled), _drawn)
         return SimulatedHandle(self._loop, self._free_s, StepResult(output.step_id, sampled, {}, {}, seconds))
 
     def prepare(self) -> bool:
@@ -108,9 +107,9 @@ class SimulatedClient:
         self._frontend = step_time.frontend
         self._on_observation = on_observation
         self._open: dict[str, tuple[Observation, Callable[[Observation], None]]] = {}
+        self._note_chunk: dict[str, Callable[[float], None]] = {}  # of each open request: takes when it came
         self._num_sent = 0
         self._num_ending = 0  # their last output is on its way to the client
-        self._is_stepping = False
         self._drained = asyncio.Event()
         self._drained.set()
         self._sampled_s = loop.time()
@@ -134,6 +133,7 @@ class SimulatedClient:
         tokens = prompt_tokens(request, said)
         seen.prompt_tokens = len(tokens)
         self._open[name] = seen, on_end
+        self._note_chunk[name] = seen.chunk_s.append
         self._drained.clear()
         arrival_s = intended_s + self._frontend.request_s + len(tokens) * self._frontend.prompt_token_s
         wanted = EngineRequest(
@@ -153,37 +153,27 @@ class SimulatedClient:
             return  # it was cancelled on its way
         refused = self._core.add(wanted)
         if refused is not None:
-            self._take(refused, self._loop.simulated_s + self._frontend.output_s)
-        elif not self._is_stepping:
-            self._is_stepping = True
-            self._step_next()
+            self._take([refused], self._loop.simulated_s + self._frontend.output_s)
+        else:
+            self._loop.work = self._step
 
     def _step(self) -> None:
-        """Steps until there is nothing to do. What happens outside of the engine during a step comes before the next
-        one: a user has the answer, and what follows is in the inbox."""
+        """Steps while there is something to compute. What happens outside of the engine during a step comes before the
+        next one: a user has the answer, and what follows is in the inbox."""
         while not self._loop.is_anything_due():
             self._step_once()
             if not self._core.has_work():
-                self._is_stepping = False
+                self._loop.work = None
                 return
-        self._step_next()
 
     def _step_once(self) -> None:
         outputs = self._core.step()
         now_s = self._loop.simulated_s
-        first_s, next_s = now_s + self._frontend.output_s, self._frontend.next_output_s
-        num_sent = 0
-        for output in outputs:
-            self._take(output, first_s + num_sent * next_s)
-            if output.token_ids:
-                num_sent += 1
+        if outputs:
+            self._take(outputs, now_s + self._frontend.output_s)
         if now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
             self.samples.append((now_s, self._sample()))
-
-    def _step_next(self) -> None:
-        """By the clock, and not next in line: whatever arrived by now is in the inbox before the step."""
-        self._loop.call_at(self._loop.simulated_s, self._step)
 
     def _sample(self) -> dict[str, float]:
         stats = self._core.stats()
@@ -193,27 +183,33 @@ class SimulatedClient:
             "kv_usage": held / stats.num_blocks,
         }  # fmt: skip
 
-    def _take(self, output: RequestOutput, now_s: float) -> None:
-        """now_s: when it reaches the client."""
-        entry = self._open.get(output.request_id)
-        if entry is None:
-            return
-        seen, on_end = entry
-        if output.token_ids:
-            seen.chunk_s.append(now_s)
-            seen.chunk_tokens.append(len(output.token_ids))
-            if seen.request.session:
-                seen.token_ids += output.token_ids
-        if output.finish_reason is None:
-            return
+    def _take(self, outputs: list[RequestOutput], first_s: float) -> None:
+        """first_s: when the first output with a token in it reaches its client."""
+        note_chunk, next_s = self._note_chunk.get, self._frontend.next_output_s
+        num_sent = 0
+        for output in outputs:
+            now_s = first_s + num_sent * next_s
+            if output.token_ids:
+                num_sent += 1
+                if (note := note_chunk(output.request_id)) is not None:
+                    note(now_s)
+            if output.finish_reason is not None and output.request_id in self._open:
+                self._conclude(output, output.finish_reason, now_s)
+
+    def _conclude(self, output: RequestOutput, reason: FinishReason, now_s: float) -> None:
+        """The last output of an open request reaches the client."""
+        seen, on_end = self._open.pop(output.request_id)
+        del self._note_chunk[output.request_id]
+        if seen.request.session:
+            seen.token_ids = [_ANSWER_TOKEN] * len(seen.chunk_s)
+        seen.chunk_tokens = array("l", (1,)) * len(seen.chunk_s)
         seen.output_tokens = output.num_output_tokens or len(seen.chunk_s)
         seen.cached_tokens = output.num_cached_tokens
-        seen.finish_reason, seen.is_done = output.finish_reason.value, True
+        seen.finish_reason, seen.is_done = reason.value, True
         if output.error is not None:
             seen.status = output.error.status
         if seen.request.extends_session:
             seen.text = " ".join(map(str, seen.token_ids))
-        del self._open[output.request_id]
         seen.conclude(now_s)
         self._num_ending += 1
         self._loop.call_at(now_s, self._end, seen, on_end)
@@ -230,9 +226,9 @@ class SimulatedClient:
             return
         seen, on_end = self._open[name]
         seen.is_cancelled = True
-        for output in self._core.abort([name], FinishReason.ABORT):
-            self._take(output, self._loop.simulated_s + self._frontend.output_s)
+        self._take(self._core.abort([name], FinishReason.ABORT), self._loop.simulated_s + self._frontend.output_s)
         if self._open.pop(name, None) is not None:  # it had not reached the engine
+            del self._note_chunk[name]
             seen.conclude(self._loop.simulated_s)
             self._num_ending += 1
             self._end(seen, on_end)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Generic, Protocol
 
@@ -19,6 +20,8 @@ from penstock.messages import CaptureStats, SchedulerOutput, StepResult
 
 STEP_LOG_FORMAT: Final = "penstock-steps"
 FLUSH_S: Final = 1.0
+_num_computed_tokens = attrgetter("num_computed_tokens")
+_samples = attrgetter("samples")
 
 
 class StepLogHeader(msgspec.Struct, kw_only=True):
@@ -46,8 +49,12 @@ class StepWork(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, output: SchedulerOutput) -> StepWork:
+        scheduled = output.scheduled
+        if output.num_tokens == len(scheduled):  # a token each
+            context = sum(map(_num_computed_tokens, scheduled)) + len(scheduled)
+            return cls(output.num_tokens, sum(map(_samples, scheduled)), context, 0)
         num_sampled = decode_context = prefill_pairs = 0
-        for share in output.scheduled:
+        for share in scheduled:
             num_sampled += share.samples
             if share.num_tokens == 1:
                 decode_context += share.num_computed_tokens + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
@@ -64,23 +64,26 @@ class BlockPool:
             ref_counts[block_id] += 1
         self.num_unreferenced -= num_claimed
 
-    def drop(self, block_id: int) -> None:
-        """One holder less. The last one frees the block, unless the tree keeps it."""
-        count = self._ref_counts[block_id] - 1
-        assert count >= 0, f"block {block_id} dropped more often than held"
-        self._ref_counts[block_id] = count
-        if count == 0:
-            if self._is_cached[block_id]:
+    def drop(self, block_ids: Iterable[int]) -> None:
+        """One holder less for each of these blocks. The last one frees a block, unless the tree keeps it."""
+        ref_counts, is_cached = self._ref_counts, self._is_cached
+        for block_id in block_ids:
+            ref_counts[block_id] = count = ref_counts[block_id] - 1
+            if count:
+                assert count > 0, f"block {block_id} dropped more often than held"
+            elif is_cached[block_id]:
                 self.num_unreferenced += 1
             else:
                 self._free.append(block_id)
 
-    def mark_cached(self, block_id: int) -> None:
-        """The tree takes this block in, while a request still holds it."""
-        assert self._ref_counts[block_id] > 0
-        assert not self._is_cached[block_id]
-        self._is_cached[block_id] = 1
-        self.num_cached += 1
+    def mark_cached(self, block_ids: Sequence[int]) -> None:
+        """The tree takes these blocks in, while a request still holds them."""
+        ref_counts, is_cached = self._ref_counts, self._is_cached
+        for block_id in block_ids:
+            assert ref_counts[block_id] > 0
+            assert not is_cached[block_id]
+            is_cached[block_id] = 1
+        self.num_cached += len(block_ids)
 
     def evict(self, block_id: int) -> None:
         """The tree gives this block up; nobody holds it."""

@@ -62,16 +62,22 @@ class BlockTable:
     """The blocks of one running request; read-only outside this package, and append-only while the request runs.
 
     block_ids[i] holds positions [i * block_size, (i + 1) * block_size). num_cached_tokens: those that were found cached
-    at allocation, num_host_tokens of these in the host tier. num_inserted_blocks: leading blocks that the tree knows.
+    at allocation, num_host_tokens of these in the host tier. num_inserted_blocks: leading blocks that the tree knows;
+    insert_at: so many computed tokens fill one more.
     """
 
-    __slots__ = ("block_ids", "copy_source", "node", "num_cached_tokens", "num_host_tokens", "num_inserted_blocks")
+    __slots__ = (
+        "block_ids", "copy_source", "insert_at", "node", "num_cached_tokens", "num_host_tokens", "num_inserted_blocks",
+    )  # fmt: skip
 
-    def __init__(self, block_ids: list[int], node: int, num_cached_tokens: int, num_inserted_blocks: int) -> None:
+    def __init__(
+        self, block_ids: list[int], node: int, num_cached_tokens: int, num_inserted_blocks: int, insert_at: int
+    ) -> None:
         self.block_ids = block_ids
         self.node = node
         self.num_cached_tokens = num_cached_tokens
         self.num_inserted_blocks = num_inserted_blocks
+        self.insert_at = insert_at
         self.num_host_tokens = 0
         self.copy_source = _NO_NODE
 
@@ -207,7 +213,9 @@ class KVCacheManager:
         if len(slots) < len(match.host):  # evicted since
             match.num_tokens = (len(match.path) + len(slots)) * self.block_size
         fresh = self._take(num_fresh)
-        table = BlockTable(match.path + fresh, match.node, match.num_tokens, len(match.path))
+        num_found = len(match.path)
+        insert_at = (num_found + 1) * self.block_size
+        table = BlockTable(match.path + fresh, match.node, match.num_tokens, num_found, insert_at)
         if slots:
             table.num_host_tokens = len(slots) * self.block_size
             self._restoring[table] = _Restore(slots, match.host_tokens[: len(slots) * self._block_bytes])
@@ -263,19 +271,17 @@ class KVCacheManager:
             self._host.release(self._restoring.pop(table).slots)
             num_computed = table.num_inserted_blocks * self.block_size
         self.insert(table, token_ids, num_computed)
-        pool, tree, block_ids = self._pool, self._tree, table.block_ids
-        node, num_inserted = table.node, table.num_inserted_blocks
         for num_tokens, ttl_s in pins:
             self._pin_tokens(table, num_tokens, now + ttl_s)
         self._expire_pins(now)
         # Deepest first, so that the free list hands the blocks out again in the table's order.
-        for index in range(len(block_ids) - 1, num_inserted - 1, -1):
-            pool.drop(block_ids[index])
-        for index in range(num_inserted - 1, -1, -1):
-            if block_ids[index] != node:
-                pool.drop(block_ids[index])  # a duplicate
-            node = tree.parent(node)
-        tree.release(table.node)
+        path = self._tree.release(table.node)
+        blocks = table.block_ids[::-1]
+        num_others = len(blocks) - len(path)
+        self._pool.drop(blocks[:num_others])
+        del blocks[:num_others]
+        if blocks != path:
+            self._pool.drop([block for block, node in zip(blocks, path, strict=True) if block != node])  # duplicates
 
     def take_copies(self) -> list[BlockCopy]:
         """The copies that the next step must make before it computes, once.
@@ -343,6 +349,7 @@ class KVCacheManager:
         for table in self._tables:
             root, path = self._tree.path(table.node)
             assert len(path) == table.num_inserted_blocks == self._tree.depth[table.node]
+            assert table.insert_at == (table.num_inserted_blocks + 1) * self.block_size
             assert len(set(table.block_ids)) == len(table.block_ids), "a block is twice in a table"
             root_holders[root] = root_holders.get(root, 0) + 1
             held += path
@@ -367,7 +374,7 @@ class KVCacheManager:
         first = table.num_inserted_blocks
         last = first + len(tokens) // self._block_bytes
         table.node = node = self._tree.insert(table.node, tokens, table.block_ids[first:last])
-        table.num_inserted_blocks = last
+        table.num_inserted_blocks, table.insert_at = last, (last + 1) * self.block_size
         if self._host:
             for _ in range(last - first):
                 self._host.discard(self._tree.digest(node))

@@ -136,19 +136,26 @@ class RadixTree:
         self._root_holders[root] += 1
         self._pool.hold(path)
 
-    def release(self, node: int) -> None:
-        """One holder less for the path down to `node` (a root or not), which is now the most recently used."""
+    def release(self, node: int) -> list[int]:
+        """One holder less for the path down to `node` (a root or not), which is now the most recently used.
+
+        Returns the path, deepest first.
+        """
         self._clock += 1
-        stamp, pool, tip = self._clock, self._pool, node
-        while node < self._num_blocks:
-            self._released_at[node] = stamp
-            pool.drop(node)
-            node = self._parent[node]
-        self._root_holders[node] -= 1
-        if tip == node:
-            self._remove_root_if_idle(node)
+        stamp, released_at, parent = self._clock, self._released_at, self._parent
+        path = []
+        root = node
+        while root < self._num_blocks:
+            released_at[root] = stamp
+            path.append(root)
+            root = parent[root]
+        self._pool.drop(path)
+        self._root_holders[root] -= 1
+        if path:
+            self._list_if_evictable(node)
         else:
-            self._list_if_evictable(tip)
+            self._remove_root_if_idle(root)
+        return path
 
     def hold_leaf(self, node: int) -> None:
         """Holds one node alone, for somebody who holds the path above it and goes on to do so."""
@@ -158,7 +165,7 @@ class RadixTree:
         """Ends hold_leaf()."""
         self._clock += 1
         self._released_at[node] = self._clock
-        self._pool.drop(node)
+        self._pool.drop((node,))
         self._list_if_evictable(node)
 
     def insert(self, node: int, tokens: bytes, block_ids: Sequence[int]) -> int:
@@ -168,19 +175,26 @@ class RadixTree:
         already, the caller's remains its own (a duplicate, in its table only) and the tree's is held as well. Else
         the caller's block becomes the node, and the caller's reference to it the node's first holder.
         """
-        block_bytes = self._block_bytes
+        block_bytes, children = self._block_bytes, self._children
+        parent, keys, depth = self._parent, self._key, self.depth
         assert len(tokens) == block_bytes * len(block_ids)
-        for index, block_id in enumerate(block_ids):
-            key = tokens[index * block_bytes : (index + 1) * block_bytes]
-            below = self._children[node]
+        added: list[int] = []
+        for start, block_id in zip(range(0, len(tokens), block_bytes), block_ids, strict=True):
+            key = tokens[start : start + block_bytes]
+            below = children[node]
             child = below.get(key) if below is not None else None
             if child is not None:
                 self._pool.hold((child,))
                 node = child
                 continue
-            self._add_child(node, key, block_id)
-            self._pool.mark_cached(block_id)
+            if below is None:
+                children[node] = {key: block_id}
+            else:
+                self._add_sibling(node, below, key, block_id)
+            parent[block_id], keys[block_id], depth[block_id] = node, key, depth[node] + 1
+            added.append(block_id)
             node = block_id
+        self._pool.mark_cached(added)
         return node
 
     def replace(self, node: int, block_id: int) -> None:
@@ -202,8 +216,8 @@ class RadixTree:
         self._pinned.pop(node, None)
         self._parent[node], self._key[node], self._children[node] = -1, b"", None
         self._digests[block_id], self._digests[node] = self._digests[node], b""
-        self._pool.mark_cached(block_id)
-        self._pool.drop(node)
+        self._pool.mark_cached((block_id,))
+        self._pool.drop((node,))
         self._pool.evict(node)
 
     def evict(self, num_blocks: int, on_evict: Callable[[int], None] | None = None) -> int:
@@ -284,21 +298,14 @@ class RadixTree:
     def num_namespaces(self) -> int:
         return len(self._roots)
 
-    def _add_child(self, node: int, key: bytes, child: int) -> None:
-        below = self._children[node]
-        if below is None:
-            self._children[node] = {key: child}
+    def _add_sibling(self, node: int, below: dict[bytes, int], key: bytes, child: int) -> None:
+        """Adds a child to a node that has some, which are `below`."""
+        below[key] = child
+        order = self._order.get(node)
+        if order is None:
+            self._order[node] = OrderedKeys(list(below))
         else:
-            below[key] = child
-            order = self._order.get(node)
-            if order is None:
-                self._order[node] = OrderedKeys(list(below))
-            else:
-                order.add(key)
-        self._parent[child] = node
-        self._key[child] = key
-        self._children[child] = None
-        self.depth[child] = self.depth[node] + 1
+            order.add(key)
 
     def _remove_child(self, node: int, child: int) -> None:
         below = self._children[node]

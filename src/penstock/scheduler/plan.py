@@ -8,7 +8,7 @@ from penstock.scheduler.request import Request
 
 
 class StepPlan:
-    """budget: tokens still to give. requests[i] is the one that scheduled[i] names.
+    """step_id: what it will be called. budget: tokens still to give. requests[i] is the one that scheduled[i] names.
 
     num_decodes: entries of `scheduled` that continue a request by one token. num_others_tokens: of num_tokens, those
     that are no background work. is_short: blocks ran out, so nobody is admitted. restoring: requests whose blocks are
@@ -17,10 +17,11 @@ class StepPlan:
 
     __slots__ = (
         "awaits_restores", "budget", "is_short", "new_requests", "num_decodes", "num_others_tokens", "num_tokens",
-        "requests", "restoring", "scheduled",
+        "requests", "restoring", "scheduled", "step_id",
     )  # fmt: skip
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, step_id: int, budget: int) -> None:
+        self.step_id = step_id
         self.budget = budget
         self.is_short = False
         self.num_decodes = 0
@@ -38,30 +39,34 @@ class StepPlan:
             self._introduce(request)
         first = request.num_computed_tokens
         request.num_computed_tokens = first + num_tokens
-        samples = request.num_computed_tokens == len(request.token_ids) + request.num_pending
+        samples = request.num_computed_tokens == request.num_known_tokens
         if samples:
-            request.num_pending += 1
-        request.num_in_flight += 1
+            request.num_known_tokens += 1
+        request.last_step_id = self.step_id
         self.budget -= num_tokens
         self.num_tokens += num_tokens
         self.requests.append(request)
         block_ids, request.new_block_ids = request.new_block_ids, []
         self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, block_ids, samples))
 
-    def add_decode(self, request: Request) -> None:
-        """As add(request, 1) for one whose last known token is all that it lacks."""
-        if not request.is_known:
-            self._introduce(request)
-        first = request.num_computed_tokens
-        request.num_computed_tokens = first + 1
-        request.num_pending += 1
-        request.num_in_flight += 1
-        self.budget -= 1
-        self.num_tokens += 1
-        self.num_decodes += 1
-        self.requests.append(request)
-        block_ids, request.new_block_ids = request.new_block_ids, []
-        self.scheduled.append(ScheduledRequest(request.request_id, first, 1, block_ids, True))
+    def add_decodes(self, requests: list[Request]) -> None:
+        """As add(request, 1) for each, whose last known token is all that it lacks."""
+        scheduled, step_id = self.scheduled, self.step_id
+        for request in requests:
+            if not request.is_known:
+                self._introduce(request)
+            first = request.num_computed_tokens
+            request.num_computed_tokens = first + 1
+            request.num_known_tokens += 1
+            request.last_step_id = step_id
+            block_ids = request.new_block_ids
+            if block_ids:
+                request.new_block_ids = []
+            scheduled.append(ScheduledRequest(request.request_id, first, 1, block_ids, True))
+        self.requests += requests
+        self.budget -= len(requests)
+        self.num_tokens += len(requests)
+        self.num_decodes += len(requests)
 
     def add_rest(self, request: Request) -> None:
         """Gives a request all that it lacks, as far as the budget goes."""
@@ -82,11 +87,11 @@ class StepPlan:
                 self.add_rest(request)
                 self.awaits_restores = True
 
-    def output(self, step_id: int, removed_ids: list[str], kv: KVCacheManager) -> SchedulerOutput:
+    def output(self, removed_ids: list[str], kv: KVCacheManager) -> SchedulerOutput:
         """The plan as the runner takes it, with the copies that the cache has planned."""
         offloads, restores = kv.take_host_copies()
         return SchedulerOutput(
-            step_id=step_id,
+            step_id=self.step_id,
             scheduled=self.scheduled,
             new_requests=self.new_requests,
             removed_request_ids=removed_ids,

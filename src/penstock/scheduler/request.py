@@ -13,6 +13,7 @@ from penstock.messages import (
     PoolingParams,
     RequestOutput,
     RequestTimings,
+    SampledTokens,
     StepResult,
     TokenLogprobs,
 )
@@ -38,12 +39,11 @@ class Request:
     the output so far, as a list; made by unpack() when its turn comes, because lists of waiting prompts would be most
     of what the garbage collector has to walk. A running request has, in this order,
 
-        num_finished_tokens <= num_computed_tokens <= len(token_ids) + num_pending
+        num_finished_tokens <= num_computed_tokens <= num_known_tokens
 
     positions that finished steps have written; positions given to any step; and tokens that exist or that steps in
-    flight are assumed to draw (num_pending of them). Where a grammar forces tokens a step gives several at once
-    (jump-forward); they are computed like a prompt's. max_total_tokens bounds the last, so steps are never planned
-    beyond it.
+    flight are assumed to draw. Where a grammar forces tokens a step gives several at once (jump-forward); they are
+    computed like a prompt's. max_total_tokens bounds the last, so steps are never planned beyond it.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Request:
         "is_known",
         "is_parked",
         "is_protected",
+        "last_step_id",
         "leader_key",
         "max_total_tokens",
         "min_tokens",
@@ -64,8 +65,7 @@ class Request:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_finished_tokens",
-        "num_in_flight",
-        "num_pending",
+        "num_known_tokens",
         "num_preemptions",
         "num_prompt_tokens",
         "num_slots",
@@ -115,13 +115,13 @@ class Request:
         self.is_protected = is_protected
         self.table: BlockTable | None = None
         self.is_known = False  # to the runner
-        self.num_slots = 0  # positions that the table has room for
+        self.num_slots = 0  # positions that the table has room for; 0 without one
         self.new_block_ids: list[int] = []  # of the table, not told to the runner yet
         self.num_computed_tokens = 0
         self.num_finished_tokens = 0
-        self.num_pending = 0
+        self.num_known_tokens = len(prompt)
         self.num_void = 0  # of the draws in flight, the oldest so many give nothing: their tokens were forced
-        self.num_in_flight = 0  # steps in flight that compute something for it
+        self.last_step_id = 0  # the last step that computes something for it
         self.num_cached_tokens = NOT_ADMITTED  # prefix hit at the first admission
         self.num_preemptions = 0
         self.sampler_state: float | None = None  # of the last draw; goes back to the runner after a preemption
@@ -159,27 +159,46 @@ class Request:
         elif len(self.token_bytes) != len(self.token_ids) * TOKEN_BYTES:
             self.token_bytes = encode_tokens(self.token_ids)
 
-    def ends_draw(self) -> bool:
-        """The oldest draw in flight has come back; whether it gives anything."""
-        if self.num_void:
-            self.num_void -= 1
-            return False
-        self.num_pending -= 1
-        return True
+    def take(self, sampled: SampledTokens, now: float) -> RequestOutput:
+        """Appends what a step gave, up to the last token it may have, or to a stop token, which the output names.
 
-    def take(self, token_ids: list[int]) -> int | None:
-        """Appends what a step gave, up to the last token it may have, or to a stop token, which is returned."""
-        for token_id in token_ids:
-            if token_id in self.stop_token_ids and self.num_output_tokens >= self.min_tokens:
-                return token_id
-            self.token_ids.append(token_id)
-            if len(self.token_ids) >= self.max_total_tokens:
-                break
-        if len(token_ids) > 1:
-            num_known = min(self.num_pending, len(token_ids) - 1)
-            self.num_pending -= num_known
-            self.num_void += num_known
-        return None
+        The first output brings the prompt's log-probabilities.
+        """
+        token_ids, known = sampled.token_ids, self.token_ids
+        self.sampler_state = sampled.sampler_state
+        prompt_logprobs = None
+        if not self.has_output:
+            self.has_output, self.first_token_s = True, now
+            prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        stop_token_id = None
+        if len(token_ids) > 1 or token_ids[0] in self.stop_token_ids:
+            token_ids, stop_token_id = self._until_stop(token_ids)
+        known += token_ids
+        return RequestOutput(
+            self.request_id,
+            token_ids,
+            sampled.logprobs if stop_token_id is None else None,
+            prompt_logprobs,
+            None,
+            stop_token_id,
+            None,
+            self.num_prompt_tokens,
+            self.num_cached_tokens,
+            len(known) - self.num_prompt_tokens,
+        )
+
+    def _until_stop(self, token_ids: list[int]) -> tuple[list[int], int | None]:
+        """What it may have of these tokens, and the stop token that ends them."""
+        num_known = len(self.token_ids)
+        first_to_stop = self.num_prompt_tokens + self.min_tokens - num_known
+        taken = token_ids[: self.max_total_tokens - num_known]
+        for index, token_id in enumerate(taken):
+            if token_id in self.stop_token_ids and index >= first_to_stop:
+                return taken[:index], token_id
+        num_pending = self.num_known_tokens - num_known - 1  # draws in flight after this one
+        self.num_void += min(num_pending, len(token_ids) - 1)
+        self.num_known_tokens = max(self.num_known_tokens, num_known + len(taken))
+        return taken, None
 
     def collect_prompt_logprobs(self, first_position: int, logprobs: list[TokenLogprobs]) -> None:
         """Keeps what one chunk gave, for positions from `first_position`. After a preemption they come again."""
@@ -187,25 +206,6 @@ class Request:
             del self.prompt_logprobs[first_position:]
             self.prompt_logprobs += logprobs
             del self.prompt_logprobs[self.num_prompt_tokens - 1 :]
-
-    def output(self, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> RequestOutput:
-        """What a step gave; the first one brings the prompt's log-probabilities."""
-        prompt_logprobs = None
-        if not self.has_output:
-            self.has_output = True
-            prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
-        return RequestOutput(
-            self.request_id,
-            token_ids,
-            logprobs,
-            prompt_logprobs,
-            None,
-            None,
-            None,
-            self.num_prompt_tokens,
-            self.num_cached_tokens,
-            len(self.token_ids) - self.num_prompt_tokens,
-        )
 
     def vector_output(self, result: StepResult, now: float) -> RequestOutput:
         """All that a one-pass request gives."""
@@ -228,11 +228,13 @@ class Request:
         output.timings = RequestTimings(self.arrival_s, self.scheduled_s, self.first_token_s, now, self.num_preemptions)
         return output
 
-    def check(self) -> None:
-        """Asserts what holds for its counts between two calls of the scheduler."""
-        assert self.num_pending + self.num_void <= self.num_in_flight
-        assert len(self.token_ids) + self.num_pending <= self.max_total_tokens
+    def check(self, num_in_flight: int) -> None:
+        """Asserts what holds for its counts between two calls of the scheduler, with so many steps in flight that
+        compute something for it."""
+        num_pending = self.num_known_tokens - (len(self.token_ids) or self.num_prompt_tokens)
+        assert 0 <= num_pending <= num_in_flight - self.num_void
+        assert self.num_known_tokens <= self.max_total_tokens
         assert (self.table is not None) == (self.state is RequestState.RUNNING)
         if self.table is not None:
             assert self.num_finished_tokens <= self.num_computed_tokens <= self.num_slots
-            assert self.num_computed_tokens <= len(self.token_ids) + self.num_pending
+            assert self.num_computed_tokens <= self.num_known_tokens

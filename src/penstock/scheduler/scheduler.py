@@ -1,7 +1,7 @@
 """The scheduler: who runs in the next step, and how many tokens each.
 
 Pipelining: schedule() may be called while earlier steps are in flight. A request whose next token is being drawn
-is planned as if it had it (num_pending); the runner feeds the token from its own row. What is predictable
+is planned as if it had it (num_known_tokens); the runner feeds the token from its own row. What is predictable
 (max_tokens) is never planned beyond; what is not (a stop token) makes update() discard the tokens of the steps
 that were in flight.
 
@@ -45,7 +45,6 @@ from penstock.messages import (
     ErrorInfo,
     FinishReason,
     RequestOutput,
-    ScheduledRequest,
     SchedulerOutput,
     StepResult,
 )
@@ -149,7 +148,7 @@ class Scheduler:
             self._finished += [self._finish(late, FinishReason.TIMEOUT) for late in self._deadlines.take_expired(now)]
         self._background.tick(now, self._num_others > 0)
         self._make_room()
-        plan = StepPlan(self._config.max_num_batched_tokens)
+        plan = StepPlan(self._stats.num_steps + 1, self._config.max_num_batched_tokens)
         self._fill(plan, is_background=False)
         plan.num_others_tokens = plan.num_tokens
         budget = plan.budget
@@ -162,11 +161,10 @@ class Scheduler:
         self._drain.tick(now, self._waiting.num_requests > 0)
         if not plan.scheduled:
             return None
-        self._stats.num_steps += 1
-        step_id = self._stats.num_steps
-        self._in_flight[step_id] = plan
+        self._stats.num_steps = plan.step_id
+        self._in_flight[plan.step_id] = plan
         removed_ids, self._removed_ids = self._removed_ids, []
-        output = plan.output(step_id, removed_ids, self._kv)
+        output = plan.output(removed_ids, self._kv)
         for request, table in plan.restoring:
             self._offer_blocks(request, table)  # what came back is in the tree: followers may go on
         return output
@@ -183,12 +181,7 @@ class Scheduler:
             self._pace.observe(plan.num_tokens - plan.num_decodes, result.seconds)
         if self._background.is_on:
             self._background.observe(plan, result.seconds)
-        # By object, not by id: an id may have ended and been used again while the step was in flight.
-        for request, share in zip(plan.requests, plan.scheduled, strict=True):
-            request.num_in_flight -= 1
-            if request.state is not _FINISHED and (done := self._apply(request, share, result)) is not None:
-                outputs.append(done)
-        return outputs
+        return outputs + self._apply(plan, result)
 
     def take_finished(self) -> list[RequestOutput]:
         """Final outputs of requests that expired in schedule(), once."""
@@ -238,33 +231,32 @@ class Scheduler:
         Those who lack blocks preempt from the end of the list, so nobody is preempted who is in the plan. Streams
         that lack forced tokens come before prompts.
         """
-        prefills: list[Request] = []
-        streams: list[Request] = []
-        running = self._running
-        index = bisect_left(running, True, key=_gives_way) if is_background else 0
-        while index < len(running) and running[index].gives_way == is_background and plan.budget > 0:
-            request = running[index]
-            index += 1
+        prefills, streams, decodes = list[Request](), list[Request](), list[Request]()
+        running, split = self._running, len(self._running)
+        if self._num_others < len(self._requests):
+            split = bisect_left(running, True, key=_gives_way)
+        for request in running[split:] if is_background else running[:split]:
+            if len(decodes) >= plan.budget:
+                break
             num_computed = request.num_computed_tokens
-            num_known = len(request.token_ids) + request.num_pending
+            num_known = request.num_known_tokens
             if num_known - num_computed > 1:
                 if num_known <= request.num_slots or self._grow(request, num_known, plan):
                     (prefills if num_computed < request.num_prompt_tokens else streams).append(request)
-                continue
-            if num_known >= request.max_total_tokens:
-                continue  # its last token is being drawn
-            if num_computed < request.num_slots or self._grow(request, num_computed + 1, plan):
-                plan.add_decode(request)
+            elif num_known >= request.max_total_tokens:
+                pass  # its last token is being drawn
+            elif num_computed < request.num_slots or self._grow(request, num_computed + 1, plan):
+                decodes.append(request)
+        plan.add_decodes(decodes)
         return streams + prefills
 
     def _grow(self, request: Request, num_tokens: int, plan: StepPlan) -> bool:
-        """Blocks for so many tokens of a running request; False: it was preempted, or waits for protected ones."""
-        assert request.table is not None
-        while True:
+        """Blocks for so many tokens of a request; False: it was preempted (by now), or waits for protected ones."""
+        while request.table is not None:
             new_block_ids = self._kv.grow(request.table, num_tokens)
             if new_block_ids is not None:
                 request.num_slots = len(request.table.block_ids) * self._kv.block_size
-                request.new_block_ids += new_block_ids
+                request.new_block_ids = request.new_block_ids + new_block_ids  # a share may hold the list that was
                 return True
             plan.is_short = True
             victim = self._running[-1]
@@ -272,15 +264,14 @@ class Scheduler:
                 assert request is self._guaranteed
                 return False
             self._preempt(victim)
-            if victim is request:
-                return False
+        return False
 
     def _admit(self, plan: StepPlan, is_background: bool) -> None:
         """Starts waiting requests of a kind, best first, while budget, rows and blocks last."""
         passed: list[Request] = []
         while plan.budget > 0 and len(self._running) < self._max_running:
             request = self._waiting.peek()
-            if request is None or request.gives_way != is_background or request.num_in_flight:
+            if request is None or request.gives_way != is_background or request.last_step_id in self._in_flight:
                 break  # in flight: a preempted one whose last tokens are still to come
             request.unpack()
             if self._config.is_encoder and len(request.token_ids) > plan.budget:
@@ -367,37 +358,44 @@ class Scheduler:
 
     # Results
 
-    def _apply(self, request: Request, share: ScheduledRequest, result: StepResult) -> RequestOutput | None:
-        """What a step did for a request that has not ended; its output, if there is one."""
-        if result.errors and request.request_id in result.errors:
-            return self._finish(request, FinishReason.ERROR, result.errors[request.request_id])
-        if request.table is not None:  # else it was preempted while the step was in flight; its tokens still count
-            request.num_finished_tokens = end = share.num_computed_tokens + share.num_tokens
-            if end >= (request.table.num_inserted_blocks + 1) * self._kv.block_size:
-                self._offer_blocks(request, request.table)
-        if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
-            request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
-        return self._take_tokens(request, result) if share.samples and request.ends_draw() else None
+    def _apply(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
+        """The outputs that a step gave. One loop with hardly a call in it: this is most of what a row costs."""
+        errors, sampled, outputs, num_taken = result.errors, result.sampled, list[RequestOutput](), 0
+        # By object, not by id: an id may have ended and been used again while the step was in flight.
+        for request, share in zip(plan.requests, plan.scheduled, strict=True):
+            if request.state is _FINISHED:
+                continue
+            if errors and (error := errors.get(request.request_id)) is not None:
+                outputs.append(self._finish(request, FinishReason.ERROR, error))
+                continue
+            table = request.table
+            if table is not None:  # else it was preempted while the step was in flight; its tokens still count
+                request.num_finished_tokens = end = share.num_computed_tokens + share.num_tokens
+                if end >= table.insert_at:
+                    self._offer_blocks(request, table)
+            if request.prompt_logprobs is not None and request.request_id in result.prompt_logprobs:
+                request.collect_prompt_logprobs(share.num_computed_tokens, result.prompt_logprobs[request.request_id])
+            if not share.samples or request.num_void:
+                request.num_void -= share.samples
+                continue
+            drawn = sampled.get(request.request_id)
+            if drawn is None or not drawn.token_ids:
+                outputs.append(self._end_without_token(request, result))
+                continue
+            output = request.take(drawn, self._now)
+            num_taken += len(output.token_ids)
+            outputs.append(output)
+            if output.stop_token_id is not None or len(request.token_ids) >= request.max_total_tokens:
+                is_stop = output.stop_token_id is not None or drawn.is_complete
+                self._end(request, output, FinishReason.STOP if is_stop else FinishReason.LENGTH)
+        self._stats.num_output_tokens += num_taken
+        return outputs
 
-    def _take_tokens(self, request: Request, result: StepResult) -> RequestOutput:
+    def _end_without_token(self, request: Request, result: StepResult) -> RequestOutput:
+        """A one-pass request has its vector; of any other a token was due."""
         if result.pooled and request.request_id in result.pooled:
             return self._end(request, request.vector_output(result, self._now), FinishReason.STOP)
-        sampled = result.sampled.get(request.request_id)
-        if sampled is None or not sampled.token_ids:
-            return self._finish(request, FinishReason.ERROR, _LOST_TOKEN)
-        request.sampler_state = sampled.sampler_state
-        if not request.has_output:
-            request.first_token_s = self._now
-        token_ids, first = request.token_ids, len(request.token_ids)
-        stop_token_id = request.take(sampled.token_ids)
-        self._stats.num_output_tokens += len(token_ids) - first
-        output = request.output(token_ids[first:], sampled.logprobs if stop_token_id is None else None)
-        if stop_token_id is not None:
-            output.stop_token_id = stop_token_id
-            return self._end(request, output, FinishReason.STOP)
-        if len(token_ids) >= request.max_total_tokens:
-            return self._end(request, output, FinishReason.STOP if sampled.is_complete else FinishReason.LENGTH)
-        return output
+        return self._finish(request, FinishReason.ERROR, _LOST_TOKEN)
 
     def _offer_blocks(self, request: Request, table: BlockTable) -> None:
         self._kv.insert(table, request.token_ids, request.num_finished_tokens)
@@ -433,6 +431,7 @@ class Scheduler:
             request.is_known = False
         self._kv.free(request.table, request.token_ids, request.num_finished_tokens, request.pins, self._now)
         request.table = None
+        request.num_slots = 0
         request.new_block_ids = []
         if request is self._guaranteed:
             self._guaranteed = None
@@ -460,9 +459,9 @@ class Scheduler:
         assert self._kv.num_tables == len(running)
         in_flight = [request for plan in self._in_flight.values() for request in plan.requests]
         for request in self._requests.values():
-            assert request.num_in_flight == in_flight.count(request)
+            assert (request.last_step_id in self._in_flight) == (request in in_flight)
             assert request.num_preemptions <= self._config.max_preemptions
-            request.check()
+            request.check(in_flight.count(request))
         assert self._guaranteed is None or self._guaranteed in running
         needy = [r for r in running if r.is_protected and r.num_slots < r.max_total_tokens - 1]
         assert needy in ([], [self._guaranteed])
