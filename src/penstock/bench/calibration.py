@@ -145,7 +145,7 @@ class CalibrationLoad:
             on_progress(f"{users} users" if users else f"{share} of one user's rate" if share else "one user who rests")
             rate = share * alone_rate if share else None
             until_s = time.monotonic() + left_s / (len(_PHASES) - number)
-            least = MIN_ALONE + 2 if number == 0 else 0
+            least = 2 * MIN_ALONE if number == 0 else 0  # a busy machine disturbs some of them
             found = await self._run(first + number, users, rate, until_s, least)
             self.observations.append(found)
             if number == 0 and found:
