@@ -21,9 +21,9 @@ void run(const QuantizedLinearArgs& args) {
         return run_quantized<QuantizedKernel<ByteFamily, TableReader, Scaling::group>, Rows>(args);
     if (layout.bits == 4 && has_minimums)
         return run_quantized<QuantizedKernel<ByteFamily, NibbleReader, Scaling::minimum>, Rows>(args);
-    if (layout.bits == 4) return run_quantized<QuantizedKernel<ByteFamily, NibbleReader, Scaling::group>, Rows>(args);
+    if (layout.bits == 4) return run_quantized<QuantizedKernel<TightByteFamily, NibbleReader, Scaling::group>, Rows>(args);
     if (has_minimums) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::minimum>, Rows>(args);
-    run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::group>, Rows>(args);
+    run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::group>, Rows>(args);
 }
 
 }  // namespace

@@ -11,7 +11,8 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-constexpr int64_t kQuantizedBlockInputs = 2048;  // of k that all rows pass over: at most 200 KB of a panel's values
+// Inputs that the rows of x pass over before the next ones: several strips' weights stay near the first level of cache.
+constexpr int64_t kQuantizedBlockInputs = 1024, kOneStripInputs = 2048;
 constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
 constexpr int64_t kRowsOfOneStream = 2;         // up to so many rows of x wait for the memory: best read as one stream
@@ -36,12 +37,11 @@ public:
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
           threads_(threads),
-          panel_tiles_((kIsBytes && args.m <= kRowsOfOneStream) || tiles_ < 2 * kQuantizedTiles * threads ? 1
-                                                                                                          : kQuantizedTiles),
+          panel_tiles_(tiles_of_panel(args.m, tiles_, threads)),
           panels_(divide_up(tiles_, panel_tiles_)),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
           expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
-          block_steps_((args.m <= Kernel::kRows && expands_ ? kXBlock : kQuantizedBlockInputs) / layout_.step),
+          block_steps_(block_inputs(args.m) / layout_.step),
           k_blocks_(divide_up(steps_, block_steps_)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
           step_units_(layout_.step / unit_inputs_),
@@ -52,9 +52,9 @@ public:
         static thread_local Scratch<float> sums_scratch, scales_scratch;
         static thread_local Scratch<char> codes_scratch;
         const int64_t block_groups = block_steps_ * groups_per_step_;
-        float* scales = scales_scratch.at_least(2 * kQuantizedTiles * block_groups * kLanes + kLanes);
-        float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * kQuantizedTiles * kLanes);
-        char* codes = expands_ ? codes_scratch.at_least(kQuantizedTiles * block_steps_ * expanded_step_bytes_) : nullptr;
+        float* scales = scales_scratch.at_least(2 * panel_tiles_ * block_groups * kLanes + kLanes);
+        float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * panel_tiles_ * kLanes);
+        char* codes = expands_ ? codes_scratch.at_least(panel_tiles_ * block_steps_ * expanded_step_bytes_) : nullptr;
         for (Range items = draw(); items.begin < items.end;) {
             const Range rest = {items.begin + 1, items.end};
             const Range next = rest.begin < rest.end ? rest : draw();
@@ -70,11 +70,36 @@ public:
     }
 
 private:
+    // One or two rows of bytes wait for the memory and read one stream.
+    static int tiles_of_panel(int64_t rows, int64_t tiles, int threads) {
+        const int most = rows == 1                              ? Kernel::kTilesOfOneRow
+                         : kIsBytes && rows <= kRowsOfOneStream ? 1
+                                                                : kQuantizedTiles;
+        return tiles < 2 * most * threads ? 1 : most;
+    }
+
+    int64_t block_inputs(int64_t rows) const {
+        if (rows > Kernel::kRows) return kQuantizedBlockInputs;
+        return expands_ ? kXBlock : kOneStripInputs;
+    }
+
     // A part of a panel's k, while all rows of a row block pass over it.
     struct PanelBlock {
         Range rows;
         int64_t panel, index;
         const char* ahead;  // the block after it, or null
+    };
+    // Which strips of rows fetch what is ahead: those from `begin` on, `bytes` of each tile each.
+    struct AheadPlan {
+        Ahead first;
+        int64_t bytes;
+        int begin;
+        Ahead of(int strip) const {
+            if (strip < begin) return {};
+            Ahead part = first;
+            part.at += (strip - begin) * bytes;
+            return part;
+        }
     };
 
     // The panels that the calling thread does next: at first many, whose memory is one stream, at last one, so that all
@@ -102,31 +127,37 @@ private:
         const int strips = int(divide_up(rows, Kernel::kRows));
         if (strips == 1) scales = nullptr;
         expand(packed, steps, tiles, scales, codes);
+        QuantizedBlock work = locate(block.rows.begin, first_step);
+        work.codes = expands_ ? codes : packed + layout_.header_bytes;
+        work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
+        work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
+        work.scales = scales;
+        work.scales_stride = steps * groups_per_step_ * kLanes;
+        work.minimums = scales ? scales + tiles * work.scales_stride : nullptr;
+        work.headers = packed;
+        work.header_tile_stride = tile_stride();
+        work.steps = steps;
+        work.sums = sums;
+        const AheadPlan ahead = plan_ahead(block, strips, steps);
+        const int64_t short_strip = rows / strips, longer_strips = rows % strips;
+        int64_t row = block.rows.begin;
         for (int s = 0; s < strips; ++s) {
-            const Range strip = split(rows, strips, s);
-            const int64_t row = block.rows.begin + strip.begin;
-            const int height = int(strip.end - strip.begin);
-            QuantizedBlock work = locate(row, first_step, plan_ahead(block, {s, strips}, steps));
-            work.codes = expands_ ? codes : packed + layout_.header_bytes;
-            work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
-            work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
-            work.scales = scales;
-            work.scales_stride = steps * groups_per_step_ * kLanes;
-            work.minimums = scales ? scales + tiles * work.scales_stride : nullptr;
-            work.headers = packed;
-            work.header_tile_stride = tile_stride();
-            work.steps = steps;
-            work.sums = sums + strip.begin * panel_tiles_ * kLanes;
+            const int height = int(short_strip + (s < longer_strips));
+            work.ahead = ahead.of(s);
             if (block.index == 0) memset(work.sums, 0, size_t(height) * size_t(tiles) * kLanes * sizeof(float));
-            if (tiles == kQuantizedTiles)
-                kernel_.multiply(work, height, kQuantizedTiles);
+            if (tiles == panel_tiles_)
+                kernel_.multiply(work, height, tiles);
             else
                 multiply_single_tiles(work, height, tiles);
-            if (block.index + 1 != k_blocks_) continue;
-            if (args_.out_dtype == DType::f32)
-                write(static_cast<float*>(args_.out), row, height, block.panel, tiles, work.sums);
-            else
-                write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, work.sums);
+            if (block.index + 1 == k_blocks_) {
+                if (args_.out_dtype == DType::f32)
+                    write(static_cast<float*>(args_.out), row, height, block.panel, tiles, work.sums);
+                else
+                    write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, work.sums);
+            }
+            row += height;
+            work.skip_rows(height);
+            work.sums += height * panel_tiles_ * kLanes;
         }
     }
 
@@ -166,7 +197,7 @@ private:
     }
 
     // Where x is, from a step on, for the rows from `row` on. Without groups, 256 inputs are one.
-    QuantizedBlock locate(int64_t row, int64_t step, const Ahead& ahead) const {
+    QuantizedBlock locate(int64_t row, int64_t step) const {
         const int64_t input = step * layout_.step;
         QuantizedBlock work{};
         work.x = x_.x + row * x_.x_stride + step * step_units_ * int64_t(sizeof(uint32_t));
@@ -180,7 +211,6 @@ private:
         work.x_block_steps = x_block_steps_;
         work.step_units = step_units_;
         work.group_units = layout_.group_size / unit_inputs_;
-        work.ahead = ahead;
         return work;
     }
 
@@ -188,22 +218,22 @@ private:
     // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time. Where
     // its tiles are long streams it takes each fourth line: the hardware sees where that goes, and fetches the others
     // without keeping the thread's own loads waiting (measured on Zen 4: 1.15 to 1.3 times as fast as all lines).
-    Ahead plan_ahead(const PanelBlock& block, Range strip, int64_t steps) const {
-        if (block.ahead == nullptr) return {};
-        const bool is_helped = strip.end == 1 && (panel_tiles_ == 1 || layout_.bits == 8);
+    AheadPlan plan_ahead(const PanelBlock& block, int strips, int64_t steps) const {
+        if (block.ahead == nullptr) return {{}, 0, strips};
+        const bool is_stream = panel_tiles_ == 1 || panel_tiles_ > kQuantizedTiles;
+        const bool is_helped = strips == 1 && (is_stream || layout_.bits == 8);
         const int64_t distance = is_helped ? 4 * kVectorBytes : kVectorBytes;
         const int64_t lines = divide_up(steps * layout_.step_bytes, distance);  // of the block, for a tile
         const int64_t turns = steps * step_units_ / 4;                          // of a strip: four units each
-        const int64_t fetching = smaller(strip.end, divide_up(lines, turns));
-        const int64_t per_turn = divide_up(lines, turns * fetching), place = strip.begin - (strip.end - fetching);
-        if (place < 0) return {};
-        return {block.ahead + place * turns * per_turn * distance, block.ahead + steps * layout_.step_bytes,
-                tile_stride(), distance, int(per_turn)};
+        const int64_t fetching = smaller(strips, divide_up(lines, turns));
+        const int64_t per_turn = divide_up(lines, turns * fetching);
+        return {{block.ahead, block.ahead + steps * layout_.step_bytes, tile_stride(), distance, int(per_turn)},
+                turns * per_turn * distance, int(strips - fetching)};
     }
 
     template <class Out>
     void write(Out* out, int64_t row, int height, int64_t panel, int tiles, const float* sums) const {
-        const bool is_whole = tiles == kQuantizedTiles;
+        const bool is_whole = tiles == panel_tiles_;
         for (int t = 0; t < tiles; ++t) {
             const int64_t column = (panel * panel_tiles_ + t) * kLanes;
             const int columns = int(smaller(kLanes, args_.n - column));

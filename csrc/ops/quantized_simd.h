@@ -15,6 +15,10 @@ struct Ints {
 static inline Ints splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline Vec to_vec(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 static inline Ints dot_bytes(Ints acc, Units codes, Units x) { return {_mm512_dpbusd_epi32(acc.v, codes.v, x.v)}; }
+static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(codes.v), "v"(x.v));
+    return acc;
+}
 // (bytes >> kShift) & mask
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
@@ -65,6 +69,7 @@ static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
 static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
     return {dot_bytes8(acc.low, codes.low, x.low), dot_bytes8(acc.high, codes.high, x.high)};
 }
+static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
     const __m256i mask = _mm256_set1_epi8(char(kMask));
@@ -133,6 +138,7 @@ static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
             acc.part[i] += (Int4)((codes.part[i] >> (8 * byte)) & 255u) * ((Int4)(x.part[i] << (24 - 8 * byte)) >> 24);
     return acc;
 }
+static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
     for (int i = 0; i < 4; ++i) bytes.part[i] = (bytes.part[i] >> kShift) & (uint32_t(kMask) * 0x01010101u);
