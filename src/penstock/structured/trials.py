@@ -1,6 +1,6 @@
 """The trials that are running, and how much they may take from those who serve.
 
-A trial begins at a priority that is lower than a server's and still gets it a quarter of a processor that is busy:
+A trial begins at a priority that is lower than a server's and still gets it a tenth of a processor that is busy:
 whoever sends an ordinary grammar waits for it. One that has used up its credit, or finds none left, goes on with what
 nobody else wants (SCHED_IDLE). One that has used more than an ordinary one does goes on with a small share of that
 while others work: an idle processor that is put to work still slows its neighbours down, by the memory, caches and
@@ -22,7 +22,7 @@ from typing import Final
 
 import psutil
 
-NICENESS: Final = 5
+NICENESS: Final = 10
 # An ordinary grammar takes 5 to 60 ms of processor time.
 TRIAL_CREDIT_S: Final = 0.1
 # All trials together: seconds of processor time a second, and how much of it is saved up: that of thirty new schemas of
@@ -32,7 +32,7 @@ MAX_SAVED_S: Final = 0.6
 # Those that used up TRIAL_CREDIT_S, while less than SPARE of the machine's processor time is left: one of them runs,
 # for this share of the time, the one first that has used least.
 SPARE: Final = 0.75
-BUSY_SHARE: Final = 0.1
+BUSY_SHARE: Final = 0.05
 # Over how long the idleness of the machine is measured.
 MEASURE_S: Final = 0.2
 
