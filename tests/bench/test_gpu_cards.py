@@ -45,3 +45,9 @@ def test_the_cache_is_what_the_weights_leave():
     huge = msgspec.structs.replace(LLAMA_8B, num_layers=900)
     with pytest.raises(ConfigError, match="the card has 149"):
         card.num_blocks(huge, 16, 16)
+
+
+def test_a_block_of_the_host_tier_takes_its_bytes_over_the_link():
+    card = CARDS["h200"]
+    assert card.block_copy_s(LLAMA_8B, 16) == pytest.approx((2 << 20) / card.link)
+    assert card.num_host_blocks(LLAMA_8B, 16, 100e9) == int(100e9 / (2 << 20))

@@ -21,13 +21,17 @@ _KERNELS_PER_STEP: Final = 12
 
 @dataclass(frozen=True)
 class Card:
-    """bandwidth: bytes a second. flops: of bf16. memory_bytes: free to a process. launch_s: of a kernel in a graph."""
+    """bandwidth: bytes a second. flops: of bf16. memory_bytes: free to a process. launch_s: of a kernel in a graph.
+
+    link: bytes a second from and to the host's pinned memory, one way at a time.
+    """
 
     bandwidth: float
     flops: float
     memory_bytes: float
     launch_s: float = 2e-6
     efficiency: float = 0.85
+    link: float = 50e9  # PCIe 5.0 x16, assumed
 
     def step_time(self, model: ModelConfig, weight_bits: float) -> HardwareStepTime:
         limits = HardwareStepTime.of_model(model, self.bandwidth, self.flops, weight_bits)
@@ -44,6 +48,13 @@ class Card:
                 remedy="Give fewer --weight-bits, or a smaller model.",
             )
         return int(left / (kv_bytes_per_token(model) * block_size))
+
+    def num_host_blocks(self, model: ModelConfig, block_size: int, host_bytes: float) -> int:
+        """Blocks that so much of the host's memory keeps."""
+        return int(host_bytes / (kv_bytes_per_token(model) * block_size))
+
+    def block_copy_s(self, model: ModelConfig, block_size: int) -> float:
+        return kv_bytes_per_token(model) * block_size / self.link
 
 
 CARDS: Final = {"h200": Card(bandwidth=4.3e12, flops=790e12, memory_bytes=149e9)}

@@ -18,6 +18,7 @@ from typing import Final, cast
 import msgspec
 
 from penstock.base.errors import ConfigError
+from penstock.bench.host_link import HostLink
 from penstock.bench.load_run import LoadRun, RunRecord
 from penstock.bench.measure import Workload
 from penstock.bench.observation import Observation
@@ -42,6 +43,7 @@ from penstock.messages import (
 from penstock.scheduler import Scheduler
 
 SAMPLE_S: Final = 1.0
+MAX_HOST_BLOCKS: Final = 1 << 24
 _ANSWER_TOKEN: Final = 1 << 20  # no dataset draws it: an answer is cached only for who continues it
 _drawn = SampledTokens([_ANSWER_TOKEN])
 _request_id = attrgetter("request_id")
@@ -66,8 +68,9 @@ class SimulatedHandle:
 class SimulatedExecutor:
     """Runs steps one after another, each for as long as the model says. Every draw gives the same token."""
 
-    def __init__(self, loop: SimulatedLoop, step_time: StepTime, seed: int) -> None:
+    def __init__(self, loop: SimulatedLoop, step_time: StepTime, link: HostLink, seed: int) -> None:
         self._loop = loop
+        self._link = link
         self._step_time = step_time
         self._source = random.Random(f"{seed} steps")
         self._free_s = 0.0
@@ -80,7 +83,7 @@ class SimulatedExecutor:
         work, step_time = StepWork.of(output), self._step_time
         start_s = self._loop.simulated_s + step_time.host_s
         idle_s = start_s - self._free_s
-        start_s = max(start_s, self._free_s)
+        start_s = self._link.step_start(output, start_s, self._free_s)
         seconds = step_time.draw(work, self._source.random(), idle_s)
         self._free_s = start_s + seconds
         self.busy_s += seconds
@@ -254,10 +257,11 @@ def hash_word(word: str) -> int:
 
 @dataclass(frozen=True)
 class SimulatedEngine:
-    """The settings of an engine as they are in EngineConfig."""
+    """The settings of an engine as they are in EngineConfig. block_copy_s: of a block between device and host tier."""
 
     cache: CacheConfig
     scheduler: SchedulerConfig
+    block_copy_s: float = 0.0
 
     @classmethod
     def of(cls, options: EngineOptions, num_blocks: int, block_size: int, max_model_len: int) -> SimulatedEngine:
@@ -274,16 +278,27 @@ class SimulatedEngine:
         """Raises ConfigError."""
         if self.cache.num_blocks < 1:
             raise ConfigError("The simulated engine needs a KV cache.", remedy="Give its number of blocks.")
+        if not 0 <= self.cache.num_host_blocks <= MAX_HOST_BLOCKS:
+            raise ConfigError(
+                f"A host tier of {self.cache.num_host_blocks} blocks cannot be simulated.",
+                remedy=f"Give 0 to {MAX_HOST_BLOCKS}.",
+            )
+        if self.cache.num_host_blocks and not self.block_copy_s > 0:
+            raise ConfigError("Nothing says how fast the link to the host tier is.", remedy="Give --gpu.")
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """A simulated run. speedup: simulated seconds a second. busy_share: of the device."""
+    """A simulated run. speedup: simulated seconds a second. busy_share: of the device.
+
+    num_host_hit_tokens: of the record's cached tokens, those that came back from the host tier.
+    """
 
     record: RunRecord
     speedup: float
     num_steps: int
     busy_share: float
+    num_host_hit_tokens: int = 0
 
 
 def run_simulation(engine: SimulatedEngine, step_time: StepTime, workload: Workload, seed: int) -> Simulation:
@@ -291,9 +306,9 @@ def run_simulation(engine: SimulatedEngine, step_time: StepTime, workload: Workl
     engine.check()
     started_s = time.perf_counter()
 
-    async def main() -> tuple[RunRecord, SimulatedExecutor]:
+    async def main() -> tuple[RunRecord, SimulatedExecutor, int]:
         loop = cast(SimulatedLoop, asyncio.get_running_loop())
-        executor = SimulatedExecutor(loop, step_time, seed)
+        executor = SimulatedExecutor(loop, step_time, HostLink(engine.block_copy_s), seed)
         core = EngineCore(Scheduler(engine.scheduler, KVCacheManager(engine.cache)), executor, loop.time)
         observations: list[Observation] = []
         client = SimulatedClient(core, step_time, observations.append)
@@ -304,9 +319,9 @@ def run_simulation(engine: SimulatedEngine, step_time: StepTime, workload: Workl
         record = RunRecord(
             observations, run.start_s, end_s, array("d"), num_skipped=run.num_skipped, server_samples=samples
         )
-        return record, executor
+        return record, executor, core.stats().num_host_hit_tokens
 
-    record, executor = simulate(main)
+    record, executor, host_tokens = simulate(main)
     simulated_s = max(record.end_s - record.start_s, 1e-9)
     took_s = max(time.perf_counter() - started_s, 1e-9)
-    return Simulation(record, simulated_s / took_s, executor.num_steps, executor.busy_s / simulated_s)
+    return Simulation(record, simulated_s / took_s, executor.num_steps, executor.busy_s / simulated_s, host_tokens)

@@ -52,6 +52,9 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
     simulate.add_argument("--seconds", type=float, default=30.0, help="of measuring [30]")
     simulate.add_argument("--max-num-seqs", type=int, default=64, help="[64]")
     simulate.add_argument("--max-num-batched-tokens", type=int, default=512, help="[512]")
+    simulate.add_argument(
+        "--host-kv-gb", type=float, default=0.0, help="of --gpu: host memory that keeps what its KV cache gives up [0]"
+    )
     simulate.add_argument("--no-prefix-caching", action="store_true", help="keep no finished blocks")
     simulate.add_argument("--html", type=Path, help="write a report here")
     simulate.add_argument("--json", type=Path, help="write the results here")

@@ -6,6 +6,7 @@ import argparse
 import secrets
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,7 @@ def bench_sim(options: argparse.Namespace) -> int:
     if options.measure is not None:
         return _measure(options)
     check_workload(options)
+    check_bounds(options, {"host_kv_gb": (0, 1e6)})
     step_time, engine = platform_of(options, load_profile(options.profile) if options.profile else None)
     slo = parse_slo(options.slo)
     seed = options.seed if options.seed is not None else secrets.randbits(31)
@@ -48,6 +50,11 @@ def bench_sim(options: argparse.Namespace) -> int:
         highlight=False,
     )
     facts = manifest(simulated=True, seed=seed)
+    if engine.cache.num_host_blocks:
+        shown = (
+            f"{found.num_host_hit_tokens:,} prompt tokens came back from {engine.cache.num_host_blocks:,} host blocks"
+        )
+        console.print(shown, highlight=False)
     if options.json is not None:
         options.json.write_bytes(msgspec.json.encode(run_json(found.record, summary, facts)))
     if options.html is not None:
@@ -71,6 +78,9 @@ def platform_of(options: argparse.Namespace, profile: Profile | None) -> tuple[S
         engine = SimulatedEngine.of(wanted, num_blocks, profile.block_size, profile.max_model_len)
         return profile.step_time, engine
     card = CARDS.get(options.gpu or "")
+    host_kv_gb = getattr(options, "host_kv_gb", 0.0)
+    if host_kv_gb and card is None:
+        raise ConfigError("Nothing says how fast the link to the host tier is.", remedy="Give --gpu.")
     if options.model is None or (card is None and not (options.bandwidth and options.tflops)):
         raise ConfigError(
             "Nothing says how long a step takes.",
@@ -83,6 +93,9 @@ def platform_of(options: argparse.Namespace, profile: Profile | None) -> tuple[S
     if card is not None:
         num_blocks = options.num_blocks or card.num_blocks(model, options.weight_bits, BLOCK_SIZE)
         engine = SimulatedEngine.of(wanted, num_blocks, BLOCK_SIZE, model.max_context_len)
+        host_blocks = card.num_host_blocks(model, BLOCK_SIZE, host_kv_gb * 1e9)
+        cache = msgspec.structs.replace(engine.cache, num_host_blocks=host_blocks)
+        engine = replace(engine, cache=cache, block_copy_s=card.block_copy_s(model, BLOCK_SIZE))
         return card.step_time(model, options.weight_bits), engine
     step_time = HardwareStepTime.of_model(model, options.bandwidth * 1e9, options.tflops * 1e12, options.weight_bits)
     num_blocks = options.num_blocks or _DEFAULT_BLOCKS
