@@ -21,7 +21,7 @@ from penstock.kernels.kv_layout import BLOCK_SLOTS
 from penstock.kernels.ops import Ops
 
 LAYERS, HEADS, KV_HEADS, DIM = 16, 32, 8, 64
-CASES = ((1, 1, 2048), (1, 1, 16384), (8, 1, 4096), (32, 1, 1024), (1, 512, 8192))
+CASES = ((1, 1, 2048), (1, 1, 16384), (8, 1, 4096), (32, 1, 1024), (64, 1, 1024), (1, 512, 8192))
 DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
