@@ -6,8 +6,8 @@
 A round is a fresh server that records its steps: half of the calibration load, each workload, the other half, so that
 a machine that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then
 the simulator plays the requests of three workloads, and the advisor is given three others as a trace and asked what
-the default settings would do; none of them is in the calibration. What the advisor says of other draws of its
-workloads shows how far chance alone moves each figure.
+the default settings would do; none of them is in the calibration. What either says of other draws of its workloads
+shows how far chance alone moves each figure.
 
 --scale divides the rates: 1 is for the bundled model, about 25 for one of a billion weights on two cores.
 --keep: where the rounds lie. Rounds that lie there already count too: they can be taken one at a time, whenever the
@@ -285,10 +285,10 @@ def engine_of(profile: Profile) -> SimulatedEngine:
     return SimulatedEngine.of(EngineOptions(), profile.num_blocks, profile.block_size, profile.max_model_len)
 
 
-def simulated(one: Measured, profile: Profile) -> Summary:
-    """The same requests in the simulator."""
+def simulated(one: Measured, profile: Profile, seeds: Sequence[int]) -> Summary:
+    """These draws of the workload in the simulator."""
     engine = engine_of(profile)
-    return joined([run_simulation(engine, profile.step_time, one.workload, seed).record for seed in one.seeds])
+    return joined([run_simulation(engine, profile.step_time, one.workload, seed).record for seed in seeds])
 
 
 def speedup(case: Case, profile: Profile, options: argparse.Namespace) -> int:
@@ -330,18 +330,16 @@ FIGURES = [Figure(metric, share) for metric in ("ttft", "itl") for share in (*SH
 
 
 def compare(real: Summary, found: Summary, others: list[Summary]) -> list[dict[str, Any]]:
-    """others: of other draws of the workload; none: it is not asked how far chance moves a figure."""
+    """others: of other draws of the workload, which show how far chance moves a figure."""
     rows = []
     for figure in FIGURES:
         one, other = figure.of(real), figure.of(found)
-        row = {
+        drawn = sorted(figure.of(summary) * 1e3 for summary in others)
+        rows.append({
             "metric": figure.metric, "percentile": figure.share and figure.share * 100, "server_ms": one * 1e3,
             "supported": figure.is_supported(real), "simulated_ms": other * 1e3, "ratio": other / one,
-        }  # fmt: skip
-        if others:
-            drawn = sorted(figure.of(summary) * 1e3 for summary in others)
-            row |= {"draws_low_ms": drawn[0], "draws_high_ms": drawn[-1]}
-        rows.append(row)
+            "draws_low_ms": drawn[0], "draws_high_ms": drawn[-1],
+        })  # fmt: skip
     return rows
 
 
@@ -363,9 +361,8 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {name} | server, ms | {' | '.join(cells)} |")
         for what, key in ((f"{result['by']}, ms", "simulated_ms"), ("ratio", "ratio")):
             lines.append(f"| | {what} | {' | '.join(f'{row[key]:.2f}' for row in rows)} |")
-        if "draws_low_ms" in rows[0]:
-            cells = [f"{row['draws_low_ms']:.1f} to {row['draws_high_ms']:.1f}" for row in rows]
-            lines.append(f"| | {OTHER_DRAWS} other draws, ms | {' | '.join(cells)} |")
+        cells = [f"{row['draws_low_ms']:.1f} to {row['draws_high_ms']:.1f}" for row in rows]
+        lines.append(f"| | {OTHER_DRAWS} other draws, ms | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -376,14 +373,10 @@ def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], 
     for one in rounds.measured:
         if not one.records:
             continue
-        real, others = joined(one.records), []
-        if one.case.is_held_out:
-            found = advised(one, profile, one.seeds)
-            others = [
-                advised(one, profile, range(draw * 100, draw * 100 + len(one.seeds))) for draw in range(OTHER_DRAWS)
-            ]
-        else:
-            found = simulated(one, profile)
+        real, foretold = joined(one.records), advised if one.case.is_held_out else simulated
+        found = foretold(one, profile, one.seeds)
+        others = [foretold(one, profile, range(draw * 100, draw * 100 + len(one.seeds))) for draw in range(OTHER_DRAWS)]
+        if not one.case.is_held_out:
             speedups.append(speedup(one.case, profile, options))
         results.append({
             "name": one.case.title(options.scale), "by": "advisor" if one.case.is_held_out else "simulator",
