@@ -269,8 +269,6 @@ class TokenMasks:
             return
         self._masks = self._masks.copy()
         self._batch = self._thread = None
-        for row, constrained in self._rows.items():
-            constrained.set_mask(self._masks[row])
         later, self._pending = self._pending[1:], []
         if job.is_single:
             stuck = job.work[job.index][0]
@@ -281,6 +279,9 @@ class TokenMasks:
             again = job.from_beginnings()
             renewed = {row: row.renewed(self._masks[row.slot]) for row, _, _ in job.work}
         for row, constrained in self._rows.items():
-            self._rows[row] = renewed.get(constrained, constrained)
+            if constrained in renewed:  # the thread may still write where the old one's mask stands
+                self._rows[row] = renewed[constrained]
+            else:
+                constrained.set_mask(self._masks[row])
         for one in (again, *later):
             self._submit(one.with_rows(renewed))
