@@ -149,6 +149,8 @@ def test_control_tokens_are_no_text() -> None:
     (GrammarSpec.json_schema({"type": "object", "properties": {"deep": {"type": "object", "properties": {
         "n": {"type": "number"}, "on": {"type": "boolean"}}, "required": ["n", "on"]}}, "required": ["deep"]}), ""),
     (GrammarSpec.regex(r"[a-z]+-\d+/x"), "abc"),
+    (GrammarSpec.regex("a+b"), "aa"),
+    (GrammarSpec.regex("(the |a )*(cat|z+y)z"), "the "),
     (msgspec.structs.replace(GrammarSpec.json_object(), after="</think>"), "so I think"),
     (ToolCallSpec(HERMES, TOOLS, is_required=True).to_grammar("tools"), "<tool_call>\n"),
 ])  # fmt: skip

@@ -7,6 +7,8 @@ cut off at max_tokens, with finish_reason "length".
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +20,7 @@ from penstock.structured.backend import Matcher
 MAX_CLOSING_TOKENS: Final = 512
 _CLOSERS: Final = frozenset(b"}])>")
 _FIRST_LOOK: Final = 256
+_MAX_USES: Final = 4
 
 
 class ClosingTokens:
@@ -36,38 +39,63 @@ class ClosingTokens:
         self._outside = np.array(sorted(ids, key=lambda token_id: _rank_outside(tokens[token_id])), dtype=np.int64)
         self._kinds = np.array([_kind(token) for token in tokens], dtype=np.int8)
         self.eos_token_ids = vocabulary.eos_token_ids
+        self._closes = frozenset(token_id for token_id in ids if _CLOSERS.issuperset(tokens[token_id].strip(b'"')))
         self._letter = next((token_id for token_id in ids if tokens[token_id] == b"z"), None)
 
-    def best(self, mask: NDArray[np.int32], previous: int | None) -> int | None:
+    def closes(self, token_id: int) -> bool:
+        return token_id in self._closes
+
+    def best(self, mask: NDArray[np.int32], previous: int | None, worn: Sequence[int]) -> int | None:
         """The allowed token that closes most; None when none is. After letters or digits more of the same are taken
-        only where nothing else may come, so that runs end."""
+        only where nothing else may come, so that runs end, and worn ones only where they alone may."""
         is_in_text = self._letter is not None and bool(mask[self._letter >> 5] >> (self._letter & 31) & 1)
         order = self._in_text if is_in_text else self._outside
         avoided = int(self._kinds[previous]) if previous is not None else 0
-        fallback: int | None = None
+        fallbacks: list[int] = []
+        worn_ones: list[int] = []
         for candidates in (self._control, order[:_FIRST_LOOK], order[_FIRST_LOOK:]):
             allowed = candidates[((mask[candidates >> 5] >> (candidates & 31).astype(np.int32)) & 1).astype(bool)]
+            if worn:
+                is_worn = np.isin(allowed, worn)
+                worn_ones += allowed[is_worn][:1].tolist()
+                allowed = allowed[~is_worn]
             for token_id in (allowed[self._kinds[allowed] != avoided] if avoided else allowed)[:1]:
                 return int(token_id)
-            if fallback is None and len(allowed):
-                fallback = int(allowed[0])
-        return fallback
+            fallbacks += allowed[:1].tolist()
+        return next(iter(fallbacks + worn_ones), None)
 
 
 def closing_path(matcher: Matcher, tokens: ClosingTokens, mask: NDArray[np.int32], max_tokens: int) -> list[int] | None:
     """Tokens, at most max_tokens, after which the output is complete. `mask` is overwritten; the matcher stays."""
-    path: list[int] = []
     limit = min(max_tokens, MAX_CLOSING_TOKENS)
-    found = False
+    # A run that never closes ("a"+ before "b") ends once its tokens are worn; elsewhere, wear only makes detours.
+    for max_uses in (limit, _MAX_USES):
+        path, found = _walk(matcher, tokens, mask, limit, max_uses)
+        if path:
+            matcher.rollback(len(path))
+        if found or matcher.error():
+            return path if found else None
+    return None
+
+
+def _walk(
+    matcher: Matcher, tokens: ClosingTokens, mask: NDArray[np.int32], limit: int, max_uses: int
+) -> tuple[list[int], bool]:
+    """The path that the matcher has gone, and whether it is complete there. max_uses: a token that closes nothing and
+    was taken so often is worn."""
+    path: list[int] = []
+    uses = Counter[int]()
+    worn: list[int] = []
     while not (found := matcher.is_complete()) and len(path) < limit and not matcher.error():
         matcher.fill_mask(mask.ctypes.data, mask.nbytes)
-        token_id = tokens.best(mask, path[-1] if path else None)
+        token_id = tokens.best(mask, path[-1] if path else None, worn)
         if token_id is None or not matcher.consume(token_id):
             break
         path.append(token_id)
-    if path:
-        matcher.rollback(len(path))
-    return path if found else None
+        uses[token_id] += 1
+        if uses[token_id] == max_uses and not tokens.closes(token_id):
+            worn.append(token_id)
+    return path, found
 
 
 def _kind(token: bytes) -> int:
