@@ -114,6 +114,8 @@ class Comparison:
         self.limits: list[Limits] = []
         self.busy: list[float] = []
         self.seed = int(time.time())
+        # A token of a mixture reads only the experts that it meets.
+        self.is_mixture = "experts" in (Path(options.model) / "config.json").read_text()
 
     def run_width(self, bits: int) -> None:
         """Loads all entries of a width, warms them up, runs the rounds, and ends them."""
@@ -227,7 +229,7 @@ class Comparison:
             best = [max((rate(peer, case) for peer in peers), default=0.0) for case in self.cases]
             ratios = [rate(record, case) / most if most else 0.0 for case, most in zip(self.cases, best, strict=True)]
             table.rows.append((f"**{record.name} / best peer**", *(f"{ratio:.2f}x" for ratio in ratios), "", ""))
-            if record.weight_bytes and self.cases[0].batch == 1:
+            if record.weight_bytes and self.cases[0].batch == 1 and not self.is_mixture:
                 share = rate(record, self.cases[0]) * record.weight_bytes / limits.read_gb_s / 1e9
                 table.rows.append((f"{record.name}: of the limit", f"{share:.2f}", *[""] * (len(self.cases) + 1)))
         return table
