@@ -167,10 +167,12 @@ def test_rows_together_may_draw_what_a_matcher_alone_allows(seed: int) -> None:
 
 
 class SlowMatcher:
-    """Takes far too long for its masks, but for the first."""
+    """Takes long for its masks, but for the first: of a processor, or (is_starved) until it gets one."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float, *, is_starved: bool = False) -> None:
         self.num_masks = 0
+        self.seconds = seconds
+        self.is_starved = is_starved
 
     def copy(self) -> SlowMatcher:
         return self
@@ -180,7 +182,12 @@ class SlowMatcher:
 
     def fill_mask(self, address: int, size_bytes: int) -> None:
         self.num_masks += 1
-        time.sleep(1.0 if self.num_masks > 1 else 0)
+        if self.num_masks > 1 and self.is_starved:
+            time.sleep(self.seconds)
+        elif self.num_masks > 1:
+            until_s = time.thread_time() + self.seconds
+            while time.thread_time() < until_s:
+                pass
 
     def is_complete(self) -> bool:
         return False
@@ -250,7 +257,7 @@ def test_a_matcher_that_hangs_ends_its_own_row_only(monkeypatch: pytest.MonkeyPa
     masks = TokenMasks(VOCAB_SIZE, 8, PlainBatch())
     grammar = compiled(PERSON)
     masks.add(0, grammar, [], None)
-    masks.add(1, CompiledGrammar(SlowMatcher(), CLOSING, None), [], None)  # type: ignore[arg-type]
+    masks.add(1, CompiledGrammar(SlowMatcher(1.0), CLOSING, None), [], None)  # type: ignore[arg-type]
     masks.add(2, grammar, [], None)
     [brace, *_] = allowed(masks, 0)
     started = time.monotonic()
@@ -265,3 +272,18 @@ def test_a_matcher_that_hangs_ends_its_own_row_only(monkeypatch: pytest.MonkeyPa
     assert allowed(masks, 2)
     masks.advance([2], [allowed(masks, 2)[0]], [1])
     assert allowed(masks, 2)
+
+
+def test_rows_of_a_busy_machine_are_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread waits for a processor, or all rows together take long: each of them takes little."""
+    monkeypatch.setattr(token_masks, "MAX_MASK_S", 0.1)
+    masks = TokenMasks(VOCAB_SIZE, 8, PlainBatch())
+    matchers = [SlowMatcher(0.35, is_starved=True), *(SlowMatcher(0.03) for _ in range(6))]
+    for row, matcher in enumerate(matchers):
+        masks.add(row, CompiledGrammar(matcher, CLOSING, None), [], None)  # type: ignore[arg-type]
+    rows = list(range(len(matchers)))
+    masks.masks(rows)
+    masks.advance(rows, [5] * len(rows), [0] * len(rows))
+    masks.masks(rows)
+    assert [masks.error(row) for row in rows] == [""] * len(rows)
+    assert matchers[-1].num_masks > 2  # they were worked on together first

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -26,8 +27,10 @@ from penstock.structured.constrained_row import ConstrainedRow
 from penstock.structured.llguidance_backend import LlguidanceBatch
 
 # A mask takes microseconds and the library's own limits end the worst within some milliseconds. Should one ever take
-# longer than this, its request ends; the thread that is lost in it is left behind.
+# longer than this of a processor, its request ends; the thread that is lost in it is left behind. On a busy machine the
+# thread may wait for a processor meanwhile: a row that has not used much of one is given MAX_WAITS times as long.
 MAX_MASK_S: Final = 0.25
+MAX_WAITS: Final = 20
 # A jump over fewer tokens saves no step: when it is known, the step for the first of them is planned.
 MIN_JUMP: Final = 3
 
@@ -72,10 +75,26 @@ class _MaskThread:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_left = False
-        threading.Thread(target=self._run, name="token-masks", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="token-masks", daemon=True)
+        thread.start()
+        assert thread.ident is not None
+        self._clock = time.pthread_getcpuclockid(thread.ident)
 
     def put(self, job: _Job | None) -> None:
         self._jobs.put(job)
+
+    def finishes(self, job: _Job) -> bool:
+        """Waits. False where it takes too long: the row that is worked on, or the rows that are worked on together."""
+        index, used_s = job.index, time.clock_gettime(self._clock)
+        waits = 0
+        while not job.is_done.acquire(timeout=MAX_MASK_S):
+            now_s = time.clock_gettime(self._clock)
+            waits = 0 if job.index > index else waits + 1
+            if not job.is_single or waits == MAX_WAITS or (waits and now_s - used_s > MAX_MASK_S / 2):
+                return False
+            if not waits:
+                index, used_s = job.index, now_s
+        return True
 
     def leave(self, job: _Job) -> bool:
         """Gives the thread up; False where the job has been finished after all, and the thread is kept."""
@@ -256,8 +275,9 @@ class TokenMasks:
     def _wait(self) -> None:
         """Until all masks are there. A row that takes too long gets an error, and a new thread does the rest."""
         while self._pending:
+            assert self._thread is not None
             job = self._pending[0]
-            if job.is_done.acquire(timeout=MAX_MASK_S):
+            if self._thread.finishes(job):
                 del self._pending[0]
             else:
                 self._leave_behind(job)
