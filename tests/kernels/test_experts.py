@@ -22,6 +22,7 @@ from penstock.kernels.quantized import (
     fp8,
     w4a16,
 )
+from penstock.kernels.reference.experts import ReferenceExperts
 from penstock.kernels.reference.gguf_blocks import BLOCKS
 
 if TYPE_CHECKING:
@@ -120,13 +121,13 @@ def test_all_experts_in_one_call_are_the_same_one_by_one(native: Ops, name: str,
     for tokens in (0, 1, 2, 37):
         x, logits = inputs(tokens, hidden, dtype)
         chosen = native.experts.choose(logits, TOP_K, is_renormalized=True)
-        out = native.experts.mlp_of_each(native, x, chosen, gate_up, down)
+        out = native.experts.mlp_of_each(x, chosen, gate_up, down)
         assert out.shape == x.shape
         if not tokens:
             continue
-        one_by_one = reference.experts.mlp_of_each(native, x, chosen, gate_up, down)
+        one_by_one = ReferenceExperts(native).mlp_of_each(x, chosen, gate_up, down)
         assert torch.equal(out, one_by_one)
-        expected = reference.experts.mlp_of_each(reference, x, chosen, *theirs).float()
+        expected = reference.experts.mlp_of_each(x, chosen, *theirs).float()
         assert (out.float() - expected).norm() <= (1e-4 if dtype is torch.float32 else 0.03) * expected.norm()
 
 
@@ -135,8 +136,8 @@ def test_odd_sizes(native: Ops, sizes: tuple[int, int]) -> None:
     gate_up, down = experts_of(native, None, torch.bfloat16, *sizes)
     x, logits = inputs(19, sizes[0], torch.bfloat16)
     chosen = native.experts.choose(logits, TOP_K, is_renormalized=False)
-    expected = op_table.load("reference", 1).experts.mlp_of_each(native, x, chosen, gate_up, down)
-    assert torch.equal(native.experts.mlp_of_each(native, x, chosen, gate_up, down), expected)
+    expected = ReferenceExperts(native).mlp_of_each(x, chosen, gate_up, down)
+    assert torch.equal(native.experts.mlp_of_each(x, chosen, gate_up, down), expected)
 
 
 @pytest.mark.parametrize("name", ["float", "q4_0", "q6_k", "w4a16"])
@@ -146,7 +147,7 @@ def test_a_tokens_bits_depend_on_no_other(native: Ops, name: str) -> None:
 
     def run(rows: slice, ops: Ops = native) -> torch.Tensor:
         chosen = ops.experts.choose(logits[rows], TOP_K, is_renormalized=True)
-        return ops.experts.mlp_of_each(ops, x[rows], chosen, gate_up, down)
+        return ops.experts.mlp_of_each(x[rows], chosen, gate_up, down)
 
     together = run(slice(0, 90))
     for rows in (slice(7, 8), slice(20, 23), slice(30, 87)):

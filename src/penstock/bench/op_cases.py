@@ -145,7 +145,7 @@ def mixtures(ops: Ops) -> Iterator[Case]:
     hidden, inner, count, top_k = 2048, 768, 32, 8
     plain = [torch.randn(2 * inner, hidden).to(BF16) * 0.02, torch.randn(hidden, inner).to(BF16) * 0.02]
 
-    def in_torch(expert: int, rows_RD: Tensor) -> Tensor:  # noqa: ARG001
+    def in_torch(_expert: int, rows_RD: Tensor) -> Tensor:
         gate, up = F.linear(rows_RD, plain[0]).chunk(2, 1)
         return F.linear(F.silu(gate) * up, plain[1])
 
@@ -171,7 +171,7 @@ def mixtures(ops: Ops) -> Iterator[Case]:
             yield Case(
                 "experts",
                 f"{tokens} x {top_k} of {count} x {inner} {kind}",
-                partial(ops.experts.mlp_of_each, ops, x, chosen, gate_up, down),
+                partial(ops.experts.mlp_of_each, x, chosen, gate_up, down),
                 partial(expert_by_expert, x, chosen[0], count, in_torch),
                 met * (gate_up.weights[0].nbytes + down.weights[0].nbytes),
                 torch.int8 if layout is not None else BF16,

@@ -70,7 +70,6 @@ class ExpertOps(Protocol):
 
     def mlp(
         self,
-        ops: Ops,
         x_TD: Tensor,
         chosen: tuple[Tensor, Tensor],
         gate_up: PackedLinear | QuantizedLinear,
@@ -84,7 +83,7 @@ class ExpertOps(Protocol):
         ...
 
     def mlp_of_each(
-        self, ops: Ops, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
+        self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
     ) -> Tensor:
         """The same of experts that are weights of their own: gate_up [2 I, D], down [D, I] of each."""
         ...
@@ -127,7 +126,7 @@ class Ops(ABC):
         self.isa = isa
         self.num_threads = num_threads
         self.layouts = layouts
-        self.experts: ExpertOps = ReferenceExperts()
+        self.experts: ExpertOps = ReferenceExperts(self)
         self.recordings: LayerRecordings | None = None
 
     # ---- linear, embedding (kernels/native/linear.py, kernels/reference/linear.py, csrc/ops/linear.cpp)

@@ -46,7 +46,7 @@ class SeparateExperts:
 
     def mlp(self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], ops: Ops) -> Tensor:
         if self._stacks is not None:
-            return ops.experts.mlp_of_each(ops, x_TD, chosen, *self._stacks)
+            return ops.experts.mlp_of_each(x_TD, chosen, *self._stacks)
 
         def block(expert: int, rows_RD: Tensor) -> Tensor:
             inner_RI = ops.silu_and_mul(self.gate_up[expert].multiply(rows_RD, None, None, ops))
@@ -80,4 +80,4 @@ class StackedExperts:
     def mlp(self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], ops: Ops) -> Tensor:
         assert isinstance(self.gate_up, PackedWeight)
         assert isinstance(self.down, PackedWeight)
-        return ops.experts.mlp(ops, x_TD, chosen, self.gate_up.packed, self.down.packed, self.count)
+        return ops.experts.mlp(x_TD, chosen, self.gate_up.packed, self.down.packed, self.count)

@@ -133,7 +133,7 @@ def test_the_op_table_gives_what_the_references_do(kind: str, dtype: torch.dtype
                 packed.append(ops.layouts.empty_quantized(*matrix.shape, layout, dtype))
                 ops.quantize_into(packed[-1], 0, matrix)
         chosen = ops.experts.choose(logits, 2, is_renormalized=True)
-        results.append((chosen[0], ops.experts.mlp(ops, x, chosen, packed[0], packed[1], num_experts).float()))
+        results.append((chosen[0], ops.experts.mlp(x, chosen, packed[0], packed[1], num_experts).float()))
     (experts, found), (expected_experts, expected) = results
     assert torch.equal(experts, expected_experts)
     tolerance = 1e-5 if kind == "floats" and dtype is torch.float32 else 0.02  # activations are rounded otherwise

@@ -25,7 +25,8 @@ class NativeExperts(ReferenceExperts):
 
     __slots__ = ("_kernels", "_num_threads")
 
-    def __init__(self, kernels: Kernels, num_threads: int) -> None:
+    def __init__(self, ops: Ops, kernels: Kernels, num_threads: int) -> None:
+        super().__init__(ops)
         self._kernels = kernels
         self._num_threads = num_threads
 
@@ -42,12 +43,7 @@ class NativeExperts(ReferenceExperts):
         return experts_TK, weights_TK
 
     def mlp_of_each(
-        self,
-        ops: Ops,  # noqa: ARG002
-        x_TD: Tensor,
-        chosen: tuple[Tensor, Tensor],
-        gate_up: ExpertStack,
-        down: ExpertStack,
+        self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
     ) -> Tensor:
         experts_TK, weights_TK = chosen
         tokens, hidden = x_TD.shape

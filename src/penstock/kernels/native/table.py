@@ -33,7 +33,7 @@ class NativeOps(Ops):
     def __init__(self, kernels: Kernels, num_threads: int) -> None:
         super().__init__("native", kernels.isa, num_threads, HostLayouts())
         self.kernels = kernels
-        self.experts = NativeExperts(kernels, num_threads)
+        self.experts = NativeExperts(self, kernels, num_threads)
         self.scale_search = NativeScaleSearch(kernels, num_threads)
         # Of the class, not of this table: a recording holds the layers, and would keep them in a cycle with it.
         self.recordings = Recordings(kernels, partial(NativeOps._over, kernels.isa, num_threads))
@@ -44,7 +44,7 @@ class NativeOps(Ops):
         ops = cls.__new__(cls)
         Ops.__init__(ops, "native", isa, num_threads, HostLayouts())
         ops.kernels = kernels
-        ops.experts = NativeExperts(kernels, num_threads)
+        ops.experts = NativeExperts(ops, kernels, num_threads)
         return ops
 
     def pack_into(self, packed: PackedLinear, first_row: int, source: Tensor) -> None:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 class ReferenceExperts:
     """See ExpertOps in kernels/ops.py."""
 
-    __slots__ = ()
+    __slots__ = ("_ops",)
+
+    def __init__(self, ops: Ops) -> None:
+        """ops: what experts are computed with."""
+        self._ops = ops
 
     def choose(self, logits_TE: Tensor, top_k: int, *, is_renormalized: bool) -> tuple[Tensor, Tensor]:
         probabilities_TE = torch.softmax(logits_TE.float(), 1)
@@ -46,7 +50,6 @@ class ReferenceExperts:
 
     def mlp(
         self,
-        ops: Ops,
         x_TD: Tensor,
         chosen: tuple[Tensor, Tensor],
         gate_up: PackedLinear | QuantizedLinear,
@@ -57,14 +60,16 @@ class ReferenceExperts:
         experts_TK, weights_TK = chosen
         experts_P = experts_TK.flatten().long()
         pairs_P = torch.arange(len(experts_P), device=x_TD.device)
-        by_expert = ops.linear(x_TD, gate_up).view(len(x_TD), num_experts, -1)
-        hidden_PI = ops.silu_and_mul(by_expert[pairs_P // experts_TK.shape[1], experts_P])
-        by_expert = ops.linear(hidden_PI, down).view(len(hidden_PI), num_experts, -1)
+        by_expert = self._ops.linear(x_TD, gate_up).view(len(x_TD), num_experts, -1)
+        hidden_PI = self._ops.silu_and_mul(by_expert[pairs_P // experts_TK.shape[1], experts_P])
+        by_expert = self._ops.linear(hidden_PI, down).view(len(hidden_PI), num_experts, -1)
         return self.combine(by_expert[pairs_P, experts_P], weights_TK)
 
     def mlp_of_each(
-        self, ops: Ops, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
+        self, x_TD: Tensor, chosen: tuple[Tensor, Tensor], gate_up: ExpertStack, down: ExpertStack
     ) -> Tensor:
+        ops = self._ops
+
         def block(expert: int, rows_RD: Tensor) -> Tensor:
             return ops.linear(ops.silu_and_mul(ops.linear(rows_RD, gate_up.weights[expert])), down.weights[expert])
 

@@ -122,7 +122,8 @@ def combine_kernel(pairs_out_ptr, weights_ptr, out_ptr, columns, TOP_K: tl.const
 class TritonExperts(ReferenceExperts):
     """See ExpertOps in kernels/ops.py."""
 
-    def __init__(self, *, row_invariant: bool = False) -> None:
+    def __init__(self, ops: Ops, *, row_invariant: bool = False) -> None:
+        super().__init__(ops)
         self._row_invariant = row_invariant
 
     def choose(self, logits_TE: Tensor, top_k: int, *, is_renormalized: bool) -> tuple[Tensor, Tensor]:
@@ -133,7 +134,6 @@ class TritonExperts(ReferenceExperts):
 
     def mlp(
         self,
-        ops: Ops,
         x_TD: Tensor,
         chosen: tuple[Tensor, Tensor],
         gate_up: PackedLinear | QuantizedLinear,
@@ -141,7 +141,7 @@ class TritonExperts(ReferenceExperts):
         num_experts: int,
     ) -> Tensor:
         return experts_mlp(
-            x_TD, chosen, gate_up, down, num_experts, ops.silu_and_mul, row_invariant=self._row_invariant
+            x_TD, chosen, gate_up, down, num_experts, self._ops.silu_and_mul, row_invariant=self._row_invariant
         )
 
 

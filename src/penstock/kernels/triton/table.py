@@ -30,7 +30,7 @@ class TritonOps(ReferenceOps):
     def __init__(self, num_threads: int, layouts: Layouts) -> None:
         super().__init__(num_threads, layouts)
         self.kind = self.isa = "triton"
-        self.experts = moe.TritonExperts(row_invariant=self.row_invariant)
+        self.experts = moe.TritonExperts(self, row_invariant=self.row_invariant)
 
     pack_into = staticmethod(packing.pack_into)
     pack_parts = staticmethod(packing.pack_parts)
