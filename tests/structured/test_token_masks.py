@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 import time
@@ -166,6 +167,9 @@ def test_rows_together_may_draw_what_a_matcher_alone_allows(seed: int) -> None:
                 alone[row], positions[row] = grammars[row].matcher.copy(), 0
 
 
+_MUCH = bytes(1 << 20)
+
+
 class SlowMatcher:
     """Takes long for its masks, but for the first: of a processor, or (is_starved) until it gets one."""
 
@@ -187,7 +191,7 @@ class SlowMatcher:
         elif self.num_masks > 1:
             until_s = time.thread_time() + self.seconds
             while time.thread_time() < until_s:
-                pass
+                hashlib.sha256(_MUCH)  # without the interpreter's lock, as the library is
 
     def is_complete(self) -> bool:
         return False

@@ -85,6 +85,8 @@ class _MaskThread:
 
     def finishes(self, job: _Job) -> bool:
         """Waits. False where it takes too long: the row that is worked on, or the rows that are worked on together."""
+        if job.is_done.acquire(blocking=False):  # the usual case: made while the model computed
+            return True
         index, used_s = job.index, time.clock_gettime(self._clock)
         waits = 0
         while not job.is_done.acquire(timeout=MAX_MASK_S):
