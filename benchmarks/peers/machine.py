@@ -1,31 +1,33 @@
-"""The machine's limits in the rounds of quantized.py: DRAM's read bandwidth and the rate of 8-bit products."""
+"""The machine's limits in the rounds of quantized.py: DRAM's read bandwidth and the rates of 8- and 16-bit products."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 READ_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Limits:
-    """read_gb_s: sums over memory in huge pages. int_mm_gops: torch._int_mm, 512x2048 by 2048x8192. peak_gops: 8-bit
-    dot products on registers alone."""
+    """read_gb_s: sums over memory in huge pages. int_mm_gops: torch._int_mm, 512x2048 by 2048x8192. peak_gops and
+    bf16_gops: dot products of 8 bits and of bfloat16 on registers alone."""
 
     read_gb_s: float
     int_mm_gops: float
     peak_gops: float
+    bf16_gops: float
 
     @staticmethod
     def median(measured: Sequence[Limits]) -> Limits:
-        return Limits(
-            statistics.median(limits.read_gb_s for limits in measured),
-            statistics.median(limits.int_mm_gops for limits in measured),
-            statistics.median(limits.peak_gops for limits in measured),
-        )
+        return Limits(*(statistics.median(values) for values in zip(*map(astuple, measured), strict=True)))
+
+    def seconds(self, num_bytes: float, operations: float, *, is_bf16: bool) -> float:
+        """The least that any program takes to read so many bytes and do so many operations, each beside the other."""
+        rate = self.bf16_gops if is_bf16 else self.peak_gops
+        return max(num_bytes / self.read_gb_s, operations / rate) / 1e9
 
 
 def measure_limits(threads: int) -> Limits:
@@ -43,12 +45,16 @@ def measure_limits(threads: int) -> Limits:
     buffer = huge_pages.empty(READ_BYTES, torch.uint8).fill_(1)
     a = torch.randint(-127, 127, (512, 2048), dtype=torch.int8)
     b = torch.randint(-127, 127, (8192, 2048), dtype=torch.int8).t()
-    steps = 300_000
-    operations = kernels.multiply_all(DTYPE_CODE[torch.int8], 1, threads) * steps
+
+    def registers_gops(dtype: torch.dtype, steps: int = 300_000) -> float:
+        operations = kernels.multiply_all(DTYPE_CODE[dtype], 1, threads) * steps
+        return operations / _median_s(lambda: kernels.multiply_all(DTYPE_CODE[dtype], steps, threads)) / 1e9
+
     return Limits(
         READ_BYTES / _median_s(lambda: kernels.read_all(buffer.data_ptr(), READ_BYTES, threads)) / 1e9,
         2 * 512 * 2048 * 8192 / _median_s(lambda: torch._int_mm(a, b)) / 1e9,
-        operations / _median_s(lambda: kernels.multiply_all(DTYPE_CODE[torch.int8], steps, threads)) / 1e9,
+        registers_gops(torch.int8),
+        registers_gops(torch.bfloat16),
     )
 
 

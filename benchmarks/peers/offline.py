@@ -26,7 +26,7 @@ from process_tree import end_on_sigterm, wait_for_quiet
 from report import Table, machine_facts, offline_tables, write_results
 from worker import Worker, WorkerError
 
-LIMITS_SCRIPT = HERE.parent / "machine_limits.py"
+LIMITS_SCRIPT = HERE / "machine_limits.py"
 
 
 @dataclass

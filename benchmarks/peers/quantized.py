@@ -23,6 +23,7 @@ from typing import Any
 from cases import Case, Sample, figures
 from engines import WORK, Engine, chosen
 from machine import Limits, measure_limits
+from machine_limits import read_shapes
 from offline import note, token_limit
 from process_tree import end_on_sigterm, wait_for_quiet
 from report import OURS, Table, machine_facts, number, write_results
@@ -42,7 +43,7 @@ QUANTIZED_CASES = (
 class Entry:
     """One line of the comparison. target: what `penstock quantize --to` writes for it; "" if it needs no file.
 
-    options: further fields of the worker's load request.
+    options: further fields of the worker's load request. is_bf16: activations keep 16 bits, and so do the products.
     """
 
     bits: int
@@ -50,6 +51,7 @@ class Entry:
     label: str
     target: str = ""
     options: dict[str, str] = field(default_factory=dict)
+    is_bf16: bool = False
 
 
 ENTRIES = (
@@ -61,10 +63,10 @@ ENTRIES = (
     Entry(8, "openvino", "int8", options={"weight_format": "int8"}),
     Entry(4, OURS, "Q4_0", "q4_0"),
     Entry(4, OURS, "Q4_K_M", "q4_k_m"),
-    Entry(4, OURS, "W4A16", "w4a16"),
+    Entry(4, OURS, "W4A16", "w4a16", is_bf16=True),
     Entry(4, "llamacpp", "Q4_0", "q4_0"),
     Entry(4, "llamacpp", "Q4_K_M", "q4_k_m"),
-    Entry(4, "vllm", "W4A16", "w4a16"),
+    Entry(4, "vllm", "W4A16", "w4a16", is_bf16=True),
     Entry(4, "openvino", "int4", options={"weight_format": "int4"}),
     Entry(4, "onnxruntime", "int4"),
 )
@@ -114,8 +116,9 @@ class Comparison:
         self.limits: list[Limits] = []
         self.busy: list[float] = []
         self.seed = int(time.time())
-        # A token of a mixture reads only the experts that it meets.
+        # A token of a mixture reads only the experts that it meets: its bound is not told.
         self.is_mixture = "experts" in (Path(options.model) / "config.json").read_text()
+        self.shapes = read_shapes(options.model)
 
     def run_width(self, bits: int) -> None:
         """Loads all entries of a width, warms them up, runs the rounds, and ends them."""
@@ -207,8 +210,20 @@ class Comparison:
         widths = sorted({record.entry.bits for record in self.records}, reverse=True)
         return [self._table(bits) for bits in widths]
 
+    def _bound(self, record: Record, case: Case, limits: Limits) -> float:
+        """Tokens/s that the machine allows: a step reads the weights once, multiplies each with each row, and no more.
+
+        Attention, activations and the sums of a format's groups come on top, so no engine gets there.
+        """
+        num_bytes = record.weight_bytes or self.shapes.weights * record.entry.bits / 8
+        is_bf16, head = record.entry.is_bf16, self.shapes.head[0] * self.shapes.head[1]
+        if case.is_decode:
+            return case.batch / limits.seconds(num_bytes, 2 * case.batch * self.shapes.weights, is_bf16=is_bf16)
+        operations = 2 * (case.prompt_len * self.shapes.block_weights + head)
+        return case.prompt_len / limits.seconds(num_bytes, operations, is_bf16=is_bf16)
+
     def _table(self, bits: int) -> Table:
-        """Figures of every entry; below, ours over the best peer, and over the machine's limits."""
+        """Figures of every entry; below, ours over the best peer and the machine's bound, and bound over best peer."""
         records = [record for record in self.records if record.entry.bits == bits]
         limits = Limits.median(self.limits)
         table = Table(
@@ -216,7 +231,8 @@ class Comparison:
             ("engine and format", *(case.name for case in self.cases), "peak memory GB (private)", "load s"),
             note=f"DRAM read {limits.read_gb_s:.1f} GB/s; torch._int_mm 512x2048x8192 {limits.int_mm_gops:.0f} GOP/s, "
             f"this instruction set's own peak in 8 bits {limits.peak_gops:.0f}. Decode: batch x (output - 1) / "
-            "(t(output) - t(1)). Of the limit: DRAM read over the bytes of the file.",
+            "(t(output) - t(1)). Bound: reading the weights, or their products with every row at the peak ("
+            f"bf16 {limits.bf16_gops:.0f}), whichever takes longer.",
         )
         for record in records:
             cells = ["failed" if record.failure else number(rate(record, case)) for case in self.cases]
@@ -227,12 +243,17 @@ class Comparison:
             if record.entry.engine != OURS or record.failure:
                 continue
             best = [max((rate(peer, case) for peer in peers), default=0.0) for case in self.cases]
-            ratios = [rate(record, case) / most if most else 0.0 for case, most in zip(self.cases, best, strict=True)]
-            table.rows.append((f"**{record.name} / best peer**", *(f"{ratio:.2f}x" for ratio in ratios), "", ""))
-            if record.weight_bytes and self.cases[0].batch == 1 and not self.is_mixture:
-                share = rate(record, self.cases[0]) * record.weight_bytes / limits.read_gb_s / 1e9
-                table.rows.append((f"{record.name}: of the limit", f"{share:.2f}", *[""] * (len(self.cases) + 1)))
+            ours = [rate(record, case) for case in self.cases]
+            table.rows.append((f"**{record.name} / best peer**", *_ratios(ours, best), "", ""))
+            if not self.is_mixture:
+                bounds = [self._bound(record, case, limits) for case in self.cases]
+                table.rows.append((f"{record.name}: of the bound", *_ratios(ours, bounds), "", ""))
+                table.rows.append((f"{record.name}: bound / best peer", *_ratios(bounds, best), "", ""))
         return table
+
+
+def _ratios(values: list[float], others: list[float]) -> list[str]:
+    return [f"{value / other:.2f}x" if other else "" for value, other in zip(values, others, strict=True)]
 
 
 def rate(record: Record, case: Case) -> float:
