@@ -1,5 +1,8 @@
 #include "bindings/quantized_layout.h"
 
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/vector.h>
+
 namespace penstock {
 
 namespace {
@@ -10,6 +13,19 @@ void quantized_linear(const KernelTable& table, const LayoutNumbers& layout, Add
                                       pointer<void>(out), m, n, k, DType(dtype), DType(out_dtype), num_threads};
     GilReleaseIf guard(m * n * k > 200'000);
     table.quantized.linear(args);
+}
+
+// groups: (weight, x_row, out_row, rows) of each; none: `weight` is multiplied with all rows.
+void quantized_linear_emulated_tiles(const KernelTable& table, const LayoutNumbers& layout, Address x, Address weight,
+                                     const std::vector<std::array<int64_t, 4>>& groups, Address out, int64_t m,
+                                     int64_t n, int64_t k, int dtype, int out_dtype, int num_threads) {
+    std::vector<RowGroup> row_groups;
+    for (const auto& group : groups)
+        row_groups.push_back({pointer<void>(Address(group[0])), group[1], group[2], group[3]});
+    QuantizedLinearArgs args = {layout_of(layout), pointer<void>(x), pointer<void>(weight), nullptr, pointer<void>(out),
+                                m, n, k, DType(dtype), DType(out_dtype), num_threads};
+    if (!groups.empty()) args.groups = {row_groups.data(), int64_t(row_groups.size())};
+    table.quantized.linear_emulated_tiles(args);
 }
 
 void quantized_pack(const KernelTable& table, const LayoutNumbers& layout, int kind, Address source, Address scales,
@@ -35,6 +51,7 @@ void quantized_rows(const KernelTable& table, const LayoutNumbers& layout, Addre
 
 void bind_quantized(KernelsClass& kernels) {
     kernels.def("quantized_linear", &quantized_linear);
+    kernels.def("quantized_linear_emulated_tiles", &quantized_linear_emulated_tiles);
     kernels.def("quantized_pack", &quantized_pack);
     kernels.def("quantized_rows", &quantized_rows);
 }

@@ -1,7 +1,7 @@
 #include "ops/limits.h"
 
-#include "ops/linear_tiles.h"
 #include "ops/quantized_simd.h"
+#include "ops/tile_registers.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -52,7 +52,28 @@ int64_t multiply_vectors(int64_t steps) {
     return steps * kSums * kLanes * Elem::kPerUnit * 2;
 }
 
-int64_t multiply_bytes(int64_t steps) {
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
+
+template <class Operands>
+int64_t multiply_tiles(int64_t steps) {
+    ShapedTiles<AmxTiles> tiles;
+    shape_whole_tiles(tiles, 2 * kTileRows);
+    for (int64_t step = 0; step < steps; ++step) {
+        tiles.multiply<0, 4, 6>(Operands{});
+        tiles.multiply<1, 4, 7>(Operands{});
+        tiles.multiply<2, 5, 6>(Operands{});
+        tiles.multiply<3, 5, 7>(Operands{});
+    }
+    return steps * 4 * kTileRows * kLanes * kTileRows * 2;  // units
+}
+
+int64_t multiply_bf16(int64_t steps) { return multiply_tiles<Bf16>(steps) * 2; }
+int64_t multiply_int8(int64_t steps) { return multiply_tiles<Codes<true>>(steps) * 4; }
+
+#else
+
+int64_t multiply_bf16(int64_t steps) { return multiply_vectors<Bf16>(steps); }
+int64_t multiply_int8(int64_t steps) {
     volatile uint32_t unknown = 0;
     const uint32_t unit = unknown;
     const Units a = splat_unit(&unit), b = splat_unit(&unit);
@@ -69,25 +90,6 @@ int64_t multiply_bytes(int64_t steps) {
     return steps * kSums * kLanes * 4 * 2;
 }
 
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
-
-int64_t multiply_bf16(int64_t steps) {
-    AmxTiles tiles;
-    tiles.configure({16, 16, 16, 16, 16, 16, 16, 16});
-    for (int64_t step = 0; step < steps; ++step) {
-        tiles.multiply<0, 4, 6>();
-        tiles.multiply<1, 4, 7>();
-        tiles.multiply<2, 5, 6>();
-        tiles.multiply<3, 5, 7>();
-    }
-    tiles.release();
-    return steps * 4 * kTileRows * kTileColumns * kTileRows * 2 * 2;
-}
-
-#else
-
-int64_t multiply_bf16(int64_t steps) { return multiply_vectors<Bf16>(steps); }
-
 #endif
 
 int64_t multiply(DType dtype, int64_t steps, int num_threads) {
@@ -95,7 +97,7 @@ int64_t multiply(DType dtype, int64_t steps, int num_threads) {
 #pragma omp parallel for num_threads(num_threads) reduction(+ : operations)
     for (int thread = 0; thread < num_threads; ++thread)
         operations += dtype == DType::f32    ? multiply_vectors<F32>(steps)
-                      : dtype == DType::int8 ? multiply_bytes(steps)
+                      : dtype == DType::int8 ? multiply_int8(steps)
                                              : multiply_bf16(steps);
     return operations;
 }

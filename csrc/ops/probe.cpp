@@ -1,13 +1,15 @@
 // Small products of whole numbers, exact in any order of adding, through the real kernels: packing, both element types,
-// rounding to bf16, and (through them) the dot products, conversions and tiles of the instruction set.
+// codes of 8 bits, rounding to bf16, and (through them) the dot products, conversions and tiles of the instruction set.
 #include "ops/probe.h"
 
 #include "ops/linear.h"
+#include "ops/quantized.h"
 #include "simd.h"
 
 namespace penstock::PENSTOCK_ISA {
 
 extern const LinearKernels linear_kernels;
+extern const QuantizedKernels quantized_kernels;
 
 namespace {
 
@@ -60,26 +62,40 @@ bool linear_is_right(DType dtype, DType out_dtype) {
     return true;
 }
 
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-
-// VNNI, which only quantised kernels use.
-bool byte_dots_are_right() {
-    int32_t lanes[16];
-    _mm512_storeu_si512(lanes, _mm512_dpbusd_epi32(_mm512_set1_epi32(5), _mm512_set1_epi8(3), _mm512_set1_epi8(-2)));
-    for (int32_t lane : lanes)
-        if (lane != 5 + 4 * 3 * -2) return false;
+// Codes of 8 bits times x in 8 bits, which whole numbers of up to 127 remain. All scales are 1.
+bool quantized_is_right(int group_size, int rows) {
+    constexpr int kGroupHeader = 128, kStep = 64, kTileBytes = kGroupHeader + 16 * kStep;
+    const int header = group_size ? kGroupHeader : 0;
+    const WeightLayout layout = {8, group_size, false, ScaleKind::f32, MinimumKind::none, 128, false, kStep, header,
+                                 header + 16 * kStep, nullptr};
+    float x[kRows * kInputs], scales[kOutputs * 2], bias[kOutputs], out[kRows * kOutputs];
+    uint8_t codes[kOutputs * kInputs];
+    alignas(64) char packed[2 * (kTileBytes + 64)] = {};
+    for (int r = 0; r < rows; ++r)
+        for (int i = 0; i < kInputs; ++i) x[r * kInputs + i] = i == 0 ? 127.0f : x_at(r, i);
+    for (int o = 0; o < kOutputs; ++o) {
+        bias[o] = float(o % 3);
+        scales[2 * o] = scales[2 * o + 1] = 1.0f;
+        for (int i = 0; i < kInputs; ++i) codes[o * kInputs + i] = uint8_t(128.0f + weight_at(o, i));
+    }
+    quantized_kernels.pack(
+        {layout, PackSource::parts, codes, scales, nullptr, 0, packed, 0, kOutputs, kOutputs, kInputs, 1});
+    quantized_kernels.linear({layout, x, packed, bias, out, rows, kOutputs, kInputs, DType::f32, DType::f32, 1});
+    for (int r = 0; r < rows; ++r)
+        for (int o = 0; o < kOutputs; ++o)
+            if (out[r * kOutputs + o] != expected(r, o) + (127.0f - x_at(r, 0)) * weight_at(o, 0)) return false;
     return true;
 }
 
-#else
-
-bool byte_dots_are_right() { return true; }
-
-#endif
+// Few rows and many: AMX multiplies them differently.
+bool quantized_are_right() {
+    return quantized_is_right(0, 3) && quantized_is_right(0, kRows) && quantized_is_right(32, 3) &&
+           quantized_is_right(32, kRows);
+}
 
 bool self_test() {
     return linear_is_right<float>(DType::f32, DType::f32) && linear_is_right<bf16_t>(DType::bf16, DType::f32) &&
-           linear_is_right<bf16_t>(DType::bf16, DType::bf16) && byte_dots_are_right();
+           linear_is_right<bf16_t>(DType::bf16, DType::bf16) && quantized_are_right();
 }
 
 }  // namespace

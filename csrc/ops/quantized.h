@@ -73,6 +73,8 @@ struct QuantizedRowsArgs {
 struct QuantizedKernels {
     // A row of the result is bit-identical for any m.
     void (*linear)(const QuantizedLinearArgs&);
+    // The loops of the AMX kernels over emulated tiles, "int8" only, for tests; bit-identical to `linear`.
+    void (*linear_emulated_tiles)(const QuantizedLinearArgs&);
     // Rows [first_row, first_row + rows) of the packed weight; other rows of their tiles are left as they are.
     void (*pack)(const QuantizedPackArgs&);
     void (*rows)(const QuantizedRowsArgs&);

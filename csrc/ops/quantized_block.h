@@ -323,6 +323,7 @@ public:
     // Groups of floats are long enough for their sums to be spilled between them.
     static constexpr bool kIsBytes = __is_same(typename Family::Acc, Ints);
     static constexpr int kRows = kScaling != Scaling::row && kIsBytes ? kRowsOfGroups : kRowsOfWhole;
+    static constexpr bool kExpandsAll = false, kSignedCodes = false;
     // One row of bytes reads one stream. Sums of floats are chains that wait for the multiplier, and so need several
     // tiles, each a stream (measured: two steps of two tiles at once read a sixth less).
     static constexpr int kTilesOfOneRow = kIsBytes ? 1 : Reader::kFused ? 4 : kQuantizedTiles;

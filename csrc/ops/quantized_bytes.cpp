@@ -9,6 +9,11 @@ namespace {
 // With more rows, six bits are better unpacked once for all of them.
 constexpr int64_t kRowsUnpackedTwice = 2 * kRowsOfGroups;
 
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
+// So few wait for the memory, and tiles, whose codes are made bytes first, would not multiply them faster.
+constexpr int64_t kRowsOfVectors = 8;
+#endif
+
 template <class Elem>
 void run(const QuantizedLinearArgs& args) {
     using Rows = BytesOfRows<Elem>;
@@ -29,6 +34,9 @@ void run(const QuantizedLinearArgs& args) {
 }  // namespace
 
 void linear_of_bytes(const QuantizedLinearArgs& args) {
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
+    if (rows_of_a_product(args) > kRowsOfVectors) return linear_of_bytes_tiles(args);
+#endif
     if (args.dtype == DType::f32)
         run<F32>(args);
     else

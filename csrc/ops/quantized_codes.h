@@ -45,10 +45,11 @@ static inline void for_each_of_8(const char* codes, int64_t u, Function f) {
     one.template operator()<7>();
 }
 
-// A step's codes as bytes, a vector of 64 a unit.
-template <int kBits>
+// A step's codes as bytes, a vector of 64 a unit; kSigned: less the layout's offset.
+template <int kBits, bool kSigned>
 static inline void expand_bits(const WeightLayout& layout, const char* codes, char* bytes) {
     const auto write = [&](int64_t unit, Units value) {
+        if constexpr (kSigned) value = subtract_from_bytes(value, layout.offset);
         store_units(reinterpret_cast<uint32_t*>(bytes + unit * kVectorBytes), value);
     };
     if (layout.table == nullptr) {
@@ -61,14 +62,15 @@ static inline void expand_bits(const WeightLayout& layout, const char* codes, ch
         for_each_of_8<kBits>(codes, u, [&](int j, Units value) { write(u + j, table.of(value)); });
 }
 
+template <bool kSigned = false>
 static inline void expand_step(const WeightLayout& layout, const char* codes, char* bytes) {
     switch (layout.bits) {
-        case 2: return expand_bits<2>(layout, codes, bytes);
-        case 3: return expand_bits<3>(layout, codes, bytes);
-        case 4: return expand_bits<4>(layout, codes, bytes);
-        case 5: return expand_bits<5>(layout, codes, bytes);
-        case 6: return expand_bits<6>(layout, codes, bytes);
-        default: return expand_bits<8>(layout, codes, bytes);
+        case 2: return expand_bits<2, kSigned>(layout, codes, bytes);
+        case 3: return expand_bits<3, kSigned>(layout, codes, bytes);
+        case 4: return expand_bits<4, kSigned>(layout, codes, bytes);
+        case 5: return expand_bits<5, kSigned>(layout, codes, bytes);
+        case 6: return expand_bits<6, kSigned>(layout, codes, bytes);
+        default: return expand_bits<8, kSigned>(layout, codes, bytes);
     }
 }
 

@@ -32,7 +32,6 @@ public:
         : args_(args),
           layout_(args.layout),
           x_(x),
-          kernel_(args.layout),
           groups_per_step_(layout_.group_size ? layout_.step / layout_.group_size : 0),
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
@@ -40,7 +39,8 @@ public:
           panel_tiles_(tiles_of_panel(args.m, tiles_, threads)),
           panels_(divide_up(tiles_, panel_tiles_)),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
-          expands_(!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes)),
+          expands_(Kernel::kExpandsAll ||
+                   (!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes))),
           block_steps_(block_inputs(args.m) / layout_.step),
           k_blocks_(divide_up(steps_, block_steps_)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
@@ -55,6 +55,7 @@ public:
         float* scales = scales_scratch.at_least(2 * panel_tiles_ * block_groups * kLanes + kLanes);
         float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * panel_tiles_ * kLanes);
         char* codes = expands_ ? codes_scratch.at_least(panel_tiles_ * block_steps_ * expanded_step_bytes_) : nullptr;
+        Kernel kernel(layout_);
         for (Range items = draw(); items.begin < items.end;) {
             const Range rest = {items.begin + 1, items.end};
             const Range next = rest.begin < rest.end ? rest : draw();
@@ -63,7 +64,8 @@ public:
                 const char* ahead = b + 1 < k_blocks_       ? address(item % panels_, b + 1)
                                     : next.begin < next.end ? address(next.begin % panels_, 0)
                                                             : nullptr;
-                multiply({split(args_.m, row_blocks_, int(item / panels_)), item % panels_, b, ahead}, scales, codes, sums);
+                multiply(kernel, {split(args_.m, row_blocks_, int(item / panels_)), item % panels_, b, ahead}, scales,
+                         codes, sums);
             }
             items = next;
         }
@@ -119,13 +121,13 @@ private:
         return tile(panel * panel_tiles_) + block * block_steps_ * layout_.step_bytes;
     }
 
-    void multiply(const PanelBlock& block, float* scales, char* codes, float* sums) const {
+    void multiply(Kernel& kernel, const PanelBlock& block, float* scales, char* codes, float* sums) const {
         const int64_t first_step = block.index * block_steps_, steps = smaller(block_steps_, steps_ - first_step);
         const int tiles = int(smaller(panel_tiles_, tiles_ - block.panel * panel_tiles_));
         const char* packed = address(block.panel, block.index);
         const int64_t rows = block.rows.end - block.rows.begin;
         const int strips = int(divide_up(rows, Kernel::kRows));
-        if (strips == 1) scales = nullptr;
+        if (strips == 1 && !Kernel::kExpandsAll) scales = nullptr;
         expand(packed, steps, tiles, scales, codes);
         QuantizedBlock work = locate(block.rows.begin, first_step);
         work.codes = expands_ ? codes : packed + layout_.header_bytes;
@@ -146,9 +148,9 @@ private:
             work.ahead = ahead.of(s);
             if (block.index == 0) memset(work.sums, 0, size_t(height) * size_t(tiles) * kLanes * sizeof(float));
             if (tiles == panel_tiles_)
-                kernel_.multiply(work, height, tiles);
+                kernel.multiply(work, height, tiles);
             else
-                multiply_single_tiles(work, height, tiles);
+                multiply_single_tiles(kernel, work, height, tiles);
             if (block.index + 1 == k_blocks_) {
                 if (args_.out_dtype == DType::f32)
                     write(static_cast<float*>(args_.out), row, height, block.panel, tiles, work.sums);
@@ -162,9 +164,9 @@ private:
     }
 
     // Of a panel that is not full, each tile for itself; its sums follow one another then, too.
-    void multiply_single_tiles(QuantizedBlock part, int height, int tiles) const {
+    void multiply_single_tiles(Kernel& kernel, QuantizedBlock part, int height, int tiles) const {
         for (int t = 0; t < tiles; ++t) {
-            kernel_.multiply(part, height, 1);
+            kernel.multiply(part, height, 1);
             part.sums += height * kLanes;
             part.codes += part.tile_stride;
             if (part.scales) {
@@ -190,7 +192,7 @@ private:
                 if (!expands_) continue;
                 char* to = codes + (t * steps + step) * expanded_step_bytes_;
                 if constexpr (kIsBytes)
-                    expand_step(layout_, from + layout_.header_bytes, to);
+                    expand_step<Kernel::kSignedCodes>(layout_, from + layout_.header_bytes, to);
                 else
                     expand_floats<typename Family::Elem>(layout_, from + layout_.header_bytes, to);
             }
@@ -259,7 +261,6 @@ private:
     const QuantizedLinearArgs& args_;
     const WeightLayout& layout_;
     const Activations& x_;
-    const Kernel kernel_;
     const int groups_per_step_;
     const int64_t steps_, tiles_;
     const int threads_, panel_tiles_;

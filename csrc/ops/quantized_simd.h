@@ -13,6 +13,8 @@ struct Ints {
 };
 
 static inline Ints splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline Vec to_vec(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 static inline Ints dot_bytes(Ints acc, Units codes, Units x) { return {_mm512_dpbusd_epi32(acc.v, codes.v, x.v)}; }
 static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) {
@@ -30,6 +32,7 @@ template <int kShift>
 static inline Units join(Units upper, Units lower) {
     return {_mm512_or_si512(_mm512_slli_epi16(upper.v, kShift), lower.v)};
 }
+static inline Units subtract_from_bytes(Units bytes, int x) { return {_mm512_sub_epi8(bytes.v, _mm512_set1_epi8(char(x)))}; }
 struct ByteTable {
     __m512i v;
     explicit ByteTable(const uint8_t* bytes) : v(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)bytes))) {}
@@ -58,6 +61,10 @@ struct Ints {
 };
 
 static inline Ints splat_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline Ints load_ints(const int32_t* p) {
+    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
+}
+static inline Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 static inline Vec to_vec(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 // In 16 bits by even and odd bytes: the products of maddubs would saturate.
 static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
@@ -80,6 +87,10 @@ template <int kShift>
 static inline Units join(Units upper, Units lower) {
     return {_mm256_or_si256(_mm256_slli_epi16(upper.low, kShift), lower.low),
             _mm256_or_si256(_mm256_slli_epi16(upper.high, kShift), lower.high)};
+}
+static inline Units subtract_from_bytes(Units bytes, int x) {
+    const __m256i all = _mm256_set1_epi8(char(x));
+    return {_mm256_sub_epi8(bytes.low, all), _mm256_sub_epi8(bytes.high, all)};
 }
 struct ByteTable {
     __m256i v;
@@ -127,6 +138,15 @@ static inline Ints splat_int(int32_t x) {
     const Int4 part = {x, x, x, x};
     return {{part, part, part, part}};
 }
+static inline Ints load_ints(const int32_t* p) {
+    Ints x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+static inline Ints operator+(Ints a, Ints b) {
+    for (int i = 0; i < 4; ++i) a.part[i] += b.part[i];
+    return a;
+}
 static inline Vec to_vec(Ints x) {
     Vec result;
     for (int i = 0; i < 4; ++i) result.part[i] = __builtin_convertvector(x.part[i], Float4);
@@ -148,6 +168,13 @@ template <int kShift>
 static inline Units join(Units upper, Units lower) {
     for (int i = 0; i < 4; ++i) lower.part[i] |= upper.part[i] << kShift;
     return lower;
+}
+static inline Units subtract_from_bytes(Units bytes, int x) {
+    uint8_t lanes[64];
+    memcpy(lanes, &bytes, sizeof lanes);
+    for (uint8_t& lane : lanes) lane = uint8_t(lane - x);
+    memcpy(&bytes, lanes, sizeof lanes);
+    return bytes;
 }
 struct ByteTable {
     uint8_t bytes[16];

@@ -68,6 +68,21 @@ class Kernels:
         num_threads: int,
         /,
     ) -> None: ...
+    def quantized_linear_emulated_tiles(
+        self,
+        layout: tuple[int, ...],
+        x: int,
+        weight: int,
+        groups: list[tuple[int, int, int, int]],
+        out: int,
+        m: int,
+        n: int,
+        k: int,
+        dtype: int,
+        out_dtype: int,
+        num_threads: int,
+        /,
+    ) -> None: ...
     def quantized_pack(
         self,
         layout: tuple[int, ...],

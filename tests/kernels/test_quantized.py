@@ -8,13 +8,17 @@ import pytest
 import torch
 from gguf import quants
 
+from penstock import _native
 from penstock.kernels import ops
+from penstock.kernels.native.dtypes import DTYPE_CODE
+from penstock.kernels.native.quantized import layout_numbers
 from penstock.kernels.quantized import (
     GGUF_LAYOUTS,
     INT4,
     INT8_CHANNEL,
     NF4,
     Q4_0,
+    Q4_1,
     Q8_0,
     W8A8,
     W8A16,
@@ -192,6 +196,79 @@ class TestLinear:
     def test_no_rows(self, native: ops.Ops) -> None:
         packed = pack_random(native, INT4, 16, 64, torch.float32)
         assert native.linear(torch.empty(0, 64), packed).shape == (0, 16)
+
+
+INTEGER_LAYOUTS = [
+    *(layout for layout in (*PART_LAYOUTS, *GGUF_LAYOUTS.values()) if layout.activations == "int8"),
+    *(WeightLayout(8, size, "int8", "f16", "own") for size in (16, 64, 256)),
+    WeightLayout(3, 256, "int8", "f32", offset=4, x_block=0),
+]
+
+
+def pack_any(table: ops.Ops, layout: WeightLayout, n: int, k: int, dtype: torch.dtype) -> QuantizedLinear:
+    if layout.scales != "super":
+        return pack_random(table, layout, n, k, dtype)
+    packed = empty_quantized(n, k, layout, dtype)
+    ggml_type = next(number for number, its_layout in GGUF_LAYOUTS.items() if its_layout == layout)
+    table.pack_gguf(packed, 0, random_blocks(ggml_type, n, k), ggml_type)
+    return packed
+
+
+class TestTilesEmulated:
+    """The loops of the AMX kernels, over tiles that are emulated: the machines that test this have no AMX."""
+
+    @staticmethod
+    def linear(
+        native: ops.Ops, x: torch.Tensor, weights: list[QuantizedLinear], rows: list[int] | None = None
+    ) -> torch.Tensor:
+        """rows: of x that each weight is multiplied with; None: there is one weight, of all."""
+        (m, k), first = x.shape, weights[0]
+        out = torch.full((m, first.n), torch.nan, dtype=x.dtype)
+        begins = [sum(rows[:i]) for i in range(len(rows))] if rows else []
+        groups = [
+            (weight.data.data_ptr(), begin, m - begin - count, count)
+            for weight, begin, count in zip(weights, begins, rows or [], strict=False)
+        ]
+        _native.kernels(native.isa).quantized_linear_emulated_tiles(
+            layout_numbers(first.layout, x.dtype), x.data_ptr(), first.data.data_ptr(), groups, out.data_ptr(), m,
+            first.n, k, DTYPE_CODE[x.dtype], DTYPE_CODE[x.dtype], 2,
+        )  # fmt: skip
+        return out
+
+    @pytest.mark.parametrize("layout", INTEGER_LAYOUTS, ids=str)
+    def test_the_bits_are_those_of_vectors(self, native: ops.Ops, layout: WeightLayout) -> None:
+        for n, k, dtype in [(41, 2560, torch.bfloat16), (16, 256, torch.float32), (130, 1280, torch.float32)]:
+            packed = pack_any(native, layout, n, k, dtype)
+            x = torch.randn(80, k).to(dtype)
+            x[3, 7] = torch.inf
+            for rows in (1, 2, 9, 16, 17, 31, 32, 33, 80):
+                expected = native.linear(x[:rows], packed)
+                assert torch.equal(self.linear(native, x[:rows], [packed]).nan_to_num(), expected.nan_to_num())
+            assert_linear_close(expected[4:], exact_activations(x, layout)[4:], dequantize(packed), torch.zeros(n))
+
+    @pytest.mark.parametrize("layout", [INT4, W8A8, GGUF_LAYOUTS[Q4_1]], ids=str)
+    def test_any_number_of_rows(self, native: ops.Ops, layout: WeightLayout) -> None:
+        packed = pack_random(native, layout, 40, 330, torch.bfloat16)
+        x = torch.randn(80, 330).to(torch.bfloat16)
+        expected = native.linear(x, packed)
+        for rows in range(1, 81):
+            assert torch.equal(self.linear(native, x[:rows], [packed]), expected[:rows])
+
+    @pytest.mark.parametrize("layout", [INT4, W8A8, GGUF_LAYOUTS[Q8_0]], ids=str)
+    def test_inputs_that_are_padded(self, native: ops.Ops, layout: WeightLayout) -> None:
+        for rows, n, k in [*EDGES, (530, 50, 1100)]:
+            packed = pack_random(native, layout, n, k, torch.bfloat16)
+            x = torch.randn(rows, k).to(torch.bfloat16)
+            assert torch.equal(self.linear(native, x, [packed]), native.linear(x, packed))
+
+    @pytest.mark.parametrize("layout", [INT4, INT8_CHANNEL, GGUF_LAYOUTS[Q4_1]], ids=str)
+    def test_groups_of_rows(self, native: ops.Ops, layout: WeightLayout) -> None:
+        """As a mixture's experts are multiplied; here the last group's rows come first in the result."""
+        counts = [1, 40, 7, 16]
+        weights = [pack_random(native, layout, 70, 600, torch.bfloat16) for _ in counts]
+        x = torch.randn(sum(counts), 600).to(torch.bfloat16)
+        parts = [native.linear(part, weight) for part, weight in zip(x.split(counts), weights, strict=True)]
+        assert torch.equal(self.linear(native, x, weights, counts), torch.cat(parts[::-1]))
 
 
 class TestPacking:
