@@ -49,6 +49,8 @@ class DelayedBackend:
         self.beside_work: list[tuple[DelayedEvent, Callable[[], None]]] = []
         self.is_beside = False
         self.is_recording = False
+        self.is_gone = False
+        self.num_released = 0
         self.failures: list[Exception] = []  # the next recordings fail with these
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -97,6 +99,12 @@ class DelayedBackend:
 
     def free_bytes(self) -> int:
         return self.card_bytes - self.taken_bytes()
+
+    def is_lost(self) -> bool:
+        return self.is_gone
+
+    def release(self) -> None:
+        self.num_released += 1
 
     def record(self, run: Callable[[], None]) -> DelayedRecording:
         run()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
-from delayed_device import DelayedBackend
+from delayed_device import DelayedBackend, DelayedEvent
+from penstock.base.errors import DeviceLostError
 from penstock.messages import SamplingParams
+from penstock.runner import ModelRunner, graph_policy
 from penstock.runner.staging import ALIGNMENT, Staging
 from varied_requests import KINDS, SCHEDULES, make_requests, run_with_aborts, signature
-from whole_engine import build, engine_config, run
+from whole_engine import build, engine_config, request, run
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
@@ -73,6 +78,52 @@ def test_grammars_hold_and_may_replace_a_token(backend, monkeypatch):
     late = answers()
     monkeypatch.undo()
     assert late == answers()
+
+
+@pytest.mark.parametrize("when", ["launch", "read back"])
+def test_a_device_that_failed_for_good_ends_the_engine_at_once(checkpoint, backend, monkeypatch, when):
+    core = build(engine_config(checkpoint))
+    for each in make_requests(["greedy"], 4, 20):
+        core.add(each)
+    for _ in range(3):
+        core.step()
+    tried = []
+
+    def fail(*_: object) -> None:
+        tried.append(when)
+        backend.is_gone = True
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nwith advice in many lines")
+
+    monkeypatch.setattr(*((ModelRunner, "_forward", fail) if when == "launch" else (DelayedEvent, "synchronize", fail)))
+    with pytest.raises(DeviceLostError, match=r"an illegal memory access was encountered\.") as raised:
+        core.step()
+    assert len(tried) == 1, "nothing is run again"
+    assert "many lines" not in str(raised.value)
+
+
+def test_an_error_on_a_device_that_works_ends_its_request_alone(checkpoint, backend, monkeypatch):
+    core = build(engine_config(checkpoint))
+    monkeypatch.setattr(DelayedEvent, "synchronize", lambda _self: 1 / 0)
+    core.add(request("r", [5, 6], 4))
+    outputs = [output for _ in range(3) for output in core.step()]
+    assert [output.error.code for output in outputs if output.error] == ["internal_error"]
+
+
+def test_a_closed_engine_leaves_the_devices_memory(checkpoint, backend, monkeypatch):
+    monkeypatch.setattr(graph_policy, "MIN_USES", 2)
+    monkeypatch.setattr(graph_policy, "STEPS_APART", 1)
+    core = build(engine_config(checkpoint))
+    run(core, make_requests(["greedy"], 4, 20), 4)
+    assert "replay" in backend.log
+    runner = core.executor.runner
+    kept = [weakref.ref(each) for each in (runner._pool.tensors[0], runner._model)]
+    gc.disable()
+    try:
+        core.close()
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()
+    assert backend.num_released == 1
 
 
 def test_tables_of_one_shape_lie_alike_and_apart():

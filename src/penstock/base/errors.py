@@ -75,6 +75,13 @@ class EngineDeadError(PenstockError):
     status = 503
 
 
+class DeviceLostError(PenstockError):
+    """A GPU's context is beyond use (an illegal access, a memory fault): only another process can go on."""
+
+    code = "device_lost"
+    status = 503
+
+
 class ConfigError(PenstockError):
     """A setting is unknown, malformed, or contradicts another."""
 

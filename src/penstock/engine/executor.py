@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Generic, Protocol, TypeVar
 
+from penstock.base.errors import DeviceLostError
 from penstock.messages import CaptureStats, ErrorInfo, SchedulerOutput, StepResult
 
 Launched = TypeVar("Launched")
@@ -28,6 +29,8 @@ class AsyncRunner(Protocol[Launched]):
     def finish(self, step: Launched) -> StepResult: ...
 
     def prepare(self) -> bool: ...
+
+    def close(self) -> None: ...
 
     @property
     def captures(self) -> CaptureStats: ...
@@ -78,7 +81,10 @@ class StepExecutor(Protocol):
 
 
 class StreamExecutor(Generic[Launched]):
-    """Launches steps on a device from the engine's own thread; who asks for a result waits for the device."""
+    """Launches steps on a device from the engine's own thread; who asks for a result waits for the device.
+
+    Both raise DeviceLostError: then no step will ever succeed again.
+    """
 
     def __init__(self, runner: AsyncRunner[Launched]) -> None:
         self.runner = runner
@@ -91,6 +97,8 @@ class StreamExecutor(Generic[Launched]):
         start_s = time.perf_counter()
         try:
             return StreamHandle(self, output, self.runner.launch(output))
+        except DeviceLostError:
+            raise
         except Exception as error:
             return StreamHandle(self, output, None, _failed(output, error, start_s))
 
@@ -102,7 +110,7 @@ class StreamExecutor(Generic[Launched]):
         return self.runner.captures
 
     def close(self) -> None:
-        """Nothing of its own runs."""
+        self.runner.close()
 
 
 class StreamHandle(Generic[Launched]):
@@ -129,6 +137,8 @@ class StreamHandle(Generic[Launched]):
             assert self._launched is not None
             try:
                 outcome = executor.runner.finish(self._launched)
+            except DeviceLostError:
+                raise
             except Exception as error:
                 outcome = _failed(self._output, error, start_s)
         executor.num_unfinished -= 1

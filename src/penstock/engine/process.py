@@ -17,7 +17,7 @@ import time
 
 import msgspec
 
-from penstock.base.errors import PenstockError
+from penstock.base.errors import DeviceLostError, PenstockError
 from penstock.config.engine import EngineConfig
 from penstock.engine.build import build_engine
 from penstock.engine.core import EngineCore
@@ -159,6 +159,9 @@ def main() -> int:
         core.close()
     except ParentGoneError:
         return 0
+    except DeviceLostError as error:
+        logger.error("%s", error)
+        return 1
     return 0
 
 

@@ -122,6 +122,9 @@ class StepLoggingRunner(Generic[Launched]):
     def prepare(self) -> bool:
         return self._runner.prepare()
 
+    def close(self) -> None:
+        self._runner.close()
+
     @property
     def captures(self) -> CaptureStats:
         return self._runner.captures

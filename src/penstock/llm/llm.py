@@ -69,7 +69,7 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Frees the engine's thread; the model's memory goes with the object."""
+        """Frees the engine's thread and a GPU's memory; a CPU's goes with the object."""
         self._core.close()
         self._processor.close()
 

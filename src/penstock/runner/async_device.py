@@ -6,6 +6,7 @@ Never: waits but for what `Readback` reads.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -48,6 +49,17 @@ class CudaBackend:
     def free_bytes(self) -> int:
         torch.cuda.synchronize(self.device)
         return torch.cuda.mem_get_info(self.device)[0]
+
+    def is_lost(self) -> bool:
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:  # the errors that work on the device ends with stay for good
+            return True
+        return False
+
+    def release(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def record(self, run: Callable[[], None]) -> Recording:
         run()

@@ -3,7 +3,8 @@
 Errors: what a request alone can cause (parameters that cannot be applied, logits without a usable number) ends that
 request. When a step as a whole raises, its requests are run again in halves until those that raise are alone; the
 others go on as if nothing had happened. That is safe because a step changes no row before it has succeeded, and
-writing the same keys and values again changes nothing.
+writing the same keys and values again changes nothing. A device that has failed for good (DeviceLostError) is nobody's
+fault, and nothing is run again.
 
 A device that works by itself (a GPU) is given the next step before the host has heard what this one drew: `launch` and
 `finish` are `execute` in two parts. Where a draw depends on earlier tokens beyond the model, `launch` takes the
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.base.errors import PenstockError
+from penstock.base.errors import DeviceLostError, PenstockError
 from penstock.config.engine import CacheConfig, EngineConfig
 from penstock.config.model import ModelConfig
 from penstock.kernels import ops as op_table
@@ -161,6 +162,14 @@ class ModelRunner:
         assert isinstance(self._device, AsyncDevice)
         return self._device.backend.free_bytes()
 
+    def close(self) -> None:
+        """Leaves the device's memory to others. Nothing is run afterwards."""
+        assert isinstance(self._device, AsyncDevice)
+        backend = self._device.backend
+        self._graphs = self._host_blocks = self._launched = None  # captures know the runner
+        del self._model, self._pooler, self._pool, self._device
+        backend.release()
+
     def replace_pool(self, model: ModelConfig, cache: CacheConfig) -> None:
         """Gives the KV cache its size. No request is in the runner, and what the pool held is lost."""
         dtype = self._pool.tensors[0].dtype
@@ -213,8 +222,12 @@ class ModelRunner:
     def finish(self, step: LaunchedStep) -> StepResult:
         """The result of a step, waited for if need be."""
         late, step.late = step.late, []
-        for draw in late:
-            self._take(draw, step.result)
+        try:
+            for draw in late:
+                self._take(draw, step.result)
+        except Exception as error:
+            self._raise_if_lost(error)
+            raise
         if step.result.seconds == 0.0:
             now = time.perf_counter()
             step.result.seconds = now - max(step.started_s, self._finished_s)
@@ -252,16 +265,24 @@ class ModelRunner:
     def _run_isolating_errors(self, scheduled: Sequence[ScheduledRequest], step: LaunchedStep) -> None:
         try:
             self._run(scheduled, step)
-        except Exception:  # whatever it is, it must not end the requests that did not cause it
+        except Exception as error:  # whatever it is, it must not end the requests that did not cause it
+            self._raise_if_lost(error)
             if len(scheduled) == 1:
                 request_id = scheduled[0].request_id
                 _log.exception("request %s failed", request_id)
-                error = ErrorInfo("internal_error", 500, "This request could not be computed.")
-                self._fail(request_id, error, step.result)
+                told = ErrorInfo("internal_error", 500, "This request could not be computed.")
+                self._fail(request_id, told, step.result)
                 return
             middle = len(scheduled) // 2
             self._run_isolating_errors(scheduled[:middle], step)
             self._run_isolating_errors(scheduled[middle:], step)
+
+    def _raise_if_lost(self, error: Exception) -> None:
+        if isinstance(self._device, AsyncDevice) and self._device.backend.is_lost():
+            raise DeviceLostError(
+                f"The GPU has failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
+                remedy="A new engine process is needed. If it comes back, nvidia-smi and dmesg (Xid) say more.",
+            ) from error
 
     def _run(self, scheduled: Sequence[ScheduledRequest], step: LaunchedStep) -> None:
         """Computes the requests' shares; rows and result change only at the end, when nothing can fail any more."""

@@ -68,6 +68,14 @@ class RecordingBackend(Backend, Protocol):
         """Of the device, when all that it was given is done."""
         ...
 
+    def is_lost(self) -> bool:
+        """Whether everything that it is given from now on will fail. Waits for what it was given."""
+        ...
+
+    def release(self) -> None:
+        """Leaves memory that is in no use any more to others."""
+        ...
+
     def record(self, run: Callable[[], None]) -> Recording:
         """What `run` gives the device to do. It runs once before, so that nothing is made at its first use."""
         ...
