@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -22,11 +23,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+TEST_TIMEOUT_S = 200  # of one file
+PYTEST_NOTHING_COLLECTED = 5
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -46,7 +50,9 @@ class Sizes:
     batches: tuple[int, ...] = (1, 8, 32, 128, 256)
     context: int = 1024
     decode_steps: int = 64
+    captured_after: int = 24  # steps of a shape after which it is worth a capture (runner/graph_policy.py)
     prefill: int = 8192
+    prefills: int = 3
     shared_prefix: int = 4096
     shared_requests: int = 32
     shared_output: int = 128
@@ -55,7 +61,7 @@ class Sizes:
     repeats: int = 20
 
 
-DRY_SIZES = Sizes((1, 3), 20, 3, 40, 32, 2, 2, 1 << 16, 32, 1)
+DRY_SIZES = Sizes((1, 3), 20, 3, 2, 40, 1, 32, 2, 2, 1 << 16, 32, 1)
 
 
 @dataclass
@@ -179,14 +185,25 @@ def limits(torch: Any, device: Any, sizes: Sizes) -> tuple[float, float]:
 
 
 def run_tests(report: Report, dry: bool) -> None:
-    """The parity of kernels and whole models on the card. Dry: that they are collected."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")]
+    """The parity of every kernel and of whole models on the card: a process a file, for compiling takes the time."""
     if dry:
         report.notes.append("tests: not run dry")
         return
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False)
+    files = sorted(path for path in (ROOT / "tests/kernels/triton").glob("test_*.py"))
+    with ThreadPoolExecutor(max(len(os.sched_getaffinity(0)) - 1, 1)) as pool:
+        for path, (passed, last) in zip(files, pool.map(test_on_card, files), strict=True):
+            report.notes.append(f"{path.name} on the card: {'passed' if passed else 'failed'}: {last}")
+
+
+def test_on_card(path: Path) -> tuple[bool, str]:
+    """(whether nothing failed, the last line that pytest says) of a file; most have no test that is for a card."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(path)]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TEST_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"not done in {TEST_TIMEOUT_S} s"
     last = (found.stdout.strip().splitlines() or ["no output"])[-1]
-    report.notes.append(f"tests on the card: {'passed' if found.returncode == 0 else 'failed'}: {last}")
+    return found.returncode in (0, PYTEST_NOTHING_COLLECTED), last
 
 
 def time_kernels(report: Report, out: Path, dry: bool) -> None:
@@ -206,7 +223,7 @@ def time_engine(
             label = quantization or config.dtype
             for phase, seconds in ready.phases:
                 report.facts[f"start {label}: {phase}, s"] = round(seconds, 2)
-            steps = Steps(core, config.model.vocab_size)
+            steps = Steps(core, config)
             weight_bits = 8 if quantization else 16
             for batch in sizes.batches:
                 time_decode(report, steps, config, (label, weight_bits, batch), sizes, machine)
@@ -236,11 +253,12 @@ def build(directory: Path, dry: bool, sizes: Sizes, quantization: str | None) ->
 class Steps:
     """Drives an engine and takes the time of its steps."""
 
-    def __init__(self, core: Any, vocab_size: int) -> None:
+    def __init__(self, core: Any, config: Any) -> None:
         self.core = core
-        self._vocab_size = vocab_size
+        self._vocab_size = config.model.vocab_size
         self._random = random.Random(1)
         self._count = 0
+        self._gaps = Gaps(core.executor.runner) if config.device == "cuda" else None
 
     def add(self, prompt: list[int], max_tokens: int) -> None:
         from penstock.messages import EngineRequest, SamplingParams
@@ -256,6 +274,25 @@ class Steps:
     def prompt(self, length: int) -> list[int]:
         return [self._random.randrange(3, self._vocab_size) for _ in range(length)]
 
+    def settle(self) -> None:
+        """What was run is captured, as an idle engine does."""
+        while self.core.prepare():
+            pass
+
+    def share_replayed(self, since: tuple[int, int] = (0, 0)) -> float:
+        """Of the steps since `counts`."""
+        replayed, launched = (now - then for now, then in zip(self.counts(), since, strict=True))
+        return replayed / max(replayed + launched, 1)
+
+    def counts(self) -> tuple[int, int]:
+        """Steps (replayed, launched kernel by kernel) so far."""
+        captures = self.core.stats().captures
+        return captures.num_replayed, captures.num_launched
+
+    def gap_us(self) -> dict[str, float]:
+        """Since the last call, how long the card typically had nothing to do between two steps."""
+        return {} if self._gaps is None else {"gap_us": self._gaps.take_us()}
+
     def drain(self) -> tuple[list[tuple[float, int]], float]:
         """((seconds, tokens given) of each turn of the loop, seconds of all)."""
         turns = []
@@ -266,6 +303,34 @@ class Steps:
             assert not any(output.error for output in outputs), outputs
             turns.append((time.perf_counter() - started, sum(len(output.token_ids) for output in outputs)))
         return turns, time.perf_counter() - begun
+
+
+class Gaps:
+    """Marks in the card's stream before and after each step: between them it waits for the host."""
+
+    def __init__(self, runner: Any) -> None:
+        import torch
+
+        self._marks: list[tuple[Any, Any]] = []
+        launch = runner.launch
+
+        def marked(output: Any) -> Any:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step = launch(output)
+            end.record()
+            self._marks.append((start, end))
+            return step
+
+        runner.launch = marked
+
+    def take_us(self) -> float:
+        """The median since the last call."""
+        marks, self._marks = self._marks, []
+        if marks:
+            marks[-1][1].synchronize()
+        gaps = [1e3 * end.elapsed_time(start) for (_, end), (start, _) in itertools.pairwise(marks)]
+        return statistics.median(gaps) if gaps else 0.0
 
 
 def parameter_count(model: Any) -> float:
@@ -281,21 +346,30 @@ def time_decode(
     from penstock.bench.step_time import kv_bytes_per_token
 
     label, weight_bits, batch = case
-    for _ in range(batch):
-        steps.add(steps.prompt(sizes.context), sizes.decode_steps)
-    turns, _ = steps.drain()
+    turns, before = [], (0, 0)
+    for num_steps in (sizes.captured_after, sizes.decode_steps):
+        steps.settle()
+        before = steps.counts()
+        steps.gap_us()
+        for _ in range(batch):
+            steps.add(steps.prompt(sizes.context), num_steps)
+        turns, _ = steps.drain()
     full = [seconds for seconds, tokens in turns if tokens == batch]
     taken = statistics.median(full[len(full) // 4 :])
     keys = batch * (sizes.context + sizes.decode_steps / 2) * kv_bytes_per_token(config.model)
     floor_s = (parameter_count(config.model) * weight_bits / 8 + keys) / machine[0]
-    report.add(f"{label} decode step, batch {batch}", taken, floor_s, tokens_per_s=batch / taken)
+    more = {"tokens_per_s": batch / taken, "replayed": steps.share_replayed(before)} | steps.gap_us()
+    report.add(f"{label} decode step, batch {batch}", taken, floor_s, **more)
 
 
 def time_prefill(
     report: Report, steps: Steps, config: Any, label: str, sizes: Sizes, machine: tuple[float, float]
 ) -> None:
-    steps.add(steps.prompt(sizes.prefill), 1)
-    _, taken = steps.drain()
+    times = []
+    for _ in range(sizes.prefills):
+        steps.add(steps.prompt(sizes.prefill), 1)
+        times.append(steps.drain()[1])
+    taken = statistics.median(times)
     flops = 2 * parameter_count(config.model) * sizes.prefill
     report.add(f"{label} prefill of {sizes.prefill}", taken, flops / machine[1], tokens_per_s=sizes.prefill / taken)
 
@@ -305,9 +379,12 @@ def time_shared_prefix(report: Report, steps: Steps, label: str, sizes: Sizes) -
     prefix = steps.prompt(sizes.shared_prefix)
     steps.add(prefix, 1)
     steps.drain()
-    for _ in range(sizes.shared_requests):
-        steps.add(prefix + steps.prompt(8), sizes.shared_output)
-    _, taken = steps.drain()
+    taken = 0.0
+    for num_steps in (sizes.captured_after, sizes.shared_output):
+        steps.settle()
+        for _ in range(sizes.shared_requests):
+            steps.add(prefix + steps.prompt(8), num_steps)
+        _, taken = steps.drain()
     rate = sizes.shared_requests * sizes.shared_output / taken
     report.add(f"{label} shared prefix of {sizes.shared_prefix}", taken, taken, tokens_per_s=rate)
     report.notes.append(f"{label} shared prefix: no floor is given")

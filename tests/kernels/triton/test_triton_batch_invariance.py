@@ -231,7 +231,8 @@ def test_a_model_gives_the_same_bits_alone_and_in_batches(tmp_path: Path) -> Non
             tmp_path, kernels="triton", dtype="bfloat16", num_blocks=40, max_num_seqs=4,
             max_num_batched_tokens=max_num_batched_tokens,
         )  # fmt: skip
-        core = build(msgspec.structs.replace(config, batch_invariant=True))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        core = build(msgspec.structs.replace(config, batch_invariant=True, device=device))
         finished = run(core, requests, concurrency)
         return {name: (each.token_ids, each.logprobs, each.prompt_logprobs) for name, each in finished.items()}
 
