@@ -71,10 +71,10 @@ std::string missing_flags(int level, const CpuFeatures& cpu) {
     if (level >= PENSTOCK_LEVEL_AVX512) {
         if (!has_all(cpu.leaf7_ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL))
             return "the processor has no AVX-512 F, BW, DQ and VL";
-        if (!has_all(cpu.leaf7_ecx, bit_AVX512VNNI) || !has_all(cpu.leaf7_1_eax, kAvx512Bf16))
-            return "the processor has no AVX-512 VNNI and BF16";
+        if (!has_all(cpu.leaf7_ecx, bit_AVX512VNNI)) return "the processor has no AVX-512 VNNI";
         if (!has_all(cpu.xcr0, kXcr0Avx512)) return "the system does not save AVX-512 registers";
     }
+    if (level >= PENSTOCK_LEVEL_BF16 && !has_all(cpu.leaf7_1_eax, kAvx512Bf16)) return "the processor has no AVX-512 BF16";
     if (level >= PENSTOCK_LEVEL_AMX) {
         if (!has_all(cpu.leaf7_edx, kAmxTile | kAmxBf16 | kAmxInt8)) return "the processor has no AMX tile, bf16 and int8";
         if (!has_all(cpu.xcr0, kXcr0Amx)) return "the system does not save AMX tiles";

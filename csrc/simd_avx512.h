@@ -1,4 +1,4 @@
-// Sixteen lanes with AVX-512 F/BW/DQ/VL and BF16. Included by simd.h, which documents the functions.
+// Sixteen lanes with AVX-512 F/BW/DQ/VL, and BF16 where there is. Included by simd.h, which documents the functions.
 #pragma once
 
 // GCC 12 takes the undefined operand of some intrinsics, which no lane reads, for an uninitialised one.
@@ -31,12 +31,22 @@ static inline Vec load(const bf16_t* p) { return widen(_mm256_loadu_si256((const
 static inline Vec load_n(const bf16_t* p, int n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
 static inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x.v); }
 static inline void store_n(float* p, Vec x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x.v); }
-static inline void store(bf16_t* p, Vec x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x.v)); }
-static inline void store_n(bf16_t* p, Vec x, int n) {
-    _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(x.v));
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_BF16
+static inline __m256i narrow(Vec x) { return (__m256i)_mm512_cvtneps_pbh(x.v); }
+#else
+// Round to nearest even, NaN to a quiet NaN.
+static inline __m256i narrow(Vec x) {
+    const __m512i bits = _mm512_castps_si512(x.v), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40)));
 }
+#endif
+static inline void store(bf16_t* p, Vec x) { _mm256_storeu_si256((__m256i*)p, narrow(x)); }
+static inline void store_n(bf16_t* p, Vec x, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(x)); }
 
-static inline Vec round_bf16(Vec x) { return widen((__m256i)_mm512_cvtneps_pbh(x.v)); }
+static inline Vec round_bf16(Vec x) { return widen(narrow(x)); }
 
 static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -107,8 +117,16 @@ static inline Units splat_unit(const uint32_t* p) {
 static inline Vec dot(F32, Vec acc, Units a, Units b) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(a.v), _mm512_castsi512_ps(b.v), acc.v)};
 }
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_BF16
 static inline Vec dot(Bf16, Vec acc, Units a, Units b) {
     return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
 }
+#else
+static inline Vec dot(Bf16, Vec acc, Units a, Units b) {
+    const __m512i upper = _mm512_set1_epi32(int(0xffff0000u));
+    const Vec lower = dot(F32{}, acc, {_mm512_slli_epi32(a.v, 16)}, {_mm512_slli_epi32(b.v, 16)});
+    return dot(F32{}, lower, {_mm512_and_si512(a.v, upper)}, {_mm512_and_si512(b.v, upper)});
+}
+#endif
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -64,8 +64,10 @@ template <class ElemType>
 class VectorKernel {
 public:
     using Elem = ElemType;
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_BF16
     static constexpr int kRows = 6, kTiles = 4;
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+    static constexpr int kRows = 6, kTiles = 3;  // both halves of each tile's pairs are held in registers
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
     static constexpr int kRows = 6, kTiles = 1;
 #else
