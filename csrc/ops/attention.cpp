@@ -31,6 +31,9 @@ constexpr int64_t kSlotCost = 10;
 // Below this cost (times head_dim) another thread does not pay: some 10 microseconds.
 constexpr int64_t kMinThreadCost = 400'000;
 constexpr int64_t kTasksPerThread = 4;
+// Contexts so many times as long as a full tile has tokens lose a hundredth by its height, and gain two to four where
+// keys and values are kept in 8 bits.
+constexpr int64_t kContextOfFullTiles = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -45,19 +48,27 @@ int64_t new_tokens_of(const AttentionArgs& args, int64_t request) {
     return args.query_starts[request + 1] - args.query_starts[request];
 }
 
-int64_t tiles_of(const AttentionArgs& args, int64_t request) {
-    const int64_t group = args.num_heads / args.num_kv_heads;
-    return args.num_kv_heads * ceil_div(new_tokens_of(args, request) * group, kTileRows);
+// A tile brings its context in once for all its rows, and computes up to its last row's position for all of them: where
+// the context is long, many rows cost least.
+int64_t rows_of_tiles(const AttentionArgs& args, int64_t request) {
+    const int64_t tokens = kTileRows * args.num_kv_heads / args.num_heads, window = args.sliding_window;
+    const int64_t context = args.context_lens[request], seen = window > 0 && window < context ? window : context;
+    return seen < kContextOfFullTiles * tokens ? kTileRows / 2 : kTileRows;
 }
 
-Tile make_tile(const AttentionArgs& args, int64_t request, int64_t kv_head, int64_t first_row) {
+int64_t tiles_of(const AttentionArgs& args, int64_t request) {
+    const int64_t rows = new_tokens_of(args, request) * (args.num_heads / args.num_kv_heads);
+    return args.num_kv_heads * ceil_div(rows, rows_of_tiles(args, request));
+}
+
+Tile make_tile(const AttentionArgs& args, int64_t request, int64_t kv_head, Range rows) {
     const int64_t group = args.num_heads / args.num_kv_heads;
-    const int64_t rows = new_tokens_of(args, request) * group;
+    const int64_t first_row = rows.begin;
     Tile tile{};
     tile.request = int32_t(request);
     tile.kv_head = int32_t(kv_head);
     tile.first_row = int32_t(first_row);
-    tile.rows = int32_t(rows - first_row < kTileRows ? rows - first_row : kTileRows);
+    tile.rows = int32_t(rows.end - first_row);
     const int64_t start = args.context_lens[request] - new_tokens_of(args, request);
     const int64_t first = start + first_row / group;
     const int64_t last = start + (first_row + tile.rows - 1) / group;
@@ -78,9 +89,10 @@ int64_t fill_tiles(const AttentionArgs& args, Tile* tiles, int64_t* total_cost) 
     int64_t count = 0;
     for (int64_t request = 0; request < args.num_requests; ++request) {
         const int64_t rows = new_tokens_of(args, request) * (args.num_heads / args.num_kv_heads);
+        const int64_t height = rows_of_tiles(args, request);
         for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
-            for (int64_t row = 0; row < rows; row += kTileRows) {
-                tiles[count] = make_tile(args, request, kv_head, row);
+            for (int64_t row = 0; row < rows; row += height) {
+                tiles[count] = make_tile(args, request, kv_head, {row, row + height < rows ? row + height : rows});
                 *total_cost += cost_of(tiles[count++]);
             }
     }

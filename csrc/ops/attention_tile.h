@@ -1,4 +1,4 @@
-// One tile of attention: up to 32 query rows that share a KV head, over the segments of its context.
+// One tile of attention: up to 128 query rows that share a KV head, over the segments of its context.
 //
 // Why a row's bits never depend on how its request was cut into steps:
 //   - the context is cut at multiples of 256 positions, wherever the rows are;
@@ -16,7 +16,7 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-constexpr int kTileRows = 32;
+constexpr int kTileRows = 128;
 constexpr int kSegmentBlocks = 16;
 constexpr int kSegmentSlots = kSegmentBlocks * kBlockSlots;
 // One row of q, of scores, of weights: a compile-time distance, and no power of two, which would pile rows up in the
@@ -58,7 +58,7 @@ struct TileScratch {
     alignas(64) float scores[kTileRows][kRowStride];  // then, in place, the weights as units
     alignas(64) uint32_t edge_values[2][kBlockSlots * kMaxHeadDim];
     // A segment's keys, then its values, where the cache keeps them in 8 bits.
-    alignas(64) uint32_t expanded[kSegmentBlocks][kBlockSlots * kMaxHeadDim];
+    alignas(64) uint32_t expanded[kSegmentBlocks * kBlockSlots * kMaxHeadDim];
     RowSums segment, merged;
 };
 
@@ -216,20 +216,22 @@ private:
     // Makes units of a segment's codes, and remembers the scales of its slots.
     void expand(const uint32_t** blocks, const float** scales, int pairs) {
         const int64_t count = kBlockSlots * args_.head_dim;
-        for (int block = 0; block < num_blocks_; ++block) {
+        uint32_t* units = scratch_.expanded;
+        for (int block = 0; block < num_blocks_; ++block, units += count / Elem::kPerUnit) {
             const auto* codes = reinterpret_cast<const uint8_t*>(blocks[block]);
             const auto* ahead = reinterpret_cast<const char*>(blocks[block + kBlocksAhead]);
             for (int64_t line = 0; line <= count; line += 64) __builtin_prefetch(ahead + line, 0, 2);
-            expand_kv(Elem{}, args_.cache_dtype, codes, count, pairs, scratch_.expanded[block]);
+            expand_kv(Elem{}, args_.cache_dtype, codes, count, pairs, units);
             scales[block] = reinterpret_cast<const float*>(codes + count);
-            blocks[block] = scratch_.expanded[block];
+            blocks[block] = units;
         }
     }
 
     // ---- scores: q . k for every row and slot of the segment -------------------------------------------------------
 
     template <int Rows, int Blocks, bool kFetch>
-    static void score_blocks(const uint32_t* q, const uint32_t* const* keys, int units, float* scores) {
+    static void score_blocks(const uint32_t* q, const uint32_t* const* keys, const float* const* scales, int units,
+                             float* scores) {
         Vec acc[Rows][Blocks];
         for (int row = 0; row < Rows; ++row)
             for (int block = 0; block < Blocks; ++block) acc[row][block] = zero();
@@ -245,33 +247,41 @@ private:
                     acc[row][block] = dot(Elem{}, acc[row][block], query, key[block]);
             }
         }
+        for (int block = 0; scales != nullptr && block < Blocks; ++block) {
+            const Vec scale = load(scales[block]);
+            for (int row = 0; row < Rows; ++row) acc[row][block] = acc[row][block] * scale;
+        }
         for (int row = 0; row < Rows; ++row)
             for (int block = 0; block < Blocks; ++block)
                 store(scores + row * kRowStride + block * kBlockSlots, acc[row][block]);
     }
 
     template <int Rows, bool kFetch>
-    static void score_rows(const uint32_t* q, const uint32_t* const* keys, int num_blocks, int units, float* scores) {
+    static void score_rows(const uint32_t* q, const uint32_t* const* keys, const float* const* scales, int num_blocks,
+                           int units, float* scores) {
         constexpr int kBlocks = kAccumulators / Rows >= 4 ? 4 : kAccumulators / Rows >= 2 ? 2 : 1;
         int block = 0;
         for (; block + kBlocks <= num_blocks; block += kBlocks)
-            score_blocks<Rows, kBlocks, kFetch>(q, keys + block, units, scores + block * kBlockSlots);
+            score_blocks<Rows, kBlocks, kFetch>(q, keys + block, scales ? scales + block : nullptr, units,
+                                                scores + block * kBlockSlots);
         for (; block < num_blocks; ++block)
-            score_blocks<Rows, 1, kFetch>(q, keys + block, units, scores + block * kBlockSlots);
+            score_blocks<Rows, 1, kFetch>(q, keys + block, scales ? scales + block : nullptr, units,
+                                          scores + block * kBlockSlots);
     }
 
     void compute_scores() {
         for (int block = 0; block < num_blocks_; block += kBlocksAtOnce) {
             const int count = lesser(kBlocksAtOnce, num_blocks_ - block);
+            const float* const* scales = is_expanding_ ? key_scales_ + block : nullptr;
             for (int row = 0; row < tile_.rows; row += kRowsAtOnce) {
                 const uint32_t* q = scratch_.q[row];
                 float* scores = scratch_.scores[row] + block * kBlockSlots;
                 with_rows(lesser(kRowsAtOnce, tile_.rows - row), [&](auto rows) {
                     constexpr int kRows = decltype(rows)::value;
                     if (row == 0)
-                        score_rows<kRows, true>(q, keys_ + block, count, units_, scores);
+                        score_rows<kRows, true>(q, keys_ + block, scales, count, units_, scores);
                     else
-                        score_rows<kRows, false>(q, keys_ + block, count, units_, scores);
+                        score_rows<kRows, false>(q, keys_ + block, scales, count, units_, scores);
                 });
             }
         }
@@ -292,7 +302,6 @@ private:
         Vec peak = splat(-INFINITY);
         for (int slot = 0; slot < slots; slot += kBlockSlots) {
             Vec score = load(scores + slot);
-            if (kScaled) score = score * load(key_scales_[slot / kBlockSlots]);
             if (slot < begin || slot + kBlockSlots > end)
                 score = select_lanes(score, lane(begin - slot), lane(end - slot), -INFINITY);
             peak = max(peak, score);
@@ -301,9 +310,7 @@ private:
         const float most = reduce_max(peak) * factor;
         Vec sum = zero();
         for (int slot = 0; slot < slots; slot += kBlockSlots) {
-            Vec score = load(scores + slot);
-            if (kScaled) score = score * load(key_scales_[slot / kBlockSlots]);
-            Vec weight = Weight<Elem>::of(fma(score, splat(factor), splat(-most)));
+            Vec weight = Weight<Elem>::of(fma(load(scores + slot), splat(factor), splat(-most)));
             const bool is_edge = slot < begin || slot + kBlockSlots > end;
             if (is_edge) weight = select_lanes(weight, lane(begin - slot), lane(end - slot), 0.0f);
             sum = sum + weight;

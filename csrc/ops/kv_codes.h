@@ -48,6 +48,28 @@ static inline const uint16_t* kv_table(DType dtype) {
     return dtype == DType::int8 ? kInt8Table.values : kFp8Table.values;
 }
 
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
+
+static inline Units bf16_of_int8(const uint8_t* codes) {
+    const auto* from = reinterpret_cast<const __m128i*>(codes);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
+    return {(__m512i)_mm512_cvtne2ps_pbh(high, low)};
+}
+
+// Of numbers (no code that is kept is NaN): exponent and mantissa go where bf16 has them, but for the smallest, m / 512.
+static inline Units bf16_of_fp8(const uint8_t* codes) {
+    const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+    const __m512i smallest = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kFp8Table.values)));
+    const __mmask32 is_small = _mm512_testn_epi16_mask(words, _mm512_set1_epi16(0x78));
+    const __m512i placed = _mm512_and_si512(_mm512_slli_epi16(words, 4), _mm512_set1_epi16(0x7f0));
+    const __m512i usual = _mm512_add_epi16(placed, _mm512_set1_epi16(120 << 7));
+    const __m512i size = _mm512_mask_permutexvar_epi16(usual, is_small, words, smallest);
+    return {_mm512_or_si512(size, _mm512_and_si512(words, _mm512_set1_epi16(short(0x8000))))};
+}
+
+#endif
+
 // The codes of a block's head as the units that its attention multiplies. `pairs`: how many codes of the f32 layout's
 // fastest dimension are interleaved in pairs (16 slots of keys, head_dim of values).
 static inline void expand_kv(F32, DType dtype, const uint8_t* codes, int64_t count, int64_t pairs, uint32_t* units) {
@@ -59,13 +81,10 @@ static inline void expand_kv(F32, DType dtype, const uint8_t* codes, int64_t cou
 }
 static inline void expand_kv(Bf16, DType dtype, const uint8_t* codes, int64_t count, int64_t, uint32_t* units) {
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-    const auto* from = reinterpret_cast<const __m256i*>(codes);
-    if (dtype == DType::int8) {
-        for (int64_t i = 0; i < count / 32; ++i) store_units(units + i * 16, bf16_of_int8(_mm256_loadu_si256(from + i)));
-        return;
-    }
-    const SignedTable table(kFp8Table.values);
-    for (int64_t i = 0; i < count / 32; ++i) store_units(units + i * 16, table.of(_mm256_loadu_si256(from + i)));
+    if (dtype == DType::int8)
+        for (int64_t i = 0; i < count; i += 32) store_units(units + i / 2, bf16_of_int8(codes + i));
+    else
+        for (int64_t i = 0; i < count; i += 32) store_units(units + i / 2, bf16_of_fp8(codes + i));
 #else
     const uint16_t* table = kv_table(dtype);
     auto* to = reinterpret_cast<uint16_t*>(units);

@@ -193,8 +193,6 @@ static inline Units bf16_of_int16(__m512i words) {
     return {_mm512_or_si512(upper, _mm512_srli_epi32(_mm512_castps_si512(even), 16))};
 }
 
-static inline Units bf16_of_int8(__m256i codes) { return bf16_of_int16(_mm512_cvtepi8_epi16(codes)); }
-
 template <>
 inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, char* units) {
     auto* to = reinterpret_cast<uint32_t*>(units);
