@@ -7,7 +7,9 @@ A round is a fresh server that records its steps: half of the calibration load, 
 a machine that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then
 the simulator plays the requests of three workloads, and the advisor is given three others as a trace and asked what
 the default settings would do; none of them is in the calibration. What either says of other draws of its workloads
-shows how far chance alone moves each figure.
+shows how far chance alone moves each figure. Times count from when the client turned to a request: what its timer was
+late (0.7 ms, the client's own fault and told by `bench serve` as send lag) is not the server's. Answers to random
+tokens are full of parts of characters, which make no text: with their ids asked for, every token is an event.
 
 --scale divides the rates: 1 is for the bundled model, about 25 for one of a billion weights on two cores.
 --keep: where the rounds lie. Rounds that lie there already count too: they can be taken one at a time, whenever the
@@ -55,7 +57,7 @@ from penstock.bench.results import read_requests, write_requests
 from penstock.bench.server_metrics import served_model
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.startup import ServerProcess
-from penstock.bench.step_time import Profile, idle_seconds
+from penstock.bench.step_time import Profile, coldness_of, occupied_seconds
 from penstock.bench.target import Target
 from penstock.config.resolve import EngineOptions
 
@@ -140,7 +142,7 @@ def measure_round(options: argparse.Namespace, directory: Path, number: int) -> 
     with ServerProcess(arguments) as server:
         server.wait_until_ready()
         target = Target.of(server.url, "")
-        target = Target.of(server.url, served_model(target))
+        target = replace(Target.of(server.url, served_model(target)), parameters={"return_token_ids": True})
         longest = longest_prompt(latest_step_log(directory))
         run_loop(lambda: _round(target, longest, options, directory, number))
 
@@ -207,8 +209,10 @@ def workload_of(case: Case, options: argparse.Namespace) -> Workload:
 
 
 def read_record(path: Path) -> RunRecord:
-    """A kept run, on the machine's clock."""
+    """A kept run, on the machine's clock, without the client's own lag."""
     record = read_requests(path)
+    for seen in record.observations:
+        seen.intended_s = seen.started_s
     record.start_s = min(seen.intended_s for seen in record.observations)
     return record
 
@@ -219,6 +223,7 @@ class Rounds:
     def __init__(self, options: argparse.Namespace, directory: Path) -> None:
         finished = [path.parent for path in directory.glob("round-*/others.json")]
         self.places = sorted(finished, key=lambda place: int(place.name.removeprefix("round-")))
+        self.numbers = [int(place.name.removeprefix("round-")) for place in self.places]
         self.num_windows = self.num_void = 0
         self._quiet = [self._are_quiet(place) for place in self.places]
         self.measured = [self._measured(options, index) for index in range(len(CASES))]
@@ -233,17 +238,19 @@ class Rounds:
 
     def _measured(self, options: argparse.Namespace, index: int) -> Measured:
         one = Measured(CASES[index], workload_of(CASES[index], options))
-        for place, quiet in zip(self.places, self._quiet, strict=True):
+        for number, place, quiet in zip(self.numbers, self.places, self._quiet, strict=True):
             if quiet[index - len(CASES)]:
-                one.seeds.append(FIRST_SEED + int(place.name.removeprefix("round-")))
+                one.seeds.append(FIRST_SEED + number)
                 one.records.append(read_record(place / f"case-{index}.jsonl"))
         return one
 
-    def profile(self) -> Profile:
-        """Fitted to the calibrations."""
+    def profile(self, one: Measured) -> Profile:
+        """Fitted to the calibrations of the rounds in which this case counts: a machine is another one each time."""
         observations: list[Observation] = []
         windows = []
-        for place, quiet in zip(self.places, self._quiet, strict=True):
+        for number, place, quiet in zip(self.numbers, self.places, self._quiet, strict=True):
+            if FIRST_SEED + number not in one.seeds:
+                continue
             for index, is_quiet in enumerate(quiet[: -len(CASES)]):
                 path = place / f"calibration-{index}.jsonl"
                 if is_quiet and path.stat().st_size:  # a phase that the time did not suffice for is empty
@@ -268,10 +275,10 @@ def step_ratio(log: StepLog, profile: Profile) -> float:
     """Modelled over measured time of these steps: how far the machine, or the model, was off for them."""
     model = profile.step_time
     modelled = sum(
-        statistics.fmean(model.draw(step.work, share / 50, idle_s) for share in range(50))
-        for step, idle_s in zip(log.steps, idle_seconds(log.steps), strict=True)
+        statistics.fmean(model.draw(step.work, share / 50, coldness) for share in range(50))
+        for step, coldness in zip(log.steps, coldness_of(log.steps), strict=True)
     )
-    return modelled / sum(step.seconds for step in log.steps)
+    return modelled / sum(occupied_seconds(log.steps))
 
 
 def joined(records: list[RunRecord]) -> Summary:
@@ -368,11 +375,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Everything found, and the page that shows it."""
-    profile = rounds.profile()
-    results, speedups = [], []
+    results, speedups, profiles = [], [], []
     for one in rounds.measured:
         if not one.records:
             continue
+        profile = rounds.profile(one)
+        profiles.append(profile.step_time)
         real, foretold = joined(one.records), advised if one.case.is_held_out else simulated
         found = foretold(one, profile, one.seeds)
         others = [foretold(one, profile, range(draw * 100, draw * 100 + len(one.seeds))) for draw in range(OTHER_DRAWS)]
@@ -383,8 +391,11 @@ def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], 
             "step_ratio": step_ratio(rounds.steps_of(one), profile), "requests": real.num_attempted,
             "failed": real.num_failed, "void": real.void, "rows": compare(real, found, others),
         })  # fmt: skip
-    facts = {"manifest": manifest(), "rounds": len(rounds.places), "steps": profile.step_time.num_steps,
-             "step_model_error": profile.step_time.error, "speedups": speedups}  # fmt: skip
+    facts = {
+        "manifest": manifest(), "rounds": len(rounds.places), "speedups": speedups,
+        "steps": max(found.num_steps for found in profiles),
+        "step_model_error": statistics.median(found.error for found in profiles),
+    }  # fmt: skip
     name = options.model.name if options.model else "bundled"
     head = (
         f"# The simulator beside the server: {name}\n\n{facts['manifest']['date']}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from penstock.bench import calibration
 from penstock.bench.arrivals import arrival_times, dated, parse_rate, unit_gaps
 from penstock.bench.datasets import Shape, prefix_tree, random_prompts
 from penstock.bench.measure import Workload
+from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.slo import parse_slo
 from penstock.bench.step_time import FittedStepTime, Profile, ScaledStepTime
@@ -26,7 +28,7 @@ from penstock.cli.main import main
 MAKER = PromptMaker(as_chat=False)
 # 10 ms a step, 0.1 ms for each token beyond the first: about 10,000 prompt tokens a second at best.
 STEPS = FittedStepTime(
-    coefficients=[0.01, 1e-4, 0, 0, 0, 0, 0, 0], host_s=0.0, error=0.1, num_steps=99
+    coefficients=[0.01, *[1e-4] * 6, 0, 0, 0, 0, 0], error=0.1, num_steps=99
 )  # fmt: skip
 PLATFORM = Platform("here", STEPS, 8192, 16, 8192, price_per_hour=2.0)
 
@@ -231,11 +233,32 @@ def test_a_trace_on_this_machine_and_on_a_card(
     assert "Measuring --quantization int8 for about 3 s" in " ".join(found.err.split())
     model = tmp_path / "model"
     write_checkpoint(model)
-    assert main([*question, "--model", str(model), "--gpu", "h200"]) == 0
+    card = ["--gpu", "h200", "--num-blocks", "1000"]  # all that its memory has room for take a second to set up
+    assert main([*question, "--model", str(model), *card]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "Use 1 x model at 16 bits on h200: --max-num-seqs 64 --max-num-batched-tokens 512" in out
     assert "Nothing was measured on such a machine" in out
     assert "times Penstock's" not in out
+    assert main([*question, "--model", str(model), "--host-kv-gb", "1"]) != 0
+    assert "Give --gpu" in capsys.readouterr().err
+    assert main([*question, "--model", str(model), *card, "--host-kv-gb", "0.001"]) == 0
+
+
+def test_a_host_tier_keeps_what_the_device_gives_up() -> None:
+    """Eight prefixes in turn, of which the device keeps three: the second round finds them in the host's memory."""
+    maker = PromptMaker(as_chat=False)
+    prefixes = [maker.tokens(random.Random(index), 480) for index in range(8)]
+    plan = [
+        PlannedRequest([*prefixes[index % 8], 100_000 + index], 481, 4, index, at_s=float(2 * index))
+        for index in range(16)
+    ]
+    small = replace(PLATFORM, num_blocks=100)
+    tiered = replace(small, num_host_blocks=400, block_copy_s=1e-4)
+    without, found = (
+        predict(Candidate(platform, 1, 64, 512), Workload(lambda _: plan), (), 1) for platform in (small, tiered)
+    )
+    assert (without.summary.cached_tokens, found.summary.cached_tokens) == (0, 8 * 480)
+    assert found.summary.latency["ttft"].mean < 0.8 * without.summary.latency["ttft"].mean
 
 
 def test_wrong_questions(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:

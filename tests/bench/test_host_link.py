@@ -14,7 +14,7 @@ from penstock.bench.step_time import FittedStepTime
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.messages import BlockCopy, SchedulerOutput
 
-STEP_TIME = FittedStepTime(coefficients=[0.01, 0.001, 0, 0, 0, 0, 0, 0], host_s=0.0, error=0.0, num_steps=0)
+STEP_TIME = FittedStepTime(coefficients=[0.01, *[0.001] * 6, 0, 0, 0, 0, 0], error=0.0, num_steps=0)
 PREFIX, ROUNDS = 480, 4
 
 

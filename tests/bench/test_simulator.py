@@ -21,6 +21,9 @@ from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.simulator import SimulatedEngine, Simulation, run_simulation
 from penstock.bench.step_time import (
+    NUM_COEFFICIENTS,
+    WARM_S,
+    Coldness,
     FittedStepTime,
     Frontend,
     HardwareStepTime,
@@ -35,10 +38,10 @@ from penstock.messages import ScheduledRequest, SchedulerOutput
 MAKER = PromptMaker(as_chat=False)
 
 
-def model(step_s: float = 0.01, token_s: float = 0.0, host_s: float = 0.0) -> FittedStepTime:
+def model(step_s: float = 0.01, token_s: float = 0.0) -> FittedStepTime:
     """step_s a step, and token_s for each token beyond the first."""
-    coefficients = [step_s, token_s, 0, 0, 0, 0, 0, 0]
-    return FittedStepTime(coefficients=coefficients, host_s=host_s, error=0.0, num_steps=0)
+    coefficients = [step_s, *[token_s] * (NUM_COEFFICIENTS - 6), 0, 0, 0, 0, 0]
+    return FittedStepTime(coefficients=coefficients, error=0.0, num_steps=0)
 
 
 def engine(num_blocks: int = 4096, max_num_seqs: int = 64, budget: int = 512, **more: object) -> SimulatedEngine:
@@ -140,8 +143,8 @@ def test_the_work_of_a_step() -> None:
     assert work == StepWork(4, 1, 10, 17 + 18 + 19)
 
 
-def made_up_steps(count: int, noise: float, disturbed: int = 0) -> list[LoggedStep]:
-    """One after another, 1 ms of Python between two. Each `disturbed`-th takes 20 times as long."""
+def made_up_steps(count: int, noise: float, disturbed: int = 0, pause_s: float = 0.0) -> list[LoggedStep]:
+    """One after another. Each `disturbed`-th takes 20 times as long."""
     source = random.Random(3)
     steps: list[LoggedStep] = []
     now_s = 100.0
@@ -151,7 +154,7 @@ def made_up_steps(count: int, noise: float, disturbed: int = 0) -> list[LoggedSt
         seconds = 0.004 + 2e-5 * max(0, tokens - 16) + 1e-4 * work.num_sampled + 1e-7 * work.decode_context
         seconds *= source.uniform(1 - noise, 1 + noise) * (20 if disturbed and len(steps) % disturbed == 0 else 1)
         steps.append(LoggedStep(now_s, seconds, work))
-        now_s += seconds + 0.0005
+        now_s += seconds + pause_s
     return steps
 
 
@@ -159,12 +162,13 @@ def test_the_fit_finds_what_steps_cost() -> None:
     exact = fit_step_time(made_up_steps(300, 0.0))
     for step in made_up_steps(50, 0.0):
         assert exact.seconds(step.work) == pytest.approx(step.seconds, rel=0.01)
-    assert exact.host_s == pytest.approx(0.0005)
+    paused = fit_step_time(made_up_steps(300, 0.0, pause_s=0.0005))
+    step = made_up_steps(1, 0.0)[0]
+    assert paused.seconds(step.work) == pytest.approx(step.seconds + 0.0005, rel=0.01)  # pauses between them are theirs
     noisy = fit_step_time(made_up_steps(2000, 0.2))
     assert noisy.error == pytest.approx(0.1, abs=0.03)
     assert min(noisy.coefficients) >= 0
     robust = fit_step_time(made_up_steps(500, 0.0, disturbed=10))
-    step = made_up_steps(1, 0.0)[0]
     assert robust.seconds(step.work) == pytest.approx(step.seconds, rel=0.3)
     with pytest.raises(ConfigError, match="too few"):
         fit_step_time(made_up_steps(5, 0.0))
@@ -183,61 +187,128 @@ def test_the_fit_keeps_how_steps_vary() -> None:
     assert sum(share > 10 for share in shares) == pytest.approx(10, abs=3)
 
 
-def test_a_step_that_found_the_device_idle() -> None:
+def test_the_cost_of_one_token_more_may_fall() -> None:
+    """Two tokens cost 1 ms more than one, and further ones nothing up to 64: no sum of growing slopes can say so."""
     steps = []
-    now_s = 0.0
-    for index in range(200):
+    for index in range(400):
+        tokens = (1, 2, 4, 8, 16, 64)[index % 6]
+        seconds = 0.001 if tokens == 1 else 0.002
+        steps.append(LoggedStep(index * 0.01, seconds, StepWork(tokens, 1, 0, 0)))
+    found = fit_step_time(steps)
+    for tokens in (1, 2, 3, 8, 40, 64):
+        assert found.seconds(StepWork(tokens, 1, 0, 0)) == pytest.approx(0.001 if tokens == 1 else 0.002, rel=0.02)
+
+
+def test_how_cold_a_device_is() -> None:
+    coldness = Coldness()
+    assert coldness.before(5.0) == 1.0  # it has never worked
+    coldness.work(WARM_S)
+    assert coldness.before(5.0 + WARM_S) == pytest.approx(math.exp(-1))
+    coldness.work(1.0)
+    assert coldness.before(6.0 + WARM_S) == pytest.approx(0.0, abs=1e-4)
+    coldness.work(0.0)
+    assert coldness.before(6.0 + 2 * WARM_S) == pytest.approx(1 - math.exp(-1), rel=1e-4)
+    assert coldness.before(9.0) == pytest.approx(1.0)
+
+
+def test_steps_on_a_device_that_was_idle() -> None:
+    """The first step after a rest takes 2 ms more, and a twentieth more of each of its tokens, where it was cold."""
+    steps, truth = [], Coldness()
+    now_s, source = 0.0, random.Random(1)
+    for index in range(600):
         is_first = index % 4 == 0
-        now_s += 0.05 if is_first else 0.0001
-        size = 1 + index % 3
-        seconds = 0.001 * (is_first + 1 + size)
+        now_s += source.choice((0.01, 0.05, 0.2, 1.0)) if is_first else 0.002
+        size = source.choice((1, 4, 8, 64))
+        seconds = 0.001 * (1 + size) + truth.before(now_s) * (0.002 + 0.00005 * size)
+        truth.work(seconds)
         steps.append(LoggedStep(now_s, seconds, StepWork(size, 1, 0, 0)))
         now_s += seconds
     found = fit_step_time(steps)
-    work = StepWork(1, 1, 0, 0)
-    assert found.seconds(work) == pytest.approx(0.002, rel=0.01)
-    assert found.draw(work, 0.5, 0.05) == pytest.approx(0.003, rel=0.01)
-    assert found.draw(StepWork(3, 1, 0, 0), 0.5, 0.05) == pytest.approx(0.005, rel=0.01)
-    assert found.draw(work, 0.5, 0.001) == pytest.approx(0.002, rel=0.01)
-    assert found.host_s == pytest.approx(0.0001)
-    plan = [PlannedRequest([index], 1, 2, index, at_s=float(index)) for index in range(20)]
+    work = StepWork(8, 1, 0, 0)
+    assert found.seconds(work) == pytest.approx(0.009, rel=0.01)
+    assert found.draw(work, 0.5, 1.0) == pytest.approx(0.009 + 0.002 + 0.0004, rel=0.02)
+    assert found.draw(work, 0.5, 0.5) == pytest.approx(0.009 + 0.001 + 0.0002, rel=0.02)
+    plan = [PlannedRequest([index] * 8, 8, 1, index, at_s=float(index)) for index in range(20)]
     summary, _ = play(plan, engine(), step=msgspec.structs.replace(found, spreads=[]))
-    assert summary.latency["ttft"].at(0.5).value == pytest.approx(0.0031, rel=0.05)
+    assert summary.latency["ttft"].at(0.5).value == pytest.approx(0.0114, rel=0.02)
 
 
 def test_what_stands_before_the_engine() -> None:
-    """The first of two outputs of a step is with its client 1 ms after it, the second 3 ms after."""
-    frontend = Frontend(request_s=0.01, prompt_token_s=0.001, output_s=0.001, next_output_s=0.002)
-    plan = [PlannedRequest([1] * 10, 10, 2, 0, at_s=0.0), PlannedRequest([2] * 10, 10, 2, 1, at_s=0.0)]
+    """It does one thing after another: the second of two requests is handed on half a request's time after the first.
+
+    A step's outputs are with their clients 1 ms and 3 ms after it, a request's first takes 4 ms more.
+    """
+    frontend = Frontend(request_s=0.01, prompt_token_s=0.001, output_s=0.001, first_output_s=0.004, next_output_s=0.002)
+    plan = [PlannedRequest([1] * 10, 10, 4, 0, at_s=0.0), PlannedRequest([2] * 10, 10, 2, 1, at_s=0.0)]
     _, found = play(plan, engine(), step=msgspec.structs.replace(model(0.1), frontend=frontend))
     first, second = sorted(found.record.observations, key=lambda seen: seen.request.index)
-    assert first.chunk_s[0] - first.intended_s == pytest.approx(0.02 + 0.1 + 0.001)
-    # Both were in the inbox before the step.
-    assert second.chunk_s[0] - second.intended_s == pytest.approx(0.02 + 0.1 + 0.003)
+    # The first begins its steps at 20 ms. The second is there at 30 ms, when the next step is planned already.
+    times = [0.12 + 0.005, 0.22 + 0.001, 0.32 + 0.001, 0.42 + 0.001]
+    assert [at_s - first.intended_s for at_s in first.chunk_s] == pytest.approx(times)
+    assert [at_s - second.intended_s for at_s in second.chunk_s] == pytest.approx([0.32 + 0.007, 0.42 + 0.003])
+
+
+def test_a_request_comes_before_the_outputs_of_the_step_that_it_was_sent_in() -> None:
+    """Sent at 60 ms, while a step lasts until 120 ms: it is in the inbox at 80 ms, before the step after the next."""
+    frontend = Frontend(request_s=0.02, output_s=0.05)
+    plan = [PlannedRequest([1] * 10, 10, 4, 0, at_s=0.0), PlannedRequest([2] * 10, 10, 1, 1, at_s=0.06)]
+    _, found = play(plan, engine(), step=msgspec.structs.replace(model(0.1), frontend=frontend))
+    second = next(seen for seen in found.record.observations if seen.request.index == 1)
+    assert second.chunk_s[0] - second.intended_s == pytest.approx(0.02 + 3 * 0.1 + 0.05 - 0.06)
+
+
+def test_a_front_end_that_is_behind_sends_several_tokens_at_once() -> None:
+    """Steps of 10 ms with eight outputs, of which one takes 5 ms to write: every fourth step goes out."""
+    frontend = Frontend(output_s=0.001, next_output_s=0.005)
+    plan = [PlannedRequest([index] * 10, 10, 101, index, at_s=0.0) for index in range(8)]
+    _, found = play(plan, engine(), step=msgspec.structs.replace(model(0.01), frontend=frontend))
+    assert len(found.record.observations) == 8
+    for seen in found.record.observations:
+        assert seen.output_tokens == 101
+        assert len(seen.chunk_s) == pytest.approx(101 / 4, abs=3)
+        assert list(seen.chunk_s) == sorted(seen.chunk_s)
+        assert seen.ended_s - seen.intended_s == pytest.approx(1.01, abs=0.06)
+
+
+def test_requests_and_outputs_vary_as_they_were_seen_to() -> None:
+    frontend = Frontend(request_s=0.01, output_s=0.01, request_spread=[0.5, 1.5], output_spread=[1.0, 2.0])
+    plan = [PlannedRequest([index] * 10, 10, 1, index, at_s=float(index)) for index in range(400)]
+    _, found = play(plan, engine(), step=msgspec.structs.replace(model(0.1), frontend=frontend))
+    times_ms = [round((seen.chunk_s[0] - seen.intended_s) * 1e3) for seen in found.record.observations]
+    assert sorted(set(times_ms)) == [115, 125, 135]
+    assert times_ms.count(125) == pytest.approx(200, abs=40)
 
 
 def test_a_frontend_is_found_again(tmp_path: Path) -> None:
-    """Requests of one user: 2 ms and 5 us a token to the engine, 0.4 ms back, 0.1 ms more for each further output."""
+    """Requests of one user: 2 ms and 5 us a token to the engine, 0.4 ms back, 0.3 ms more of a request's first, 0.1 ms
+    more for each further output of a step. A fifth of the ways takes twice as long."""
     source = random.Random(1)
     steps, alone = [], []
     now_s = 10.0
     for index in range(40):
         length = source.randrange(10, 500)
         request = PlannedRequest([1] * length, length, 2, index)
-        start_s = now_s + 0.002 + 5e-6 * length
+        start_s = now_s + (0.002 + 5e-6 * length) * (2 if index % 5 == 0 else 1)
         steps += [
             LoggedStep(start_s, 0.01, StepWork(length, 1, 0, 9)),
             LoggedStep(start_s + 0.01, 0.005, StepWork(1, 1, 9, 0)),
         ]
-        chunks = array("d", [start_s + 0.0104, start_s + 0.0154])
-        alone.append(Observation(request, now_s, ended_s=chunks[-1], prompt_tokens=length, chunk_s=chunks))
+        chunks = array("d", [start_s + 0.0107, start_s + 0.0154])
+        alone.append(Observation(request, now_s, now_s, ended_s=chunks[-1], prompt_tokens=length, chunk_s=chunks))
         now_s = start_s + 0.1
     together = []
     for _ in range(100):
         steps.append(LoggedStep(now_s, 0.01, StepWork(4, 4, 9, 0)))
         chunk_s = [now_s + 0.0104 + 0.0001 * place for place in range(4)]
         together += [
-            Observation(PlannedRequest([1], 1, 1), now_s, ended_s=one, prompt_tokens=1, chunk_s=array("d", [one]))
+            Observation(
+                PlannedRequest([1], 1, 1),
+                now_s,
+                now_s,
+                ended_s=one,
+                prompt_tokens=1,
+                chunk_s=array("d", [now_s + 0.001, one]),
+            )
             for one in chunk_s
         ]
         now_s += 0.02
@@ -246,6 +317,10 @@ def test_a_frontend_is_found_again(tmp_path: Path) -> None:
     assert found.prompt_token_s == pytest.approx(5e-6, rel=0.05)
     assert found.output_s == pytest.approx(0.0004, rel=0.05)
     assert found.next_output_s == pytest.approx(0.0001, rel=0.05)
+    assert found.first_output_s == pytest.approx(0.0003, rel=0.05)
+    assert found.output_spread == pytest.approx([1.0] * len(found.output_spread), rel=0.01)
+    assert found.request_spread[len(found.request_spread) // 2] == pytest.approx(1.0, rel=0.05)
+    assert found.request_spread[-1] == pytest.approx(2.0, rel=0.05)
     with pytest.raises(ConfigError, match="alone"):
         fit_frontend(steps, alone[:3])
 
@@ -263,6 +338,9 @@ def test_profiles_are_files(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     path.write_bytes(msgspec.json.encode(Profile(step_time=model(), num_blocks=9, block_size=16, max_model_len=99)))
     assert load_profile(path).step_time == model()
-    path.write_text("{}")
-    with pytest.raises(ConfigError, match="no step profile"):
-        load_profile(path)
+    older = msgspec.json.decode(path.read_bytes())
+    older["step_time"]["coefficients"] = [0.01] * 8
+    for text in ("{}", msgspec.json.encode(older).decode()):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="no step profile"):
+            load_profile(path)

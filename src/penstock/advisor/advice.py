@@ -36,6 +36,7 @@ class Platform:
     """One machine with one model on it. name: for the reader. price_per_hour: dollars.
 
     quantization: how the weights were rounded, as in --quantization; "" for not. is_measured: or known by limits only.
+    num_host_blocks: of the KV cache's host tier; block_copy_s: of one of them, either way.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Platform:
     price_per_hour: float = 0.0
     quantization: str = ""
     is_measured: bool = True
+    num_host_blocks: int = 0
+    block_copy_s: float = 0.0
 
     def scaled(self, factor: float) -> Platform:
         """With steps that take `factor` times as long."""
@@ -253,7 +256,8 @@ def _engine(candidate: Candidate) -> SimulatedEngine:
         max_num_batched_tokens=candidate.max_num_batched_tokens,
         enable_prefix_caching=candidate.enable_prefix_caching,
     )
-    return SimulatedEngine.of(options, platform.num_blocks, platform.block_size, platform.max_model_len)
+    engine = SimulatedEngine.of(options, platform.num_blocks, platform.block_size, platform.max_model_len)
+    return engine.with_host_tier(platform.num_host_blocks, platform.block_copy_s)
 
 
 def _share_of(workload: Workload, replica: int, num_replicas: int) -> Callable[[int], Iterable[PlannedRequest]]:

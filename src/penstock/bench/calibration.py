@@ -28,7 +28,7 @@ from penstock.bench.plan import PlannedRequest
 from penstock.bench.prompts import PromptMaker
 from penstock.bench.server_metrics import served_model
 from penstock.bench.startup import ServerProcess
-from penstock.bench.step_time import MIN_OF_A_KIND, Frontend, Profile, fit_step_time
+from penstock.bench.step_time import MIN_OF_A_KIND, Frontend, Profile, fit_step_time, spread_of
 from penstock.bench.target import Target
 from penstock.engine.step_log import STEP_LOG_FORMAT, LoggedStep, StepLogHeader
 
@@ -201,16 +201,26 @@ def fit_frontend(steps: Sequence[LoggedStep], observations: Sequence[Observation
     """
     starts = [step.started_s for step in steps]
     ends = [step.started_s + step.seconds for step in steps]
-    output_s, next_output_s = _fit_outputs(ends, steps, observations)
-    ways = []
+    output_s, next_output_s, output_spread = _fit_outputs(ends, steps, observations)
+    ways, first_outputs = [], []
     for seen in _alone(observations):
-        first = bisect_left(starts, seen.intended_s)
+        first = bisect_left(starts, seen.started_s)
         if first < len(starts) and starts[first] < seen.chunk_s[0]:
-            ways.append((seen.prompt_tokens, starts[first] - seen.intended_s))
+            ways.append((seen.prompt_tokens, starts[first] - seen.started_s))
+            while first < len(steps) - 1 and not steps[first].work.num_sampled:
+                first += 1
+            if ends[first] < seen.chunk_s[0]:
+                first_outputs.append(seen.chunk_s[0] - ends[first])
     if len(ways) < MIN_ALONE:
         raise ConfigError(f"Only {len(ways)} requests were alone on the server.", remedy="Measure for longer.")
     request_s, prompt_token_s = _robust_line(ways)
-    return Frontend(request_s=request_s, prompt_token_s=prompt_token_s, output_s=output_s, next_output_s=next_output_s)
+    lone_s = [max(1e-9, request_s + prompt_token_s * length) for length, _ in ways]
+    return Frontend(
+        request_s=request_s, prompt_token_s=prompt_token_s,
+        request_spread=spread_of([way_s / usual_s for (_, way_s), usual_s in zip(ways, lone_s, strict=True)]),
+        output_s=output_s, next_output_s=next_output_s, output_spread=output_spread,
+        first_output_s=max(0.0, statistics.median(first_outputs) - output_s) if first_outputs else 0.0,
+    )  # fmt: skip
 
 
 def _alone(observations: Sequence[Observation]) -> Iterator[Observation]:
@@ -226,11 +236,11 @@ def _alone(observations: Sequence[Observation]) -> Iterator[Observation]:
 
 def _fit_outputs(
     ends: Sequence[float], steps: Sequence[LoggedStep], observations: Sequence[Observation]
-) -> tuple[float, float]:
-    """(from a step's end to its first output's arrival, to each further one's)."""
+) -> tuple[float, float, list[float]]:
+    """(from a step's end to its first output's arrival, to each further one's, how the first varies as factors)."""
     arrivals: dict[int, list[float]] = {}
     for seen in observations:
-        for chunk_s in seen.chunk_s:
+        for chunk_s in seen.chunk_s[1:]:  # a request's first is another matter
             step = bisect_right(ends, chunk_s) - 1
             if step >= 0:
                 arrivals.setdefault(step, []).append(chunk_s - ends[step])
@@ -242,7 +252,10 @@ def _fit_outputs(
     usual = [
         ((count - 1) / 2, statistics.median(found)) for count, found in means.items() if len(found) >= MIN_OF_A_KIND
     ]
-    return _robust_line(usual) if usual else (0.0, 0.0)
+    output_s, next_output_s = _robust_line(usual) if usual else (0.0, 0.0)
+    single = means.get(1, [])
+    spread = spread_of([delay_s / output_s for delay_s in single]) if output_s and len(single) >= MIN_OF_A_KIND else []
+    return output_s, next_output_s, spread
 
 
 def _robust_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from penstock.bench.measure import Workload
 from penstock.bench.observation import Observation
 from penstock.bench.plan import Message, PlannedRequest
 from penstock.bench.simulated_time import SimulatedLoop, simulate
-from penstock.bench.step_time import StepTime
+from penstock.bench.step_time import Coldness, StepTime, quantile
 from penstock.config.engine import CacheConfig, SchedulerConfig
 from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
 from penstock.engine.core import EngineCore
@@ -44,6 +44,7 @@ from penstock.scheduler import Scheduler
 
 SAMPLE_S: Final = 1.0
 MAX_HOST_BLOCKS: Final = 1 << 24
+_WORK_SHARE: Final = 0.5  # of what a request takes to the engine; the rest is waking up who sleeps
 _ANSWER_TOKEN: Final = 1 << 20  # no dataset draws it: an answer is cached only for who continues it
 _drawn = SampledTokens([_ANSWER_TOKEN])
 _request_id = attrgetter("request_id")
@@ -68,11 +69,12 @@ class SimulatedHandle:
 class SimulatedExecutor:
     """Runs steps one after another, each for as long as the model says. Every draw gives the same token."""
 
-    def __init__(self, loop: SimulatedLoop, step_time: StepTime, link: HostLink, seed: int) -> None:
+    def __init__(self, loop: SimulatedLoop, step_time: StepTime, link: HostLink | None, seed: int) -> None:
         self._loop = loop
         self._link = link
         self._step_time = step_time
         self._source = random.Random(f"{seed} steps")
+        self._coldness = Coldness()
         self._free_s = 0.0
         self.step_started_s = 0.0
         self.busy_s = 0.0
@@ -82,9 +84,12 @@ class SimulatedExecutor:
     def launch(self, output: SchedulerOutput) -> SimulatedHandle:
         work, step_time = StepWork.of(output), self._step_time
         start_s = self._loop.simulated_s + step_time.host_s
-        idle_s = start_s - self._free_s
-        start_s = self._link.step_start(output, start_s, self._free_s)
-        seconds = step_time.draw(work, self._source.random(), idle_s)
+        if self._link is not None:
+            start_s = self._link.step_start(output, start_s, self._free_s)
+        elif start_s < self._free_s:
+            start_s = self._free_s
+        seconds = step_time.draw(work, self._source.random(), self._coldness.before(start_s))
+        self._coldness.work(seconds)
         self._free_s = start_s + seconds
         self.busy_s += seconds
         self.num_steps += 1
@@ -101,16 +106,22 @@ class SimulatedExecutor:
 class SimulatedClient:
     """Stands for the load client, the network and the server: hands requests to an engine, notes what it gives."""
 
-    def __init__(self, core: EngineCore, step_time: StepTime, on_observation: Callable[[Observation], None]) -> None:
+    def __init__(
+        self, core: EngineCore, step_time: StepTime, on_observation: Callable[[Observation], None], seed: int
+    ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimulatedLoop)
         self._loop = loop
         self.clock = loop.time
         self._core = core
         self._frontend = step_time.frontend
+        self._free_s = 0.0  # from when on the front end does nothing
+        self._outputs_s = 0.0  # when it was last given outputs
+        self._free_before_s = 0.0  # as _free_s was then
+        self._source = random.Random(f"{seed} frontend")
         self._on_observation = on_observation
         self._open: dict[str, tuple[Observation, Callable[[Observation], None]]] = {}
-        self._note_chunk: dict[str, Callable[[float], None]] = {}  # of each open request: takes when it came
+        self._chunks: dict[str, array[float]] = {}  # of each open request: when they came
         self._num_sent = 0
         self._num_ending = 0  # their last output is on its way to the client
         self._drained = asyncio.Event()
@@ -136,9 +147,9 @@ class SimulatedClient:
         tokens = prompt_tokens(request, said)
         seen.prompt_tokens = len(tokens)
         self._open[name] = seen, on_end
-        self._note_chunk[name] = seen.chunk_s.append
+        self._chunks[name] = seen.chunk_s
         self._drained.clear()
-        arrival_s = intended_s + self._frontend.request_s + len(tokens) * self._frontend.prompt_token_s
+        arrival_s = self._hand_on(intended_s, len(tokens))
         wanted = EngineRequest(
             request_id=name,
             prompt_token_ids=tokens,
@@ -151,12 +162,23 @@ class SimulatedClient:
         if request.cancel_after_s is not None:
             self._loop.call_at(intended_s + request.cancel_after_s, self._cancel, name)
 
+    def _hand_on(self, sent_s: float, num_tokens: int) -> float:
+        """The front end reads a request; when the engine has it."""
+        frontend = self._frontend
+        typical_s = frontend.request_s + num_tokens * frontend.prompt_token_s
+        took_s = typical_s * quantile(frontend.request_spread, self._source.random())
+        # Sent while a step ran, it is told here after that step's outputs, but came before them.
+        free_s = self._free_s if sent_s >= self._outputs_s else self._free_before_s
+        self._free_before_s = max(sent_s + took_s, free_s + took_s * _WORK_SHARE)
+        self._free_s = max(self._free_s, self._free_before_s)
+        return self._free_before_s
+
     def _arrive(self, wanted: EngineRequest) -> None:
         if wanted.request_id not in self._open:
             return  # it was cancelled on its way
         refused = self._core.add(wanted)
         if refused is not None:
-            self._take([refused], self._loop.simulated_s + self._frontend.output_s)
+            self._take([refused])
         else:
             self._loop.work = self._step
 
@@ -173,7 +195,7 @@ class SimulatedClient:
         outputs = self._core.step()
         now_s = self._loop.simulated_s
         if outputs:
-            self._take(outputs, now_s + self._frontend.output_s)
+            self._take(outputs)
         if now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
             self.samples.append((now_s, self._sample()))
@@ -186,27 +208,36 @@ class SimulatedClient:
             "kv_usage": held / stats.num_blocks,
         }  # fmt: skip
 
-    def _take(self, outputs: list[RequestOutput], first_s: float) -> None:
-        """first_s: when the first output with a token in it reaches its client."""
-        note_chunk, next_s = self._note_chunk.get, self._frontend.next_output_s
-        num_sent = 0
+    def _take(self, outputs: list[RequestOutput]) -> None:
+        """The engine gives them to the front end, which writes one after another.
+
+        Of a request whose last output it has not come to yet, both go out as one.
+        """
+        frontend = self._frontend
+        output_s = frontend.output_s * quantile(frontend.output_spread, self._source.random())
+        self._outputs_s, self._free_before_s = self._loop.simulated_s, self._free_s
+        first_s = now_s = self._outputs_s + output_s
+        next_s = max(first_s, self._free_s + frontend.next_output_s)
+        is_behind, chunks_of, gap_s = next_s > first_s, self._chunks.get, frontend.next_output_s
         for output in outputs:
-            now_s = first_s + num_sent * next_s
-            if output.token_ids:
-                num_sent += 1
-                if (note := note_chunk(output.request_id)) is not None:
-                    note(now_s)
+            chunks = chunks_of(output.request_id)
+            if output.token_ids and chunks is not None and not (is_behind and chunks and chunks[-1] > first_s):
+                now_s = next_s if chunks else next_s + frontend.first_output_s
+                chunks.append(now_s)
+                next_s = now_s + gap_s
             if output.finish_reason is not None and output.request_id in self._open:
                 self._conclude(output, output.finish_reason, now_s)
+        self._free_s = max(self._free_s, now_s)
 
     def _conclude(self, output: RequestOutput, reason: FinishReason, now_s: float) -> None:
         """The last output of an open request reaches the client."""
         seen, on_end = self._open.pop(output.request_id)
-        del self._note_chunk[output.request_id]
+        del self._chunks[output.request_id]
         if seen.request.session:
             seen.token_ids = [_ANSWER_TOKEN] * len(seen.chunk_s)
-        seen.chunk_tokens = array("l", (1,)) * len(seen.chunk_s)
         seen.output_tokens = output.num_output_tokens or len(seen.chunk_s)
+        is_one_each = len(seen.chunk_s) == seen.output_tokens
+        seen.chunk_tokens = array("l", (1 if is_one_each else 0,)) * len(seen.chunk_s)
         seen.cached_tokens = output.num_cached_tokens
         seen.finish_reason, seen.is_done = reason.value, True
         if output.error is not None:
@@ -229,9 +260,9 @@ class SimulatedClient:
             return
         seen, on_end = self._open[name]
         seen.is_cancelled = True
-        self._take(self._core.abort([name], FinishReason.ABORT), self._loop.simulated_s + self._frontend.output_s)
+        self._take(self._core.abort([name], FinishReason.ABORT))
         if self._open.pop(name, None) is not None:  # it had not reached the engine
-            del self._note_chunk[name]
+            del self._chunks[name]
             seen.conclude(self._loop.simulated_s)
             self._num_ending += 1
             self._end(seen, on_end)
@@ -274,6 +305,11 @@ class SimulatedEngine:
         )
         return cls(cache, scheduler)
 
+    def with_host_tier(self, num_blocks: int, block_copy_s: float) -> SimulatedEngine:
+        """With so many blocks of the host's memory behind the device's KV cache."""
+        cache = msgspec.structs.replace(self.cache, num_host_blocks=num_blocks)
+        return SimulatedEngine(cache, self.scheduler, block_copy_s)
+
     def check(self) -> None:
         """Raises ConfigError."""
         if self.cache.num_blocks < 1:
@@ -308,10 +344,11 @@ def run_simulation(engine: SimulatedEngine, step_time: StepTime, workload: Workl
 
     async def main() -> tuple[RunRecord, SimulatedExecutor, int]:
         loop = cast(SimulatedLoop, asyncio.get_running_loop())
-        executor = SimulatedExecutor(loop, step_time, HostLink(engine.block_copy_s), seed)
+        link = HostLink(engine.block_copy_s) if engine.cache.num_host_blocks else None
+        executor = SimulatedExecutor(loop, step_time, link, seed)
         core = EngineCore(Scheduler(engine.scheduler, KVCacheManager(engine.cache)), executor, loop.time)
         observations: list[Observation] = []
-        client = SimulatedClient(core, step_time, observations.append)
+        client = SimulatedClient(core, step_time, observations.append, seed)
         run = LoadRun(client, workload.plan(seed), workload.scale)
         await (run.open_loop() if workload.concurrency is None else run.closed_loop(workload.concurrency))
         end_s = max((seen.ended_s for seen in observations), default=run.start_s)

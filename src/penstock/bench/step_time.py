@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from operator import mul
 from pathlib import Path
@@ -21,30 +20,33 @@ from penstock.config.model import ModelConfig
 from penstock.engine.step_log import LoggedStep, StepWork
 
 # Tokens a step at which the cost of one more changes: by then weights are read for one, then for a tile, and so on.
-_KNEES: Final = (1, 4, 16, 64)
+_KNEES: Final = (1, 2, 4, 8, 16, 64, math.inf)
+NUM_COEFFICIENTS: Final = len(_KNEES) + 5
 MIN_STEPS: Final = 30
 MIN_OF_A_KIND: Final = 20
 IDLE_S: Final = 0.001  # a longer pause means that there was nothing to run
-# After so long a rest a step takes longer, whatever is in it: caches hold other things, and cores sleep.
-RESTS_S: Final = (0.02, 0.1)
-MIN_RESTED: Final = 8
+WARM_S: Final = 0.1  # how far back it matters whether the device was at work
 _NUM_SIZES: Final = 12
 _NUM_QUANTILES: Final = 50
 
 
 class Frontend(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands between a client and the engine, in seconds. All of it is latency: that it takes cores from the
-    engine is in the measured steps.
+    """What stands between clients and the engine, in seconds: one process that does one thing after another. That it
+    takes cores from the engine is in the measured steps.
 
     request_s: from the client's send to the engine's inbox; prompt_token_s: more of it for each token of the prompt.
     output_s: from the end of a step to the client's having the first of its outputs; each further one comes
-    next_output_s later.
+    next_output_s later, and a request's own first output takes first_output_s more. request_spread, output_spread:
+    evenly spaced quantiles of how far single ones lay from request_s and output_s, as factors; empty: none.
     """
 
     request_s: float = 0.0
     prompt_token_s: float = 0.0
     output_s: float = 0.0
+    first_output_s: float = 0.0
     next_output_s: float = 0.0
+    request_spread: list[float] = []
+    output_spread: list[float] = []
 
 
 # Of a server on a machine with cores to spare, where nothing was measured.
@@ -52,8 +54,8 @@ USUAL_FRONTEND: Final = Frontend(request_s=0.001, prompt_token_s=1e-6, output_s=
 
 
 class StepTime(Protocol):
-    """seconds: of a step on the device; typical. draw: of one such step on a device that was idle for idle_s before it,
-    for a number drawn from [0, 1). host_s: of Python between two steps, hidden while the device works. error: median
+    """seconds: of a step on a warm device; typical. draw: of one such step, for a number drawn from [0, 1), on a device
+    that was so cold (Coldness). host_s: of Python between two steps, hidden while the device works. error: median
     relative error of `seconds`.
     """
 
@@ -68,51 +70,111 @@ class StepTime(Protocol):
 
     def seconds(self, work: StepWork) -> float: ...
 
-    def draw(self, work: StepWork, drawn: float, idle_s: float) -> float: ...
+    def draw(self, work: StepWork, drawn: float, coldness: float) -> float: ...
 
 
-class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True):
+def quantile(spread: Sequence[float], drawn: float) -> float:
+    """Of evenly spaced quantiles the one that a number drawn from [0, 1) falls upon; 1 where there are none."""
+    return spread[int(drawn * len(spread))] if spread else 1.0
+
+
+def spread_of(ratios: Sequence[float] | npt.NDArray[np.float64]) -> list[float]:
+    """Evenly spaced quantiles."""
+    shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    return [float(found) for found in np.quantile(ratios, shares)]
+
+
+class Coldness:
+    """How idle a device was of late: 1 after a long rest, 0 after as much work; WARM_S is the time constant.
+
+    A step on a cold device takes longer: caches hold other things, cores slept or run slowly.
+    """
+
+    __slots__ = ("_end_s", "_value")
+
+    def __init__(self) -> None:
+        self._end_s = -math.inf
+        self._value = 1.0
+
+    def before(self, start_s: float) -> float:
+        """Of the device as it begins a step. Steps are told in their order."""
+        idle_s = max(0.0, start_s - self._end_s)
+        self._value = 1.0 - (1.0 - self._value) * math.exp(-idle_s / WARM_S)
+        self._end_s = start_s
+        return self._value
+
+    def work(self, seconds: float) -> None:
+        """The step took so long."""
+        self._end_s += seconds
+        self._value *= math.exp(-seconds / WARM_S)
+
+
+class FittedStepTime(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Two non-negative linear models of a step's parts, and how far steps of each kind lay from them.
 
     coefficients: of steps that only decode, and of all where prompt_coefficients is empty; else those are of steps with
     prompts in them. error: median relative error over the steps it was fitted to. spreads: by kind, evenly spaced
-    quantiles of measured over modelled; empty: none. rest_s: what a rest adds to the step after it, by its length
-    (RESTS_S); rested: the spreads of these steps.
+    quantiles of measured over modelled; empty: none.
     """
 
     coefficients: list[float]
     prompt_coefficients: list[float] = []
-    host_s: float
     error: float
     num_steps: int
     frontend: Frontend = Frontend()
     spreads: list[list[float]] = []
-    rest_s: tuple[float, ...] = (0.0,) * len(RESTS_S)
-    rested: list[list[float]] = []
     source: str = ""
 
+    @property
+    def host_s(self) -> float:
+        """The pauses between measured steps are part of them."""
+        return 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.coefficients) != NUM_COEFFICIENTS or len(self.prompt_coefficients) not in (0, NUM_COEFFICIENTS):
+            raise ValueError(f"a step model has {NUM_COEFFICIENTS} coefficients")
+
     def seconds(self, work: StepWork) -> float:
-        factors = self.prompt_coefficients if work.prefill_pairs and self.prompt_coefficients else self.coefficients
-        return sum(map(mul, factors, _features(work)), start=0.0)
+        return self._parts(work, 0.0)[0]
 
-    def draw(self, work: StepWork, drawn: float, idle_s: float) -> float:
-        seconds = self.seconds(work)
-        rest = bisect_right(RESTS_S, idle_s)
-        if rest and self.rested:
-            seconds += self.rest_s[rest - 1]
-            quantiles = self.rested[rest - 1]
-        else:
-            quantiles = self.spreads[kind_of(work)] if self.spreads else []
-        return seconds * quantiles[int(drawn * len(quantiles))] if quantiles else seconds
+    def draw(self, work: StepWork, drawn: float, coldness: float) -> float:
+        seconds, spread = self._parts(work, coldness)
+        return seconds * spread[int(drawn * len(spread))]
+
+    def _parts(self, work: StepWork, coldness: float) -> tuple[float, Sequence[float]]:
+        """(typical seconds, how steps of the kind vary)."""
+        tokens, pairs = work.num_tokens, work.prefill_pairs
+        known = self._known.get((tokens, pairs > 0)) or self._learn(work)
+        of_tokens_s, sampled_s, context_s, pairs_s, cold_s, spread = known
+        seconds = of_tokens_s + sampled_s * work.num_sampled + context_s * work.decode_context + pairs_s * pairs
+        return seconds + coldness * cold_s, spread
+
+    def _learn(self, work: StepWork) -> tuple[float, float, float, float, float, Sequence[float]]:
+        """What is the same for all steps of so many tokens, with prompts in them or without."""
+        tokens, has_prompts = work.num_tokens, work.prefill_pairs > 0
+        factors = self.prompt_coefficients if has_prompts and self.prompt_coefficients else self.coefficients
+        sampled_s, context_s, pairs_s, cold_s, cold_token_s = factors[len(_KNEES) :]
+        known = self._known[tokens, has_prompts] = (
+            sum(map(mul, factors, _ramps(tokens)), start=0.0), sampled_s, context_s, pairs_s,
+            cold_s + cold_token_s * tokens, self.spreads[kind_of(work)] if self.spreads else (1.0,),
+        )  # fmt: skip
+        return known
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, bool], tuple[float, float, float, float, float, Sequence[float]]]:
+        return {}
 
 
-def _features(work: StepWork) -> tuple[int, ...]:
+def _ramps(tokens: int) -> tuple[float, ...]:
+    """A step's time is linear in its tokens between knees, and grows at each as it may."""
+    return 1, *(min(tokens, high) - low if tokens > low else 0 for low, high in pairwise(_KNEES))
+
+
+def _features(work: StepWork, coldness: float) -> tuple[float, ...]:
+    """What a step's time is made of, in the order of the coefficients."""
     tokens = work.num_tokens
-    first, second, third, fourth = _KNEES
     return (
-        1, tokens - first if tokens > first else 0, tokens - second if tokens > second else 0,
-        tokens - third if tokens > third else 0, tokens - fourth if tokens > fourth else 0,
-        work.num_sampled, work.decode_context, work.prefill_pairs,
+        *_ramps(tokens), work.num_sampled, work.decode_context, work.prefill_pairs, coldness, coldness * tokens,
     )  # fmt: skip
 
 
@@ -129,30 +191,25 @@ def fit_step_time(steps: Sequence[LoggedStep], frontend: Frontend | None = None,
     """
     if len(steps) < MIN_STEPS:
         raise ConfigError(f"{len(steps)} steps are too few to fit a model.", remedy=f"Measure at least {MIN_STEPS}.")
-    idle_s = idle_seconds(steps)
-    busy = [seconds for seconds in idle_s if seconds < IDLE_S]
-    is_rested = np.asarray(idle_s) >= RESTS_S[0]
     has_prompts = np.asarray([step.work.prefill_pairs > 0 for step in steps])
-    seconds = np.asarray([step.seconds for step in steps])
-    features = np.asarray([_features(step.work) for step in steps], dtype=np.float64)
-    fewest = min(np.sum(has_prompts & ~is_rested), np.sum(~has_prompts & ~is_rested))
+    seconds = np.asarray(occupied_seconds(steps))
+    features = np.asarray(
+        [_features(*found) for found in zip((step.work for step in steps), coldness_of(steps), strict=True)],
+        dtype=np.float64,
+    )
+    fewest = min(np.sum(has_prompts), np.sum(~has_prompts))
     modelled = np.empty(len(steps))
     found: list[list[float]] = []
     for part in (~has_prompts, has_prompts) if fewest >= MIN_STEPS else (np.ones(len(steps), dtype=bool),):
-        chosen = part & ~is_rested
-        coefficients = _fit(features[chosen], seconds[chosen])
+        coefficients = _fit(features[part], seconds[part])
         modelled[part] = features[part] @ coefficients
         found.append(coefficients.tolist())
     ratios = seconds / np.maximum(modelled, 1e-9)
     kinds = np.asarray([kind_of(step.work) for step in steps])
-    rest_s, rested = _rested(idle_s, seconds, modelled)
     return FittedStepTime(
         coefficients=found[0], prompt_coefficients=found[1] if len(found) > 1 else [],
-        host_s=max(0.0, statistics.median(busy)) if busy else 0.0,
-        error=float(np.median(np.abs(1 / ratios[~is_rested] - 1.0))), num_steps=len(steps),
-        frontend=frontend or Frontend(),
-        spreads=_spreads(kinds[~is_rested], ratios[~is_rested]), rest_s=rest_s, rested=rested,
-        source=source,
+        error=float(np.median(np.abs(1 / ratios - 1.0))), num_steps=len(steps),
+        frontend=frontend or Frontend(), spreads=_spreads(kinds, ratios), source=source,
     )  # fmt: skip
 
 
@@ -166,44 +223,33 @@ def _fit(features: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) ->
     return coefficients
 
 
-def idle_seconds(steps: Sequence[LoggedStep]) -> list[float]:
-    """How long the device had nothing to do before each step; before the first, for ever."""
-    pauses = (after.started_s - before.started_s - before.seconds for before, after in pairwise(steps))
-    return [math.inf, *pauses]
+def occupied_seconds(steps: Sequence[LoggedStep]) -> list[float]:
+    """How long each kept the device from the next: itself, and the pause before it while there was something to run."""
+    found, end_s = [], -math.inf
+    for step in steps:
+        pause_s = step.started_s - end_s
+        found.append(step.seconds + (pause_s if 0 < pause_s < IDLE_S else 0.0))
+        end_s = step.started_s + step.seconds
+    return found
 
 
-def _rested(
-    idle_s: Sequence[float], seconds: npt.NDArray[np.float64], modelled: npt.NDArray[np.float64]
-) -> tuple[tuple[float, ...], list[list[float]]]:
-    """What each length of a rest adds, and quantiles of what is left; of one that was hardly seen, the other's.
-
-    The addition is the median of what the steps took beyond the model. Long steps count for less, as they vary more.
-    """
-    rests = np.searchsorted(RESTS_S, idle_s, side="right")
-    found = [np.flatnonzero(rests == rest + 1) for rest in range(len(RESTS_S))]
-    enough = [part for part in found if len(part) >= MIN_RESTED]
-    if not enough:
-        return (0.0,) * len(RESTS_S), []
-    shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
-    rest_s: list[float] = []
-    quantiles: list[list[float]] = []
-    for part in (part if len(part) >= MIN_RESTED else enough[0] for part in found):
-        beyond = seconds[part] - modelled[part]
-        order = np.argsort(beyond)
-        weights = np.cumsum(1 / np.maximum(modelled[part][order], 1e-9))
-        rest_s.append(max(0.0, float(beyond[order][np.searchsorted(weights, weights[-1] / 2)])))
-        quantiles.append(np.quantile(seconds[part] / (modelled[part] + rest_s[-1]), shares).tolist())
-    return tuple(rest_s), quantiles
+def coldness_of(steps: Sequence[LoggedStep]) -> list[float]:
+    """Of the device before each step."""
+    coldness = Coldness()
+    found = []
+    for step in steps:
+        found.append(coldness.before(step.started_s))
+        coldness.work(step.seconds)
+    return found
 
 
 def _spreads(kinds: npt.NDArray[np.int64], ratios: npt.NDArray[np.float64]) -> list[list[float]]:
     """Quantiles for each kind; of a kind that was hardly seen, those of its nearest one."""
-    shares = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     found: list[list[float]] = []
     for kind in range(2 * _NUM_SIZES):
         chosen = ratios[kinds == kind]
-        found.append(np.quantile(chosen, shares).tolist() if len(chosen) >= MIN_OF_A_KIND else [])
-    everything = np.quantile(ratios, shares).tolist()
+        found.append(spread_of(chosen) if len(chosen) >= MIN_OF_A_KIND else [])
+    everything = spread_of(ratios)
     for half in (0, _NUM_SIZES):
         known = [size for size in range(_NUM_SIZES) if found[half + size]]
         for size in range(_NUM_SIZES):
@@ -294,8 +340,8 @@ class ScaledStepTime:
     def seconds(self, work: StepWork) -> float:
         return self.inner.seconds(work) * self.factor
 
-    def draw(self, work: StepWork, drawn: float, idle_s: float) -> float:
-        return self.inner.draw(work, drawn, idle_s) * self.factor
+    def draw(self, work: StepWork, drawn: float, coldness: float) -> float:
+        return self.inner.draw(work, drawn, coldness) * self.factor
 
 
 def _feed_forward_widths(model: ModelConfig) -> tuple[int, int]:

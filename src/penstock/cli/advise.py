@@ -73,6 +73,7 @@ def _platform(options: argparse.Namespace, name: str, profile: Profile | None) -
     return Platform(
         name, step_time, engine.cache.num_blocks, engine.cache.block_size, engine.scheduler.max_model_len,
         options.price, profile.quantization if profile is not None else "", is_measured=profile is not None,
+        num_host_blocks=engine.cache.num_host_blocks, block_copy_s=engine.block_copy_s,
     )  # fmt: skip
 
 

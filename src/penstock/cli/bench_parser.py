@@ -52,9 +52,6 @@ def add_bench(commands: Any, add_command: AddCommand, parser_class: Any) -> None
     simulate.add_argument("--seconds", type=float, default=30.0, help="of measuring [30]")
     simulate.add_argument("--max-num-seqs", type=int, default=64, help="[64]")
     simulate.add_argument("--max-num-batched-tokens", type=int, default=512, help="[512]")
-    simulate.add_argument(
-        "--host-kv-gb", type=float, default=0.0, help="of --gpu: host memory that keeps what its KV cache gives up [0]"
-    )
     simulate.add_argument("--no-prefix-caching", action="store_true", help="keep no finished blocks")
     simulate.add_argument("--html", type=Path, help="write a report here")
     simulate.add_argument("--json", type=Path, help="write the results here")
@@ -133,6 +130,9 @@ def add_simulation(command: Any) -> None:
     group.add_argument("--tflops", type=float, help="of that machine, 10^12 operations a second")
     group.add_argument("--weight-bits", type=float, default=16, help="on such a machine, bits a weight [16]")
     group.add_argument("--num-blocks", type=int, help="of 16 tokens in the KV cache [of the profile; else 8192]")
+    group.add_argument(
+        "--host-kv-gb", type=float, default=0.0, help="of --gpu: host memory that keeps what its KV cache gives up [0]"
+    )
     _add_workload(command)
     _add_arrivals(command)
     command.add_argument("--slo", action="append", default=[], help="ttft:p99=500ms, tpot=50ms, or an MLPerf class")

@@ -6,7 +6,6 @@ import argparse
 import secrets
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -36,7 +35,6 @@ def bench_sim(options: argparse.Namespace) -> int:
     if options.measure is not None:
         return _measure(options)
     check_workload(options)
-    check_bounds(options, {"host_kv_gb": (0, 1e6)})
     step_time, engine = platform_of(options, load_profile(options.profile) if options.profile else None)
     slo = parse_slo(options.slo)
     seed = options.seed if options.seed is not None else secrets.randbits(31)
@@ -67,20 +65,20 @@ def platform_of(options: argparse.Namespace, profile: Profile | None) -> tuple[S
     """Steps and engine of a profile, else of the options. Raises ConfigError."""
     check_bounds(options, {
         "bandwidth": (0.1, 1e6), "tflops": (1e-3, 1e6), "weight_bits": (1, 32), "num_blocks": (1, 1 << 31),
+        "host_kv_gb": (0, 1e6),
     })  # fmt: skip
     wanted = EngineOptions(
         max_num_seqs=getattr(options, "max_num_seqs", 64),
         max_num_batched_tokens=getattr(options, "max_num_batched_tokens", 512),
         enable_prefix_caching=not getattr(options, "no_prefix_caching", False),
     )
+    if options.host_kv_gb and options.gpu is None:
+        raise ConfigError("Nothing says how fast the link to the host tier is.", remedy="Give --gpu.")
     if profile is not None:
         num_blocks = options.num_blocks or profile.num_blocks
         engine = SimulatedEngine.of(wanted, num_blocks, profile.block_size, profile.max_model_len)
         return profile.step_time, engine
     card = CARDS.get(options.gpu or "")
-    host_kv_gb = getattr(options, "host_kv_gb", 0.0)
-    if host_kv_gb and card is None:
-        raise ConfigError("Nothing says how fast the link to the host tier is.", remedy="Give --gpu.")
     if options.model is None or (card is None and not (options.bandwidth and options.tflops)):
         raise ConfigError(
             "Nothing says how long a step takes.",
@@ -93,9 +91,8 @@ def platform_of(options: argparse.Namespace, profile: Profile | None) -> tuple[S
     if card is not None:
         num_blocks = options.num_blocks or card.num_blocks(model, options.weight_bits, BLOCK_SIZE)
         engine = SimulatedEngine.of(wanted, num_blocks, BLOCK_SIZE, model.max_context_len)
-        host_blocks = card.num_host_blocks(model, BLOCK_SIZE, host_kv_gb * 1e9)
-        cache = msgspec.structs.replace(engine.cache, num_host_blocks=host_blocks)
-        engine = replace(engine, cache=cache, block_copy_s=card.block_copy_s(model, BLOCK_SIZE))
+        host_blocks = card.num_host_blocks(model, BLOCK_SIZE, options.host_kv_gb * 1e9)
+        engine = engine.with_host_tier(host_blocks, card.block_copy_s(model, BLOCK_SIZE))
         return card.step_time(model, options.weight_bits), engine
     step_time = HardwareStepTime.of_model(model, options.bandwidth * 1e9, options.tflops * 1e12, options.weight_bits)
     num_blocks = options.num_blocks or _DEFAULT_BLOCKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from penstock.base.errors import PenstockError, ValidationError
 from penstock.engine.executor import StepExecutor, StepHandle
@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 GRAMMAR_WAIT_S = 0.002
 
 
-@dataclass(slots=True)
-class InFlight:
+class InFlight(NamedTuple):
     """A step that was launched and whose result has not been taken yet."""
 
     output: SchedulerOutput

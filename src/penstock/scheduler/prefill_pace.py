@@ -21,17 +21,14 @@ class PrefillPace:
     as well.
     """
 
-    __slots__ = ("_decode_s", "_target_s", "limit")
+    __slots__ = ("_decode_s", "_target_s", "is_on", "limit")
 
     def __init__(self, target_s: float) -> None:
         """target_s: seconds; 0 switches it off."""
+        self.is_on = target_s > 0
         self._target_s = target_s
         self._decode_s = 0.0
         self.limit = _START_TOKENS
-
-    @property
-    def is_on(self) -> bool:
-        return self._target_s > 0
 
     def observe(self, num_prefill_tokens: int, seconds: float) -> None:
         """A step with these tokens took that long."""

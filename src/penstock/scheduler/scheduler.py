@@ -111,9 +111,8 @@ class Scheduler:
             self._stats.num_rejected += 1
             raise
         is_protected = self._config.max_preemptions == 0
-        priority = (
-            request.priority if self._config.policy == "priority" else int(request.priority >= BACKGROUND_PRIORITY)
-        )
+        has_priorities = self._config.policy == "priority"
+        priority = request.priority if has_priorities else int(request.priority >= BACKGROUND_PRIORITY)
         rank = (not is_protected, priority, self._num_arrivals)
         try:
             accepted = Request(request, rank, is_protected, pools_every_token=self._config.pools_every_token)
@@ -231,12 +230,14 @@ class Scheduler:
         Those who lack blocks preempt from the end of the list, so nobody is preempted who is in the plan. Streams
         that lack forced tokens come before prompts.
         """
-        prefills, streams, decodes = list[Request](), list[Request](), list[Request]()
-        running, split = self._running, len(self._running)
+        prefills: list[Request] = []
+        streams: list[Request] = []
+        decodes: list[Request] = []
+        running, split, budget = self._running, len(self._running), plan.budget
         if self._num_others < len(self._requests):
             split = bisect_left(running, True, key=_gives_way)
         for request in running[split:] if is_background else running[:split]:
-            if len(decodes) >= plan.budget:
+            if len(decodes) >= budget:
                 break
             num_computed = request.num_computed_tokens
             num_known = request.num_known_tokens
@@ -313,9 +314,7 @@ class Scheduler:
         if self._config.is_encoder:
             return 0
         num_known = len(request.token_ids)
-        if not request.is_protected:
-            return num_known
-        if self._guaranteed is None:
+        if not request.is_protected or self._guaranteed is None:
             return num_known
         num_worst = request.max_total_tokens - 1  # the last token is drawn, but never computed
         return num_worst if self._kv.blocks_for(num_worst) <= self._kv.num_available else None
@@ -360,7 +359,8 @@ class Scheduler:
 
     def _apply(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
         """The outputs that a step gave. One loop with hardly a call in it: this is most of what a row costs."""
-        errors, sampled, outputs, num_taken = result.errors, result.sampled, list[RequestOutput](), 0
+        outputs: list[RequestOutput] = []
+        errors, sampled, num_taken = result.errors, result.sampled, 0
         # By object, not by id: an id may have ended and been used again while the step was in flight.
         for request, share in zip(plan.requests, plan.scheduled, strict=True):
             if request.state is _FINISHED:
