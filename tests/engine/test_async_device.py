@@ -12,6 +12,7 @@ from delayed_device import DelayedBackend, DelayedEvent
 from penstock.base.errors import DeviceLostError
 from penstock.messages import SamplingParams
 from penstock.runner import ModelRunner, graph_policy
+from penstock.runner.async_device import AsyncDevice
 from penstock.runner.staging import ALIGNMENT, Staging
 from varied_requests import KINDS, SCHEDULES, make_requests, run_with_aborts, signature
 from whole_engine import build, engine_config, request, run
@@ -124,6 +125,20 @@ def test_a_closed_engine_leaves_the_devices_memory(checkpoint, backend, monkeypa
     finally:
         gc.enable()
     assert backend.num_released == 1
+
+
+def test_copies_of_blocks_are_sent_and_not_waited_for(checkpoint, backend, monkeypatch):
+    sent, send = [], AsyncDevice.send
+    monkeypatch.setattr(AsyncDevice, "send", lambda self, array: sent.append(array.tolist()) or send(self, array))
+    core = build(engine_config(checkpoint))
+    prompt = [index % 90 + 3 for index in range(64)]
+    run(core, [request("first", prompt, 4)], 1)
+    found = run(core, [request("second", [*prompt[:40], 95, 96], 4)], 1)["second"]
+    assert len(sent) == 2, "a part of a block was copied: from where, and to where"
+    assert sent[0] != sent[1]
+    monkeypatch.undo()
+    alone = run(build(engine_config(checkpoint)), [request("second", [*prompt[:40], 95, 96], 4)], 1)["second"]
+    assert found.token_ids == alone.token_ids
 
 
 def test_tables_of_one_shape_lie_alike_and_apart():

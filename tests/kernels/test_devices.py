@@ -117,3 +117,12 @@ def test_triton_on_the_cpu_is_refused_outside_its_interpreter(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(ConfigError, match="run on a GPU"):
         op_table.load("triton", 1)
+
+
+def test_triton_without_a_compiler_is_refused_with_what_helps(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    with pytest.raises(ConfigError, match="C compiler") as refused:
+        op_table.load("triton", 1, device=torch.device("cuda"))
+    assert "gcc" in refused.value.remedy

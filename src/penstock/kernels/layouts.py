@@ -52,6 +52,9 @@ class Layouts(ABC):
     def empty_quantized(self, n: int, k: int, layout: WeightLayout, dtype: torch.dtype) -> QuantizedLinear:
         """An unfilled quantised weight [n, k], to be multiplied with activations of `dtype`."""
 
+    def check_cache_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027  most can
+        """Raises ConfigError where the kernels cannot keep keys and values as `dtype`."""
+
     @abstractmethod
     def cache_block_nbytes(self, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Of one block of one layer, keys and values together."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -365,7 +366,13 @@ def load(
 def _triton_ops(num_threads: int, device: torch.device, *, batch_invariant: bool) -> Ops:
     if importlib.util.find_spec("triton") is None:
         raise ConfigError("Triton is not installed.", remedy="Install `penstock[gpu]`, or serve with --device cpu.")
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not is_interpreted and not any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
+        raise ConfigError(
+            "Triton builds what starts its kernels with a C compiler, and none is found.",
+            remedy="Install gcc and Python's headers (apt install gcc python3-dev), or name a compiler in CC.",
+        )
+    if device.type == "cpu" and not is_interpreted:
         raise ConfigError(
             "The Triton kernels run on a GPU, and this engine is on the CPU.",
             remedy="Leave --kernels out, or give --device cuda. (For tests: TRITON_INTERPRET=1 interprets them.)",

@@ -114,6 +114,7 @@ class ModelRunner:
             device=open_device(config.device),
             batch_invariant=config.batch_invariant,
         )
+        self.ops.layouts.check_cache_dtype(cache_dtype(config))
         self.packing_s = 0.0  # of the start: what the weights' repacking took
         self._model = load_model(
             config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_packing_time
@@ -257,10 +258,10 @@ class ModelRunner:
                 self._batch.append_blocks(request.request_id, request.new_block_ids)
 
     def _copy_blocks(self, copies: Sequence[BlockCopy]) -> None:
-        sources = torch.tensor([copy.source for copy in copies], dtype=torch.int64)
-        destinations = torch.tensor([copy.destination for copy in copies], dtype=torch.int64)
-        device = self.ops.layouts.device
-        self.ops.copy_blocks(self._pool.tensors, sources.to(device), destinations.to(device))
+        ends = [copy.source for copy in copies], [copy.destination for copy in copies]
+        device = self.ops.layouts.device  # on a GPU they are there: nothing is waited for
+        sources, destinations = (self._device.send(np.array(ids, dtype=np.int64)).to(device) for ids in ends)
+        self.ops.copy_blocks(self._pool.tensors, sources, destinations)
 
     def _run_isolating_errors(self, scheduled: Sequence[ScheduledRequest], step: LaunchedStep) -> None:
         try:

@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from penstock.kernels.triton import aot
+from penstock.kernels.triton import aot, moe, sampling
 from penstock.kernels.triton.specialization import Specialization
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +36,32 @@ def test_the_subset_compiles_for_every_chip(tmp_path: Path) -> None:
         assert kernel["cubin_size"] > 0
         assert 0 < kernel["registers"] <= 255
         assert kernel["name"] in (tmp_path / "kernels.md").read_text()
+
+
+AMD = """
+from penstock.kernels.triton import aot
+for one in aot.specializations():
+    if one.name in ("decode d128 g4 q1 bf16", "prefill d128 g4 bf16", "mla_decode h16"):
+        print(aot.compile_for_amd(one))
+"""
+
+
+def test_attention_compiles_for_an_amd_chip_within_its_shared_memory(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run([sys.executable, "-c", AMD], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    sizes = [int(line) for line in done.stdout.split()]
+    assert len(sizes) == 3
+    assert 0 < max(sizes) <= aot.AMD_SHARED_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [(moe.count_kernel, "num_pairs"), (moe.sort_kernel, "num_pairs"), (sampling._top_logprobs_kernel, "k")],
+)
+def test_numbers_of_a_step_compile_nothing_anew(kernel: Any, name: str) -> None:
+    assert name in kernel.kwargs["do_not_specialize"]
 
 
 def test_every_kernel_has_a_name_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.base.errors import ConfigError
+from penstock.kernels import ops as op_table
 from penstock.kernels.triton import configs
 
 SHIPPED = sorted(
@@ -70,3 +72,26 @@ def test_the_first_tile_that_is_large_enough() -> None:
     assert card.tile("codes4", 17).block_m == 32
     assert card.tile("codes4", 1 << 20) == card.tiles["codes4"][-1]
     assert configs.file_name("NVIDIA H100 80GB HBM3") == "NVIDIA_H100_80GB_HBM3.json"
+
+
+def test_an_amd_card_is_asked_for_nothing_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compute capability reads like a later NVIDIA's; its shared memory holds fewer tiles."""
+    found = SimpleNamespace(name="AMD Instinct MI300X", major=9, minor=4, multi_processor_count=304)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: found)
+    assert configs.of_device.__wrapped__(torch.device("cuda")).capability == 94
+    assert configs.stages(5) == 5
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    card = configs.of_device.__wrapped__(torch.device("cuda"))
+    assert (card.capability, card.multiprocessors, card.tensor_copies) == (80, 304, False)
+    assert [configs.stages(count) for count in (1, 2, 5)] == [1, 2, 2]
+
+
+def test_a_cache_in_8_bit_floats_is_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = op_table.layouts("triton")
+    layouts.check_cache_dtype(torch.float8_e4m3fn)
+    old = msgspec.structs.replace(configs.read("NVIDIA_A100.json"))
+    monkeypatch.setattr(configs, "of_device", lambda _device: old)
+    layouts.check_cache_dtype(torch.int8)
+    with pytest.raises(ConfigError, match="no 8-bit floats") as refused:
+        layouts.check_cache_dtype(torch.float8_e4m3fn)
+    assert "--kv-cache-dtype int8" in refused.value.remedy

@@ -22,6 +22,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from penstock.kernels import triton as package
+from penstock.kernels.triton import configs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ CAPABILITIES: Final = (80, 90, 100)
 # capabilities).
 SHARED_LIMIT: Final = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 REGISTER_LIMIT: Final = 255
+AMD_SHARED_LIMIT: Final = 64 << 10
 _WARP: Final = 32
 
 
@@ -99,6 +101,17 @@ def compile_one(specialization: Specialization, capability: int) -> CompiledKern
         stack_size=usage["stack_size"],
     )
     return msgspec.structs.replace(result, problem=judge(result, spills_allowed=specialization.spills_allowed))
+
+
+def compile_for_amd(specialization: Specialization) -> int:
+    """Compiles for an MI300 in as many stages as are taken there; the bytes of shared memory that a program takes."""
+    kernel = specialization.kernel
+    source = ASTSource(
+        kernel, {name: specialization.signature[name] for name in kernel.arg_names}, dict(specialization.constants)
+    )
+    options = {"num_warps": specialization.num_warps, "num_stages": min(specialization.num_stages, configs.AMD_STAGES)}
+    shared: int = triton.compile(source, target=GPUTarget("hip", "gfx942", 64), options=options).metadata.shared
+    return shared
 
 
 def _resources(ptx: str, capability: int) -> dict[str, int]:

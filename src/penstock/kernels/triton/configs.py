@@ -26,6 +26,8 @@ _PROGRAMS_A_MULTIPROCESSOR: Final = 2
 _MIN_STEPS: Final = 4
 _MAX_WALKED_TOKENS: Final = 64
 _MAX_FILE_BYTES: Final = 1 << 20
+# AMD's chips have 64 KiB of shared memory for a program, and Triton keeps one tile less than there are stages.
+AMD_STAGES: Final = 2
 
 
 class Tile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,12 +115,18 @@ def of_device(device: torch.device) -> Card:
     if device.type != "cuda":
         return read("NVIDIA_H100.json")  # the interpreter
     properties = torch.cuda.get_device_properties(device)
-    capability = 10 * properties.major + properties.minor
+    # Of AMD's cards none has NVIDIA's e4m3 or its tensor copies.
+    capability = 80 if torch.version.hip else 10 * properties.major + properties.minor
     card = next(
         (read(name) for name in (file_name(properties.name), _of_family(properties.name)) if _exists(name)),
         read(f"NVIDIA_{'B200' if capability >= 100 else 'H100' if capability >= 90 else 'A100'}.json"),
     )
     return msgspec.structs.replace(card, capability=capability, multiprocessors=properties.multi_processor_count)
+
+
+def stages(count: int) -> int:
+    """How many tiles are on their way at once, where NVIDIA's chips would have `count`."""
+    return min(count, AMD_STAGES) if torch.version.hip else count
 
 
 def _of_family(card: str) -> str:

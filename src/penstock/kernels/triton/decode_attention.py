@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
+from penstock.kernels.triton.configs import stages
 from penstock.kernels.triton.kv_layout import scales_of
 from penstock.kernels.triton.online_softmax import LOG2_E, attend_tiles
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
@@ -199,7 +200,7 @@ def decode(
         call.scale * LOG2_E, call.window, GROUP=group, HEAD_DIM=head_dim, DIM_PADDED=padded, SLOTS=call.slots,
         QUERY_LEN=query_len, BLOCK_M=max(triton.next_power_of_2(group * query_len), 16), BLOCK_N=tile.slots,
         PIECE=PIECE_SLOTS, PIECES=MAX_PIECES, QUANTIZED=keys.dtype in QUANTIZED_DTYPES, WINDOWED=call.window > 0,
-        TOKEN_UNITS=token_units, num_warps=tile.warps, num_stages=tile.stages,
+        TOKEN_UNITS=token_units, num_warps=tile.warps, num_stages=stages(tile.stages),
     )  # fmt: skip
     fold_kernel[(units * query_len, num_heads)](
         sums, totals, call.sinks, lens, starts, call.out, tables.shape[0], num_heads, first_token or 0, pieces,

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from penstock.kernels.triton.configs import stages
 from penstock.kernels.triton.online_softmax import LOG2_E, next_sums, product
 from penstock.kernels.triton.prefill_attention import Tile, tile_of
 from penstock.kernels.triton.specialization import Specialization, specialization
@@ -76,7 +77,7 @@ def full_attention(qkv_TS: Tensor, query_starts: Tensor, num_heads: int, scale: 
     if tokens:
         _full_attention_kernel[(num_heads, tokens // tile.rows + num_texts)](
             qkv_TS, query_starts, out, num_texts, num_heads, scale * LOG2_E, HEAD_DIM=head_dim, DIM_PADDED=padded,
-            BLOCK_M=tile.rows, BLOCK_N=tile.slots, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_M=tile.rows, BLOCK_N=tile.slots, num_warps=tile.warps, num_stages=stages(tile.stages),
         )  # fmt: skip
     return out
 

@@ -239,8 +239,8 @@ def _launch(device: torch.device, family: str, job: _Multiplication, k: int, ste
     # A descriptor costs the host some microseconds: too much for few tokens.
     by_tensor = card.tensor_copies and card.capability >= 90 and job.routing is None and block_m >= _MIN_TENSOR_TOKENS
     return _Launch(
-        block_m, tile.block_n, tile.num_warps, tile.num_stages, splits, steps_a_split, is_split, by_tensor,
-        job.is_invariant,
+        block_m, tile.block_n, tile.num_warps, configs.stages(tile.num_stages), splits, steps_a_split, is_split,
+        by_tensor, job.is_invariant,
     )  # fmt: skip
 
 

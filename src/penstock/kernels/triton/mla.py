@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.triton import decode_attention
+from penstock.kernels.triton.configs import stages
 from penstock.kernels.triton.decode_attention import fold_kernel, fold_specialization, num_pieces_of, unit_of
 from penstock.kernels.triton.online_softmax import LOG2_E, next_sums, product
 from penstock.kernels.triton.specialization import Specialization, specialization
@@ -114,7 +115,7 @@ def mla_decode(
     _mla_decode_kernel[(pieces, triton.cdiv(num_heads, heads), requests)](
         q_THD, latent_cache, block_tables, lens, starts, sums, totals, block_tables.shape[1], requests, num_heads,
         pieces, scale * LOG2_E, LATENT=LATENT_DIM, ROPE=ROPE_DIM, SLOTS=latent_cache.shape[1], HEADS=heads,
-        BLOCK_N=_BLOCK_N, PIECE=piece_slots, PIECES=max_pieces, num_warps=warps, num_stages=_STAGES,
+        BLOCK_N=_BLOCK_N, PIECE=piece_slots, PIECES=max_pieces, num_warps=warps, num_stages=stages(_STAGES),
     )  # fmt: skip
     fold_kernel[(requests, num_heads)](
         sums, totals, None, lens, starts, out, requests, num_heads, 0, pieces, 0, HEAD_DIM=LATENT_DIM,

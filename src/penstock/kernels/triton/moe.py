@@ -71,7 +71,7 @@ def top_k_kernel(
             tl.store(weights_ptr + token * TOP_K + place, weight * (total / chosen_total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def count_kernel(experts_ptr, counts_ptr, num_pairs, BLOCK: tl.constexpr):
     """counts[expert]: its pairs, one expert a program."""
     expert = tl.program_id(0)
@@ -82,7 +82,7 @@ def count_kernel(experts_ptr, counts_ptr, num_pairs, BLOCK: tl.constexpr):
     tl.store(counts_ptr + expert, tl.sum(count, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def sort_kernel(
     experts_ptr, counts_ptr, pairs_ptr, tile_experts_ptr, num_pairs, num_experts,
     BLOCK_M: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
+from penstock.kernels.triton.configs import stages
 from penstock.kernels.triton.kv_layout import scales_of
 from penstock.kernels.triton.online_softmax import LOG2_E, attend_tiles
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
@@ -138,7 +139,7 @@ def prefill(call: Attention, decode_query_len: int) -> None:
         call.q.stride(0), tables.shape[1], requests, num_kv_heads, decode_query_len, call.scale * LOG2_E, call.window,
         GROUP=group, HEAD_DIM=head_dim, DIM_PADDED=padded, SLOTS=call.slots, BLOCK_M=rows, BLOCK_N=size.slots,
         QUANTIZED=keys.dtype in QUANTIZED_DTYPES, WINDOWED=call.window > 0, SINKS=call.sinks is not None,
-        num_warps=size.warps, num_stages=size.stages,
+        num_warps=size.warps, num_stages=stages(size.stages),
     )  # fmt: skip
 
 

@@ -221,7 +221,7 @@ def _sample_kernel(
     tl.store(out_ptr + row, tl.where(usable, token, -1).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def _top_logprobs_kernel(
     logits_ptr, ids_ptr, logprobs_ptr, ranks_ptr, top_ids_ptr, top_ptr, vocab, k, BLOCK: tl.constexpr,
     STAGES: tl.constexpr,

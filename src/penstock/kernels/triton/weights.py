@@ -29,7 +29,7 @@ from penstock.kernels.quantized import SCALE_DTYPES, SUPER_GROUP, QuantizedLinea
 
 DENSE_STEP: Final = 128
 _ALIGNMENT: Final = 256
-_MIN_FP8_CAPABILITY: Final = 89
+MIN_FP8_CAPABILITY: Final = 89
 # Bits of a code in the layout -> bits kept.
 _KEPT_BITS: Final = {2: 2, 3: 4, 4: 4, 5: 6, 6: 6, 8: 8}
 _FIELDS: Final = {2: 8, 4: 4, 6: 8, 8: 4}
@@ -72,7 +72,7 @@ def kind_of(layout: WeightLayout, capability: int) -> str:
     if layout.group_size == 0:
         return "int8"
     is_fp8 = layout.values == "e4m3" and layout.group_size % DENSE_STEP == 0
-    return "fp8" if is_fp8 and capability >= _MIN_FP8_CAPABILITY else "codes"
+    return "fp8" if is_fp8 and capability >= MIN_FP8_CAPABILITY else "codes"
 
 
 def empty_linear(n: int, k: int, dtype: torch.dtype, device: torch.device | str) -> DeviceLinear:
