@@ -2,25 +2,26 @@
 // itself, padded; and the sums of its groups, which offsets and minimums of the codes are multiplied with.
 #pragma once
 
-#include "ops/quantized_simd.h"
-#include "ops/quantized.h"
+#include "ops/quantized_block.h"
 #include "scratch.h"
 #include "threads.h"
 
 namespace penstock::PENSTOCK_ISA {
 
-// Rows of x as the block kernels read them.
+// Rows of x as the block kernels read them. Bytes lie in chunks of kXChunkInputs, [chunk][chunk_rows], with what belongs
+// to them; floats, with chunk_rows 0, are one chunk.
 struct Activations {
     char* x;
     int64_t x_stride;  // bytes
-    float* scales;     // [m][scale_stride]; null for floats
+    float* scales;     // [chunk][row][scale_stride]; null for floats
     int64_t scale_stride;
-    uint32_t* sums;  // [m][sum_stride]: int32 to begin a group's sum with, or f32 to multiply a minimum with; or null
+    uint32_t* sums;  // likewise: int32 to begin a group's sum with, or f32 to multiply a minimum with; or null
     int64_t sum_stride;
+    int64_t chunk_rows;
 
     Activations from(int64_t row) const {
         return {x + row * x_stride, x_stride, scales ? scales + row * scale_stride : nullptr, scale_stride,
-                sums ? sums + row * sum_stride : nullptr, sum_stride};
+                sums ? sums + row * sum_stride : nullptr, sum_stride, chunk_rows};
     }
 };
 
@@ -32,36 +33,34 @@ public:
     BytesOfRows(const QuantizedLinearArgs& args, int64_t padded_k) : args_(args), padded_k_(padded_k) {
         const WeightLayout& layout = args.layout;
         group_ = layout.group_size ? layout.group_size : kXBlock;
-        out_.x_stride = padded_k + kPadding;
-        out_.scale_stride = (padded_k + kXBlock - 1) / kXBlock;
-        out_.sum_stride = (padded_k + group_ - 1) / group_;
+        out_.x_stride = kXChunkStride;
+        out_.scale_stride = kXChunkScales;
+        out_.sum_stride = kXChunkSums;
+        out_.chunk_rows = args.m;
         static thread_local Scratch<char> bytes;
         static thread_local Scratch<float> scales;
         static thread_local Scratch<uint32_t> sums;
-        out_.x = bytes.at_least(args.m * out_.x_stride);
-        out_.scales = scales.at_least(args.m * out_.scale_stride);
-        out_.sums = sums.at_least(args.m * out_.sum_stride);
+        const int64_t rows = (padded_k + kXChunkInputs - 1) / kXChunkInputs * args.m;
+        out_.x = bytes.at_least(rows * out_.x_stride);
+        out_.scales = scales.at_least(rows * out_.scale_stride);
+        out_.sums = sums.at_least(rows * out_.sum_stride);
     }
 
     const Activations& result() const { return out_; }
 
     void convert(int64_t row) const {
         const T* x = static_cast<const T*>(args_.x) + row * args_.k;
-        float* scales = out_.scales + row * out_.scale_stride;
         float row_most = 0.0f;
         if (args_.layout.x_per_token) row_most = largest(x, 0, args_.k);
-        for (int64_t begin = 0, block = 0; begin < padded_k_; begin += kXBlock, ++block) {
+        for (int64_t begin = 0; begin < padded_k_; begin += kXBlock) {
             const int64_t end = begin + kXBlock < padded_k_ ? begin + kXBlock : padded_k_;
             const int64_t filled = end < args_.k ? end : args_.k;
             const float most = args_.layout.x_per_token ? row_most : largest(x, begin, filled);
-            scales[block] = convert_block(row, x, {begin, end}, most);
+            convert_block(begin / kXChunkInputs * args_.m + row, x, {begin, end}, most);
         }
     }
 
 private:
-    // Rows would otherwise lie a power of two apart and share the sets of the first-level cache.
-    static constexpr int64_t kPadding = 64;
-
     // The largest magnitude; NaN if there is one (as bits, it is larger than all numbers).
     static float largest(const T* x, int64_t begin, int64_t end) {
         Vec most = zero();
@@ -74,25 +73,27 @@ private:
         return unusual ? NAN : reduce_max(most);
     }
 
-    // Writes codes and sums of inputs [begin, end), of which those from k on are zero. Returns their scale.
-    float convert_block(int64_t row, const T* x, Range inputs, float most) const {
+    // Writes codes, sums and the scale of inputs [begin, end), of which those from k on are zero, to a row of their chunk.
+    void convert_block(int64_t row, const T* x, Range inputs, float most) const {
         const bool is_finite = most <= 3.4028234e38f, is_zero = most < 1e-30f;
         const Vec inverse = splat(is_finite && !is_zero ? 127.0f / most : 0.0f);
-        auto* codes = reinterpret_cast<int8_t*>(out_.x + row * out_.x_stride);
-        uint32_t* sums = out_.sums + row * out_.sum_stride;
+        const int64_t chunk = inputs.begin / kXChunkInputs * kXChunkInputs;
+        auto* codes = reinterpret_cast<int8_t*>(out_.x + row * kXChunkStride);
+        uint32_t* sums = out_.sums + row * kXChunkSums;
         int32_t sum = 0;
         for (int64_t i = inputs.begin; i < inputs.end; i += kLanes) {
             const int64_t left = args_.k - i;
             Vec value = left >= kLanes ? load(x + i) : left > 0 ? load_n(x + i, int(left)) : zero();
             if (!is_finite) value = zero();
-            sum += store_int8(codes + i, round_nearest(value * inverse));
+            sum += store_int8(codes + i - chunk, round_nearest(value * inverse));
             if ((i + kLanes) % group_ != 0 && i + kLanes < inputs.end) continue;
             // A group larger than a block of x never comes here: groups are of 256 inputs at most.
-            sums[i / group_] = args_.layout.minimums == MinimumKind::none ? uint32_t(-args_.layout.offset * sum)
+            sums[(i - chunk) / group_] = args_.layout.minimums == MinimumKind::none ? uint32_t(-args_.layout.offset * sum)
                                                                          : bits_of(float(sum));
             sum = 0;
         }
-        return !is_finite ? NAN : is_zero ? 0.0f : most / 127.0f;
+        const int64_t scale = row * kXChunkScales + (inputs.begin - chunk) / kXBlock;
+        out_.scales[scale] = !is_finite ? NAN : is_zero ? 0.0f : most / 127.0f;
     }
 
     const QuantizedLinearArgs& args_;

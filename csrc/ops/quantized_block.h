@@ -16,6 +16,12 @@ constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
 constexpr int kRowsOfWhole = 2, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #endif
 
+// Rows of x in 8 bits lie in chunks of so many inputs, at distances known when kernels are compiled: where these are
+// variables, a kernel of many rows runs out of registers for addresses (measured on Zen 4: 0.95 of the rate). In bytes,
+// and in numbers of scales and sums; the distances are no powers of two, which would share sets of the first-level cache.
+constexpr int64_t kXChunkInputs = 2048, kXChunkStride = kXChunkInputs + 64;
+constexpr int64_t kXChunkScales = kXChunkInputs / kXBlock, kXChunkSums = kXChunkInputs / 16 + 16;
+
 // With so few rows, the sums of two groups of expanded floats are made at once.
 constexpr int kRowsOfTwoSteps = 2;
 
@@ -60,13 +66,15 @@ struct QuantizedBlock {
 // How x and codes are multiplied: 4 bytes a unit, exactly; a group's sum begins with what the codes' offset takes away.
 struct ByteFamily {
     static constexpr bool kIsScaled = true;  // x is, by 256 inputs
+    static constexpr int64_t x_stride(const QuantizedBlock&) { return kXChunkStride; }
+    static constexpr int64_t sum_stride(const QuantizedBlock&) { return kXChunkSums; }
     using Acc = Ints;
     static Acc start(bool has_minimums, uint32_t x_sum) { return splat_int(has_minimums ? 0 : int32_t(x_sum)); }
     static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
     static void settle() {}
 };
-// The same for groups, whose sums and parts fill the registers: no operand is loaded earlier than it is used, and no sum
-// is copied, since GCC 12 spills a third of them otherwise (measured with whole bytes: 0.92 of the rate).
+// The same where sums and parts fill the registers: no operand is loaded earlier than it is used, and no sum is copied,
+// since GCC 12 spills a third of them otherwise (measured with groups of whole bytes: 0.92 of the rate; Q4_K 0.96).
 struct TightByteFamily : ByteFamily {
     static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes_in_place(acc, codes, x); }
     static void settle() { asm volatile("" ::: "memory"); }
@@ -75,6 +83,8 @@ struct TightByteFamily : ByteFamily {
 template <class ElemType>
 struct FloatFamily {
     static constexpr bool kIsScaled = false;
+    static int64_t x_stride(const QuantizedBlock& block) { return block.x_stride; }
+    static int64_t sum_stride(const QuantizedBlock& block) { return block.x_sum_stride; }
     using Elem = ElemType;
     using Acc = Vec;
     static Acc start(bool, uint32_t) { return zero(); }
@@ -165,7 +175,7 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
                                                          typename Family::Acc (&sums)[kSteps][kRows][kTiles]) {
     const char* codes = step + unit * Reader::kStride;
     const char* end = codes + units * Reader::kStride;
-    const int64_t tile_stride = block.tile_stride, x_stride = block.x_stride;
+    const int64_t tile_stride = block.tile_stride, x_stride = Family::x_stride(block);
     const int64_t step_stride = block.step_stride, step_x = int64_t(block.step_units) * int64_t(sizeof(uint32_t));
     for (; codes != end; codes += 4 * Reader::kStride, x += 4 * sizeof(uint32_t)) {
         const auto multiply = [&]<int kPlace>(int s) __attribute__((always_inline)) {
@@ -193,7 +203,7 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
 template <class Family, int kTiles>
 [[gnu::always_inline]] static inline void add_scaled(const QuantizedBlock& block, int row, int64_t x_block,
                                                      const Vec (&parts)[kTiles]) {
-    const Vec x_scale = splat(Family::kIsScaled ? block.x_scales[row * block.x_scale_stride + x_block] : 1.0f);
+    const Vec x_scale = splat(Family::kIsScaled ? block.x_scales[row * kXChunkScales + x_block] : 1.0f);
     for (int t = 0; t < kTiles; ++t) {
         float* sum = block.sums + (row * kTiles + t) * kLanes;
         store(sum, fma(parts[t], x_scale, load(sum)));
@@ -210,7 +220,7 @@ void multiply_whole_rows(const QuantizedBlock& block, const Reader& reader) {
         typename Family::Acc sums[1][kRows][kTiles];
         for (int r = 0; r < kRows; ++r)
             for (int t = 0; t < kTiles; ++t)
-                sums[0][r][t] = Family::start(false, block.x_sums[r * block.x_sum_stride + x_block]);
+                sums[0][r][t] = Family::start(false, block.x_sums[r * Family::sum_stride(block) + x_block]);
         const int64_t count = units - begin < x_block_units ? units - begin : x_block_units;
         multiply_group<Family, Reader, kRows, kTiles, 1>(block, reader, block.codes, begin, count, block.x + begin * 4,
                                                       fetcher, sums);
@@ -268,7 +278,7 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
         typename Family::Acc sums[kSteps][kRows][kTiles];
         for (int s = 0; s < kSteps; ++s)
             for (int r = 0; r < kRows; ++r) {
-                const uint32_t start = Family::kIsScaled ? x_sums[r * block.x_sum_stride] : 0;
+                const uint32_t start = Family::kIsScaled ? x_sums[r * Family::sum_stride(block)] : 0;
                 for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::start(kMinimum, start);
             }
         multiply_group<Family, Reader, kRows, kTiles, kSteps>(block, reader, codes, unit, block.group_units, x, fetcher,
@@ -282,7 +292,7 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
                 if constexpr (kMinimum) {
                     const Vec minimum = scales.minimum(t, scale);
                     for (int r = 0; r < kRows; ++r)
-                        parts[r][t] = fma(splat_float(x_sums + r * block.x_sum_stride), minimum, parts[r][t]);
+                        parts[r][t] = fma(splat_float(x_sums + r * Family::sum_stride(block)), minimum, parts[r][t]);
                 }
             }
         }

@@ -18,16 +18,16 @@ template <class Elem>
 void run(const QuantizedLinearArgs& args) {
     using Rows = BytesOfRows<Elem>;
     const WeightLayout& layout = args.layout;
-    if (layout.group_size == 0) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::row>, Rows>(args);
+    if (layout.group_size == 0) return run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::row>, Rows>(args);
     const bool has_minimums = layout.minimums != MinimumKind::none;
     if (layout.bits == 6 && rows_of_a_product(args) <= kRowsUnpackedTwice)
         return run_quantized<QuantizedKernel<ByteFamily, SixBitReader, Scaling::group>, Rows>(args);
     if (layout.bits == 4 && layout.table != nullptr)
         return run_quantized<QuantizedKernel<ByteFamily, TableReader, Scaling::group>, Rows>(args);
     if (layout.bits == 4 && has_minimums)
-        return run_quantized<QuantizedKernel<ByteFamily, NibbleReader, Scaling::minimum>, Rows>(args);
+        return run_quantized<QuantizedKernel<TightByteFamily, NibbleReader, Scaling::minimum>, Rows>(args);
     if (layout.bits == 4) return run_quantized<QuantizedKernel<TightByteFamily, NibbleReader, Scaling::group>, Rows>(args);
-    if (has_minimums) return run_quantized<QuantizedKernel<ByteFamily, WholeReader, Scaling::minimum>, Rows>(args);
+    if (has_minimums) return run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::minimum>, Rows>(args);
     run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::group>, Rows>(args);
 }
 

@@ -200,9 +200,11 @@ private:
 
     // Where x is, from a step on, for the rows from `row` on. Without groups, 256 inputs are one.
     QuantizedBlock locate(int64_t row, int64_t step) const {
-        const int64_t input = step * layout_.step;
+        const int64_t chunk = x_.chunk_rows ? step * layout_.step / kXChunkInputs : 0;
+        const int64_t input = step * layout_.step - chunk * kXChunkInputs;
+        row += chunk * x_.chunk_rows;
         QuantizedBlock work{};
-        work.x = x_.x + row * x_.x_stride + step * step_units_ * int64_t(sizeof(uint32_t));
+        work.x = x_.x + row * x_.x_stride + input / unit_inputs_ * int64_t(sizeof(uint32_t));
         work.x_stride = x_.x_stride;
         work.x_scales = x_.scales ? x_.scales + row * x_.scale_stride + input / kXBlock : nullptr;
         work.x_scale_stride = x_.scale_stride;
