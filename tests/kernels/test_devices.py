@@ -107,6 +107,21 @@ def test_device_and_kernels_follow_from_wishes_and_machine(options, machine, dev
     assert (config.device, config.kernels) == (device, kernels)
 
 
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ({}, (64, 512)),
+        ({"device": "mps"}, (64, 512)),
+        ({"device": "cuda"}, (256, 8192)),
+        ({"device": "rocm", "max_num_seqs": 5}, (5, 8192)),
+        ({"device": "cuda", "max_num_batched_tokens": 300}, (256, 300)),
+    ],
+)
+def test_how_large_a_step_may_be_follows_from_the_device(options, limits):
+    config = resolve_engine_config("x", MODEL, EngineOptions(**options), MachineFacts(num_cores=2)).scheduler
+    assert (config.max_num_seqs, config.max_num_batched_tokens) == limits
+
+
 def test_native_kernels_on_a_gpu_are_refused():
     with pytest.raises(ConfigError, match="device is cuda"):
         resolve_engine_config("x", MODEL, EngineOptions(device="cuda", kernels="native"), MachineFacts(num_cores=2))

@@ -19,9 +19,9 @@ from penstock.bench.sample_size import required_count
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.slo import Slo
 from penstock.bench.step_time import ScaledStepTime, StepTime
-from penstock.config.resolve import EngineOptions
+from penstock.config.resolve import EngineOptions, with_limits
 
-_DEFAULTS: Final = EngineOptions()
+_DEFAULTS: Final = with_limits(EngineOptions())
 _SEQUENCES: Final = (8, 16, 32, 64, 128)
 _BUDGETS: Final = (256, 512, 1024)
 CONFIRMING_DRAWS: Final = 8  # at least; more where as many requests cannot speak of a p99

@@ -26,7 +26,7 @@ from penstock.bench.plan import Message, PlannedRequest
 from penstock.bench.simulated_time import SimulatedLoop, simulate
 from penstock.bench.step_time import Coldness, StepTime, quantile
 from penstock.config.engine import CacheConfig, SchedulerConfig
-from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks
+from penstock.config.resolve import EngineOptions, scheduler_config, watermark_blocks, with_limits
 from penstock.engine.core import EngineCore
 from penstock.engine.step_log import StepWork
 from penstock.kvcache import KVCacheManager
@@ -297,6 +297,7 @@ class SimulatedEngine:
     @classmethod
     def of(cls, options: EngineOptions, num_blocks: int, block_size: int, max_model_len: int) -> SimulatedEngine:
         """As a server with these options would be built."""
+        options = with_limits(options)
         step_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
         scheduler = scheduler_config(options, max_model_len, step_tokens)
         scheduler = msgspec.structs.replace(scheduler, watermark_blocks=watermark_blocks(num_blocks))

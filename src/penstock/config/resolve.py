@@ -9,6 +9,9 @@ from penstock.config.engine import CacheConfig, EngineConfig, SchedulerConfig
 from penstock.config.model import ModelConfig
 
 BLOCK_SIZE = 16
+# Of a step, where nothing was asked for: sequences, tokens. A GPU computes hundreds of rows in the time of one.
+CPU_LIMITS = (64, 512)
+GPU_LIMITS = (256, 8192)
 # Steps that decode take only so much prefill beside it that streams keep about this pace (or half their own speed).
 TARGET_STEP_S = 0.25
 WATERMARK_FRACTION = 0.01
@@ -31,8 +34,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kernels: str = "auto"
     max_memory: int = 0
     max_model_len: int = 0
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
     max_num_queued_requests: int = 10_000
     max_num_queued_tokens: int = 50_000_000
     scheduling_policy: str = "fcfs"
@@ -73,6 +76,7 @@ def resolve_engine_config(
             param="max_model_len",
         )
     device = options.device if options.device != "auto" else machine.accelerator or "cpu"
+    options = with_limits(options, device)
     # An encoder's texts run whole: a step must hold the longest.
     step_tokens = max(options.max_num_batched_tokens, options.max_num_seqs, max_model_len if model.is_encoder else 0)
     kernels = _resolve_kernels(options.kernels, device, machine)
@@ -104,6 +108,16 @@ def resolve_engine_config(
         device=device,
         capture_graphs=options.capture_graphs,
         batch_invariant=options.batch_invariant,
+    )
+
+
+def with_limits(options: EngineOptions, device: str = "cpu") -> EngineOptions:
+    """With the most sequences and tokens of a step, where they were left open."""
+    num_seqs, num_tokens = GPU_LIMITS if device in TRITON_DEVICES else CPU_LIMITS
+    return msgspec.structs.replace(
+        options,
+        max_num_seqs=options.max_num_seqs or num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens or num_tokens,
     )
 
 

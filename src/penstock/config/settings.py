@@ -142,15 +142,21 @@ class Settings:
         bounds=(2**20, 2**50),
         auto="what is free now (within a container's limit); the KV cache then takes at most half of it",
     )
-    max_num_seqs: int = _setting(
-        "integer", 64, _ENGINE, "Most sequences that run at the same time; more wait.", bounds=(1, 4096)
-    )
-    max_num_batched_tokens: int = _setting(
+    max_num_seqs: int | None = _setting(
         "integer",
-        512,
+        None,
+        _ENGINE,
+        "Most sequences that run at the same time; more wait.",
+        bounds=(1, 4096),
+        auto="64; on cuda and rocm 256",
+    )
+    max_num_batched_tokens: int | None = _setting(
+        "integer",
+        None,
         _ENGINE,
         "Token budget of one step. Larger: faster prefill; smaller: steadier streams beside it.",
         bounds=(16, 2**20),
+        auto="512; on cuda and rocm 8192",
     )
     scheduling_policy: str = _setting(
         "text",

@@ -227,6 +227,30 @@ def test_long_contexts_have_a_bounded_number_of_pieces(monkeypatch: pytest.Monke
     check(Shape(2, 1, 32, window=300), [(end - 1, end) for end in (299, 700, 1200)])
 
 
+@pytest.mark.parametrize("window", [0, 150])
+def test_programs_that_take_several_pieces_change_no_bit(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_attention, "PIECE_SLOTS", 64)
+    chunks = [(599, 600), (64, 65), (299, 300), (0, 1), (480, 500)]
+    sequences = Sequences(Shape(4, 2, 32, window=window), [end for _, end in chunks], 5)
+    for request, (_, end) in enumerate(chunks):
+        sequences.write(request, end)
+    step = [(request, begin, end) for request, (begin, end) in enumerate(chunks)]
+    expected = sequences.attend(step)
+    monkeypatch.setattr(decode_attention, "PROGRAMS_A_MULTIPROCESSOR", 0)
+    assert all(map(torch.equal, sequences.attend(step), expected))
+    close(expected[0], sequences.expected(0, 599, 600))
+
+
+def test_one_long_context_does_not_start_programs_for_all_the_others() -> None:
+    """64 pieces of a long context, 8 key/value heads, 132 multiprocessors."""
+    started = {
+        requests: 8 * requests * decode_attention.programs_of(64, 8 * requests, 132) for requests in (1, 32, 512)
+    }
+    assert started[1] == 8 * 64, "alone, it has a program a piece"
+    assert started[32] <= 32 * 132
+    assert started[512] == 8 * 512
+
+
 def test_a_huge_score_neither_overflows_nor_hides_the_rest() -> None:
     sequences = Sequences(Shape(2, 1, 16), [300], 0)
     sequences.qkv[0][:, : 3 * 16] *= 100.0

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
-from penstock.kernels.triton.configs import stages
+from penstock.kernels.triton.configs import of_device, stages
 from penstock.kernels.triton.kv_layout import scales_of
 from penstock.kernels.triton.online_softmax import LOG2_E, attend_tiles
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 PIECE_SLOTS: Final = 256
 MAX_PIECES: Final = 64
 FOLD: Final = 16  # pieces that the second kernel loads at once
+# One long context gives every request of its step room for as many pieces, and the others' programs would begin for
+# nothing. So many programs a multiprocessor share the work well; beyond, each takes several pieces. Not measured.
+PROGRAMS_A_MULTIPROCESSOR: Final = 32
 
 
 class Tile(NamedTuple):
@@ -98,18 +101,19 @@ def _decode_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, QUANTIZED: tl.constexpr,
     WINDOWED: tl.constexpr, TOKEN_UNITS: tl.constexpr,
 ):  # fmt: skip
-    """One piece of one unit's context for the GROUP query heads of a key/value head. Bytes: 2 D a slot, read once.
+    """Pieces of one unit's context for the GROUP query heads of a key/value head. Bytes: 2 D a slot, read once.
 
-    Leaves, for each row, head and piece, the sums [D] and (largest score, total), which fold_kernel puts together.
+    Leaves, for each row, head and piece, the sums [D] and (largest score, total), which fold_kernel puts together. The
+    programs of a unit share its pieces, however many they are.
     """
     kv_head = tl.program_id(1)
     unit = tl.program_id(2)
     request, begin, query_len, context_len, first_seen, length = unit_of(
         unit, first_token, starts_ptr, lens_ptr, num_requests, window, PIECE, PIECES, TOKEN_UNITS
     )
-    piece_begin = (first_seen // length + tl.program_id(0)) * length
-    piece_end = tl.minimum(piece_begin + length, context_len)
-    if (query_len > 0) & (query_len <= QUERY_LEN) & (piece_begin < piece_end):
+    first_piece = first_seen // length
+    count = tl.cdiv(context_len, length) - first_piece
+    if (query_len > 0) & (query_len <= QUERY_LEN) & (tl.program_id(0) < count):
         rows = tl.arange(0, BLOCK_M)
         tokens = rows // GROUP
         heads = kv_head * GROUP + rows % GROUP
@@ -118,18 +122,21 @@ def _decode_kernel(
         mask = valid[:, None] & (dims < HEAD_DIM)[None, :]
         q_at = (begin + tokens).to(tl.int64) * q_stride + heads * HEAD_DIM
         q = tl.load(q_ptr + q_at[:, None] + dims[None, :], mask=mask, other=0.0)
-        sums, largest, total = attend_tiles(
-            q, tl.zeros((BLOCK_M, DIM_PADDED), tl.float32), tl.full((BLOCK_M,), -float("inf"), tl.float32),
-            tl.zeros((BLOCK_M,), tl.float32), key_ptr, value_ptr, key_scales_ptr, value_scales_ptr,
-            tables_ptr + request.to(tl.int64) * table_width, kv_head, num_kv_heads, context_len - query_len + tokens,
-            tl.maximum(piece_begin, first_seen // BLOCK_N * BLOCK_N), piece_end, first_seen, scale, window, HEAD_DIM,
-            DIM_PADDED, SLOTS, BLOCK_N, QUANTIZED, True, WINDOWED,
-        )  # fmt: skip
         out_rows = (unit.to(tl.int64) * QUERY_LEN + tokens) * (num_kv_heads * GROUP) + heads
-        at = out_rows * num_pieces + tl.program_id(0)
-        tl.store(sums_ptr + at[:, None] * HEAD_DIM + dims[None, :], sums, mask=mask)
-        tl.store(totals_ptr + at * 2, largest, mask=valid)
-        tl.store(totals_ptr + at * 2 + 1, total, mask=valid)
+        for piece in range(tl.program_id(0), count, tl.num_programs(0)):
+            begin_at = (first_piece + piece) * length
+            sums, largest, total = attend_tiles(
+                q, tl.zeros((BLOCK_M, DIM_PADDED), tl.float32), tl.full((BLOCK_M,), -float("inf"), tl.float32),
+                tl.zeros((BLOCK_M,), tl.float32), key_ptr, value_ptr, key_scales_ptr, value_scales_ptr,
+                tables_ptr + request.to(tl.int64) * table_width, kv_head, num_kv_heads,
+                context_len - query_len + tokens, tl.maximum(begin_at, first_seen // BLOCK_N * BLOCK_N),
+                tl.minimum(begin_at + length, context_len), first_seen, scale, window, HEAD_DIM, DIM_PADDED, SLOTS,
+                BLOCK_N, QUANTIZED, True, WINDOWED,
+            )  # fmt: skip
+            at = out_rows * num_pieces + piece
+            tl.store(sums_ptr + at[:, None] * HEAD_DIM + dims[None, :], sums, mask=mask)
+            tl.store(totals_ptr + at * 2, largest, mask=valid)
+            tl.store(totals_ptr + at * 2 + 1, total, mask=valid)
 
 
 @triton.jit(do_not_specialize=["num_requests", "num_heads", "first_token", "num_pieces", "window"])
@@ -181,6 +188,11 @@ def num_pieces_of(max_context_len: int, window: int) -> int:
     return min(-(-min(max_context_len, window) // PIECE_SLOTS), MAX_PIECES) + 2
 
 
+def programs_of(pieces: int, others: int, multiprocessors: int) -> int:
+    """Programs that share a unit's pieces for one key/value head, where there are so many others of such."""
+    return min(pieces, max(PROGRAMS_A_MULTIPROCESSOR * multiprocessors // others, 1))
+
+
 def decode(
     call: Attention, units: int, max_context_len: int, *, query_len: int = 1, first_token: int | None = None
 ) -> None:
@@ -194,7 +206,8 @@ def decode(
     sums = torch.empty((rows, head_dim), dtype=torch.float32, device=call.q.device)
     totals = torch.empty((rows, 2), dtype=torch.float32, device=call.q.device)
     token_units = first_token is not None
-    _decode_kernel[(pieces, num_kv_heads, units)](
+    programs = programs_of(pieces, num_kv_heads * units, of_device(call.q.device).multiprocessors)
+    _decode_kernel[(programs, num_kv_heads, units)](
         call.q, keys, values, scales_of(keys), scales_of(values), tables, lens, starts, sums, totals,
         call.q.stride(0), tables.shape[1], tables.shape[0], num_kv_heads, first_token or 0, pieces,
         call.scale * LOG2_E, call.window, GROUP=group, HEAD_DIM=head_dim, DIM_PADDED=padded, SLOTS=call.slots,
@@ -235,6 +248,7 @@ def _decode_specialization(shape: tuple[int, int, int], cache: torch.dtype, **fl
     return specialization(
         name + "".join(f" {flag.lower()}" for flag, on in flags.items() if on), _decode_kernel, _decode_types(cache),
         constants | flags, TILES[padded][1:], aligned=("q_stride",),
+        spills_allowed=query_len > 1 and cache in QUANTIZED_DTYPES,  # no step asks for it yet
         min_capability=89 if cache == torch.float8_e4m3fn else 80, in_test=(head_dim, query_len, cache) in _IN_TEST,
     )  # fmt: skip
 
