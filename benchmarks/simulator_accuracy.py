@@ -3,8 +3,8 @@
 
     simulator_accuracy.py [--model DIR] [--rounds 3] [--seconds 10] [--scale 1] [--keep DIR]
 
-A round is a fresh server that records its steps: half of the calibration load, each workload, the other half, so that
-a machine that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then
+A round is a fresh server that records its steps: each workload between two pieces of the calibration load, so that a
+machine that changes its speed changes it for both. The step model is fitted to the calibrations' steps alone. Then
 the simulator plays the requests of three workloads, and the advisor is given three others as a trace and asked what
 the default settings would do; none of them is in the calibration. What either says of other draws of its workloads
 shows how far chance alone moves each figure. Times count from when the client turned to a request: what its timer was
@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from penstock.advisor.advice import Candidate, Platform, predict
@@ -57,7 +58,7 @@ from penstock.bench.results import read_requests, write_requests
 from penstock.bench.server_metrics import served_model
 from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.startup import ServerProcess
-from penstock.bench.step_time import Profile, coldness_of, occupied_seconds
+from penstock.bench.step_time import MIN_STEPS, Profile, coldness_of, occupied_seconds
 from penstock.bench.target import Target
 from penstock.config.resolve import EngineOptions
 
@@ -65,6 +66,7 @@ RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent /
 SHARES = (0.5, 0.9, 0.99)
 FIRST_SEED = 1000
 OTHER_DRAWS = 20
+THROWS = 5  # of the dice for steps, on the same requests: what is foretold is a distribution
 SPEED_S = 600.0
 MAX_OTHERS = 0.04  # of the machine: a window with more proves nothing
 Requests = Callable[[PromptMaker, int, int], Iterable[PlannedRequest]]
@@ -174,8 +176,9 @@ class OtherWork:
 
 async def _round(target: Target, longest: int, options: argparse.Namespace, directory: Path, number: int) -> None:
     load, calibrations, others = CalibrationLoad(target, longest), OtherWork(), OtherWork()
-    await _calibrate(load, calibrations, options.calibration / 2)
+    piece_s = options.calibration / (len(CASES) + 1)
     for index, case in enumerate(CASES):
+        await _calibrate(load, calibrations, piece_s)
         others.begin()
         record = await run_once(
             target, workload_of(case, options), FIRST_SEED + number, RunOptions(sample_server=False)
@@ -183,7 +186,7 @@ async def _round(target: Target, longest: int, options: argparse.Namespace, dire
         others.end()
         record.start_s = 0.0
         write_requests(directory / f"case-{index}.jsonl", record)
-    await _calibrate(load, calibrations, options.calibration / 2)
+    await _calibrate(load, calibrations, piece_s)
     for index, observations in enumerate(load.observations):
         # A run that starts at 0 is written by the machine's own clock, which is that of the steps.
         write_requests(directory / f"calibration-{index}.jsonl", RunRecord(observations, 0.0, 0.0, array("d")))
@@ -226,6 +229,11 @@ class Rounds:
         self.numbers = [int(place.name.removeprefix("round-")) for place in self.places]
         self.num_windows = self.num_void = 0
         self._quiet = [self._are_quiet(place) for place in self.places]
+        self._case_spans = {
+            place: [(record.start_s, record.end_s)
+                    for record in (read_record(place / f"case-{index}.jsonl") for index in range(len(CASES)))]
+            for place in self.places
+        }  # fmt: skip
         self.measured = [self._measured(options, index) for index in range(len(CASES))]
         logs = [latest_step_log(place) for place in self.places]
         self.log = StepLog(logs[0].header, [step for log in logs for step in log.steps])
@@ -245,20 +253,31 @@ class Rounds:
         return one
 
     def profile(self, one: Measured) -> Profile:
-        """Fitted to the calibrations of the rounds in which this case counts: a machine is another one each time."""
+        """Fitted to the calibrations of the rounds in which this case counts; as fast as the machine was just before it
+        and behind it: one that others share is up to twice as fast at one time as at another."""
         observations: list[Observation] = []
-        windows = []
+        windows, beside = [], []
         for number, place, quiet in zip(self.numbers, self.places, self._quiet, strict=True):
             if FIRST_SEED + number not in one.seeds:
                 continue
+            before_s, behind_s = self._gap_around(one, place)
             for index, is_quiet in enumerate(quiet[: -len(CASES)]):
                 path = place / f"calibration-{index}.jsonl"
                 if is_quiet and path.stat().st_size:  # a phase that the time did not suffice for is empty
                     record = read_record(path)
                     observations += record.observations
                     windows.append((record.start_s, record.end_s))
+                    if before_s <= record.start_s and record.end_s <= behind_s:
+                        beside.append(windows[-1])
         calibration = within(self.log, windows)
-        return profile_of(calibration, fit_frontend(calibration.steps, observations))
+        profile = profile_of(calibration, fit_frontend(calibration.steps, observations))
+        return at_speed_of(within(self.log, beside), profile)
+
+    def _gap_around(self, one: Measured, place: Path) -> tuple[float, float]:
+        """When the case before this one ended, and when the next began."""
+        spans = self._case_spans[place]
+        index = CASES.index(one.case)
+        return spans[index - 1][1] if index else -math.inf, spans[index + 1][0] if index + 1 < len(spans) else math.inf
 
     def steps_of(self, one: Measured) -> StepLog:
         """The steps of one case."""
@@ -271,14 +290,28 @@ def within(log: StepLog, windows: list[tuple[float, float]]) -> StepLog:
     return StepLog(log.header, inside)
 
 
-def step_ratio(log: StepLog, profile: Profile) -> float:
-    """Modelled over measured time of these steps: how far the machine, or the model, was off for them."""
-    model = profile.step_time
-    modelled = sum(
-        statistics.fmean(model.draw(step.work, share / 50, coldness) for share in range(50))
-        for step, coldness in zip(log.steps, coldness_of(log.steps), strict=True)
+def at_speed_of(log: StepLog, profile: Profile) -> Profile:
+    """The profile of a machine that is as fast as it was for these steps: those without prompts and those with."""
+    fitted = profile.step_time
+    decodes, prompts = (step_ratio(log, profile, has_prompts) for has_prompts in (False, True))
+    step_time = msgspec.structs.replace(
+        fitted,
+        coefficients=[found / decodes for found in fitted.coefficients],
+        prompt_coefficients=[found / prompts for found in fitted.prompt_coefficients],
     )
-    return modelled / sum(occupied_seconds(log.steps))
+    return msgspec.structs.replace(profile, step_time=step_time)
+
+
+def step_ratio(log: StepLog, profile: Profile, has_prompts: bool | None = None) -> float:
+    """Modelled over measured time of these steps, or of those with prompts or without: how far the machine, or the
+    model, was off for them. 1 of too few."""
+    model = profile.step_time
+    modelled, measured = list[float](), list[float]()
+    for step, coldness, seconds in zip(log.steps, coldness_of(log.steps), occupied_seconds(log.steps), strict=True):
+        if has_prompts is None or has_prompts == (step.work.prefill_pairs > 0):
+            modelled.append(statistics.fmean(model.draw(step.work, share / 50, coldness) for share in range(50)))
+            measured.append(seconds)
+    return sum(modelled) / sum(measured) if len(measured) >= MIN_STEPS else 1.0
 
 
 def joined(records: list[RunRecord]) -> Summary:
@@ -292,10 +325,16 @@ def engine_of(profile: Profile) -> SimulatedEngine:
     return SimulatedEngine.of(EngineOptions(), profile.num_blocks, profile.block_size, profile.max_model_len)
 
 
+def these(workload: Workload, seeds: Sequence[int]) -> Workload:
+    """Run number i is the i-th of these draws of it, and throws dice of its own for how long steps take."""
+    return replace(workload, plan=lambda number: workload.plan(seeds[number]))
+
+
 def simulated(one: Measured, profile: Profile, seeds: Sequence[int]) -> Summary:
     """These draws of the workload in the simulator."""
-    engine = engine_of(profile)
-    return joined([run_simulation(engine, profile.step_time, one.workload, seed).record for seed in seeds])
+    engine, workload = engine_of(profile), these(one.workload, seeds)
+    numbers = range(len(seeds))
+    return joined([run_simulation(engine, profile.step_time, workload, number).record for number in numbers])
 
 
 def speedup(case: Case, profile: Profile, options: argparse.Namespace) -> int:
@@ -308,12 +347,7 @@ def advised(one: Measured, profile: Profile, seeds: Sequence[int]) -> Summary:
     """What `penstock advise` says of one replica with the default settings, the workload being these draws of it."""
     platform = Platform("here", profile.step_time, profile.num_blocks, profile.block_size, profile.max_model_len)
     candidate = Candidate(platform, 1, EngineOptions().max_num_seqs, EngineOptions().max_num_batched_tokens)
-    drawn = list(seeds)
-
-    def trace(number: int) -> Iterable[PlannedRequest]:
-        return one.workload.plan(drawn[number])
-
-    return predict(candidate, replace(one.workload, plan=trace), (), 0, len(drawn)).summary
+    return predict(candidate, these(one.workload, seeds), (), 0, len(seeds)).summary
 
 
 @dataclass(frozen=True)
@@ -382,7 +416,7 @@ def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], 
         profile = rounds.profile(one)
         profiles.append(profile.step_time)
         real, foretold = joined(one.records), advised if one.case.is_held_out else simulated
-        found = foretold(one, profile, one.seeds)
+        found = foretold(one, profile, one.seeds * THROWS)
         others = [foretold(one, profile, range(draw * 100, draw * 100 + len(one.seeds))) for draw in range(OTHER_DRAWS)]
         if not one.case.is_held_out:
             speedups.append(speedup(one.case, profile, options))
@@ -391,6 +425,8 @@ def judge(rounds: Rounds, options: argparse.Namespace) -> tuple[dict[str, Any], 
             "step_ratio": step_ratio(rounds.steps_of(one), profile), "requests": real.num_attempted,
             "failed": real.num_failed, "void": real.void, "rows": compare(real, found, others),
         })  # fmt: skip
+    if not results:
+        raise SystemExit("Other processes disturbed every window: nothing can be said.")
     facts = {
         "manifest": manifest(), "rounds": len(rounds.places), "speedups": speedups,
         "steps": max(found.num_steps for found in profiles),

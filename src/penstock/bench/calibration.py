@@ -41,6 +41,7 @@ _RESTS_S: Final = (0.02, 0.6)
 _TURNS: Final = 8
 LONGEST_PROMPT: Final = 600
 _ANSWERS: Final = (4, 60)
+_STRIDE: Final = 3  # phases by which each piece of a calibration begins later than the one before
 MIN_ALONE: Final = 8
 MAX_POINTS: Final = 200
 
@@ -126,30 +127,32 @@ class CalibrationLoad:
         self._target = target
         self._longest_prompt = max(16, min(LONGEST_PROMPT, longest_prompt))
         self._maker = PromptMaker(as_chat=False, token_limit=256)
+        self._num_runs = 0
+        self._alone_rate = 0.0  # of one user, requests a second
 
     async def run(self, seconds: float, on_progress: Callable[[str], None]) -> None:
         """Each phase gets the same time; what was begun is finished, so slow machines take longer.
 
         Closed loops keep a server busy; arrivals by chance, at shares of what one user got through, leave it idle in
         between, and so does one who rests between short answers. That is another server: its threads sleep, its caches
-        hold other things.
+        hold other things. Further runs begin with other phases, so that slow machines come to these as well.
         """
-        first = len(self.observations)
+        first, shift = len(self.observations), _STRIDE * self._num_runs % len(_PHASES)
+        self._num_runs += 1
         await self._run(-1, 1, None, time.monotonic() + 0.5)  # warm
         end_s = time.monotonic() + seconds
-        alone_rate = 0.0
-        for number, (users, share) in enumerate(_PHASES):
+        for number, (users, share) in enumerate(_PHASES[shift:] + _PHASES[:shift]):
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 return
             on_progress(f"{users} users" if users else f"{share} of one user's rate" if share else "one user who rests")
-            rate = share * alone_rate if share else None
+            rate = share * self._alone_rate if share else None
             until_s = time.monotonic() + left_s / (len(_PHASES) - number)
-            least = 2 * MIN_ALONE if number == 0 else 0  # a busy machine disturbs some of them
+            least = 2 * MIN_ALONE if number == first == 0 else 0  # a busy machine disturbs some of them
             found = await self._run(first + number, users, rate, until_s, least)
             self.observations.append(found)
-            if number == 0 and found:
-                alone_rate = len(found) / (found[-1].ended_s - found[0].intended_s)
+            if users == 1 and found:
+                self._alone_rate = len(found) / (found[-1].ended_s - found[0].intended_s)
 
     async def _run(
         self, number: int, users: int | None, rate: float | None, until_s: float, least: int = 0
