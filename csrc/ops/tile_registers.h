@@ -20,7 +20,7 @@ struct TileShape {
 template <bool kIsSigned>
 struct Codes {};
 
-// Shapes that do not go together trap, as in hardware.
+// Shapes that do not go together trap, as in hardware. Never inlined: only tests need it, and code is large as it is.
 class EmulatedTiles {
 public:
     void configure(const TileShape (&shapes)[kTileRegisters]) { memcpy(shapes_, shapes, sizeof shapes_); }
@@ -31,19 +31,19 @@ public:
         memset(units_[kTile], 0, sizeof units_[kTile]);
     }
     template <int kTile>
-    void load(const void* from, int64_t stride_bytes) {
+    [[gnu::noinline]] void load(const void* from, int64_t stride_bytes) {
         zero<kTile>();
         for (int r = 0; r < shapes_[kTile].rows; ++r)
             memcpy(units_[kTile][r], static_cast<const char*>(from) + r * stride_bytes, shapes_[kTile].row_bytes);
     }
     template <int kTile>
-    void store(void* to, int64_t stride_bytes) const {
+    [[gnu::noinline]] void store(void* to, int64_t stride_bytes) const {
         for (int r = 0; r < shapes_[kTile].rows; ++r)
             memcpy(static_cast<char*>(to) + r * stride_bytes, units_[kTile][r], shapes_[kTile].row_bytes);
     }
     // sums[r][c] += the sum over u of x[r][u] . weight[u][c]
     template <int kSums, int kX, int kWeight>
-    void multiply(Bf16) {
+    [[gnu::noinline]] void multiply(Bf16) {
         check<kSums, kX, kWeight>();
         for (int r = 0; r < shapes_[kSums].rows; ++r)
             for (int c = 0; c < kLanes; ++c) {
@@ -73,7 +73,7 @@ private:
             __builtin_trap();
     }
     template <int kSums, int kX, int kWeight, class Code>
-    void multiply_bytes() {
+    [[gnu::noinline]] void multiply_bytes() {
         check<kSums, kX, kWeight>();
         for (int r = 0; r < shapes_[kSums].rows; ++r)
             for (int u = 0; u < shapes_[kWeight].rows; ++u)

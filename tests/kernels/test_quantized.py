@@ -237,11 +237,11 @@ class TestTilesEmulated:
 
     @pytest.mark.parametrize("layout", INTEGER_LAYOUTS, ids=str)
     def test_the_bits_are_those_of_vectors(self, native: ops.Ops, layout: WeightLayout) -> None:
-        for n, k, dtype in [(41, 2560, torch.bfloat16), (16, 256, torch.float32), (130, 1280, torch.float32)]:
+        for n, k, dtype in [(41, 2560, torch.bfloat16), (16, 256, torch.float32), (100, 1280, torch.float32)]:
             packed = pack_any(native, layout, n, k, dtype)
             x = torch.randn(80, k).to(dtype)
             x[3, 7] = torch.inf
-            for rows in (1, 2, 9, 16, 17, 31, 32, 33, 80):
+            for rows in (1, 16, 33, 80):
                 expected = native.linear(x[:rows], packed)
                 assert torch.equal(self.linear(native, x[:rows], [packed]).nan_to_num(), expected.nan_to_num())
             assert_linear_close(expected[4:], exact_activations(x, layout)[4:], dequantize(packed), torch.zeros(n))
