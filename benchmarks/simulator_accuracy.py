@@ -60,7 +60,7 @@ from penstock.bench.simulator import SimulatedEngine, run_simulation
 from penstock.bench.startup import ServerProcess
 from penstock.bench.step_time import MIN_STEPS, Profile, coldness_of, occupied_seconds
 from penstock.bench.target import Target
-from penstock.config.resolve import EngineOptions
+from penstock.config.resolve import EngineOptions, with_limits
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
 SHARES = (0.5, 0.9, 0.99)
@@ -346,7 +346,8 @@ def speedup(case: Case, profile: Profile, options: argparse.Namespace) -> int:
 def advised(one: Measured, profile: Profile, seeds: Sequence[int]) -> Summary:
     """What `penstock advise` says of one replica with the default settings, the workload being these draws of it."""
     platform = Platform("here", profile.step_time, profile.num_blocks, profile.block_size, profile.max_model_len)
-    candidate = Candidate(platform, 1, EngineOptions().max_num_seqs, EngineOptions().max_num_batched_tokens)
+    usual = with_limits(EngineOptions())
+    candidate = Candidate(platform, 1, usual.max_num_seqs, usual.max_num_batched_tokens)
     return predict(candidate, these(one.workload, seeds), (), 0, len(seeds)).summary
 
 

@@ -26,7 +26,7 @@ from penstock.engine import build as engine_build
 from penstock.engine.core import EngineCore
 from penstock.engine.executor import StreamExecutor
 from penstock.kvcache import KVCacheManager
-from penstock.messages import EngineRequest, PoolingParams
+from penstock.messages import EngineRequest, PoolingParams, SchedulerOutput
 from penstock.runner import ModelRunner, memory, model_runner, plan_memory, plan_profiled, profile
 from penstock.runner.profile import PROBE_BLOCKS, largest_step, run_largest_steps
 from penstock.sampling import deferred
@@ -209,6 +209,31 @@ def test_the_largest_step_is_as_large_as_a_step_may_be(checkpoint: Path) -> None
         assert output.num_tokens == min(num_tokens, num_seqs * 200)
         assert output.scheduled[0].num_computed_tokens + output.scheduled[0].num_tokens == 200
         assert len(output.scheduled[0].new_block_ids) == 13
+
+
+def test_smaller_steps_follow_so_that_their_tiles_are_compiled(checkpoint: Path) -> None:
+    tried: list[SchedulerOutput] = []
+
+    class Runner:
+        def try_out(self, output: SchedulerOutput) -> None:
+            tried.append(output)
+
+    config = engine_config(checkpoint, max_num_seqs=40, max_num_batched_tokens=300)
+    run_largest_steps(Runner(), config, torch.device("cpu"))
+    steps = [(output.num_tokens, len(output.scheduled)) for output in tried if output.new_requests[0].pooling is None]
+    assert steps == [(300, 40), (16, 16), (32, 32), (64, 40)]
+    tried.clear()
+    config = engine_config(checkpoint, max_num_seqs=4, max_num_batched_tokens=20)
+    run_largest_steps(Runner(), config, torch.device("cpu"))
+    assert [output.num_tokens for output in tried if output.new_requests[0].pooling is None] == [20, 16]
+
+
+def test_the_tiles_that_are_run_are_those_of_the_cards() -> None:
+    from penstock.kernels.triton import configs
+
+    for name in ("NVIDIA_H100.json", "NVIDIA_H200.json", "NVIDIA_A100.json", "NVIDIA_B200.json"):
+        for tiles in configs.read(name).tiles.values():
+            assert {tile.max_tokens for tile in tiles[:-1]} <= set(profile.TILE_TOKENS), name
 
 
 def test_an_explicit_limit_bounds_what_everything_takes(checkpoint: Path) -> None:

@@ -5,6 +5,9 @@ as wide as they get), every row drawing with log-probabilities and edited logits
 it, as much as the step before it would still hold for grammars, and as penalties of long contexts take. Every block of
 the tables is the one that the pool has yet: what is computed means nothing. A model of vectors also pools such a step.
 
+Then smaller ones, in the other tiles of the matrix kernels: what Triton compiles at its first use is compiled before
+anybody waits for it.
+
 Owns: nothing.
 Never: leaves a request in the runner.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,6 +26,7 @@ from penstock.messages.bounds import BOUNDS, MAX_ENTRIES
 from penstock.sampling.deferred import MOST_PENALISED, PENALISED_NBYTES
 
 PROBE_BLOCKS: Final = 1
+TILE_TOKENS: Final = (16, 32, 64)  # the most that the smaller tiles take (kernels/triton/configs)
 _PROMPT_POSITIONS: Final = 65  # with a piece's rows (model_runner.LOGIT_ROWS_PER_PIECE) and one more
 
 
@@ -45,6 +50,10 @@ def run_largest_steps(runner: Profiled, config: EngineConfig, device: torch.devi
         held = held_beside(config, len(output.scheduled), device) if pooling is None else ()
         runner.try_out(output)
         del held
+        if pooling is None:
+            for size in TILE_TOKENS:
+                if size < output.num_tokens:
+                    runner.try_out(largest_step(_limited(config, size), None))
 
 
 def held_beside(config: EngineConfig, num_rows: int, device: torch.device) -> tuple[Tensor, ...]:
@@ -83,6 +92,13 @@ def largest_step(config: EngineConfig, pooling: PoolingParams | None) -> Schedul
         output.scheduled.append(ScheduledRequest(request_id, start, num_tokens, blocks, True))
         output.num_tokens += num_tokens
     return output
+
+
+def _limited(config: EngineConfig, num_tokens: int) -> EngineConfig:
+    limits = config.scheduler
+    num_seqs = min(limits.max_num_seqs, num_tokens)
+    limits = msgspec.structs.replace(limits, max_num_seqs=num_seqs, max_num_batched_tokens=num_tokens)
+    return msgspec.structs.replace(config, scheduler=limits)
 
 
 def _sampling(config: EngineConfig, *, scores_prompt: bool) -> SamplingParams:
