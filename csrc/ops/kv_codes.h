@@ -51,14 +51,10 @@ static inline const uint16_t* kv_table(DType dtype) {
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
 
 static inline Units bf16_of_int8(const uint8_t* codes) {
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_BF16
     const auto* from = reinterpret_cast<const __m128i*>(codes);
     const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
     const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
-    return {(__m512i)_mm512_cvtne2ps_pbh(high, low)};
-#else
-    return bf16_of_int16(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes))));
-#endif
+    return bf16_of_exact(low, high);
 }
 
 // Of numbers (no code that is kept is NaN): exponent and mantissa go where bf16 has them, but for the smallest, m / 512.

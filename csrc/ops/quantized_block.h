@@ -73,12 +73,26 @@ struct ByteFamily {
     static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
     static void settle() {}
 };
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
 // The same where sums and parts fill the registers: no operand is loaded earlier than it is used, and no sum is copied,
 // since GCC 12 spills a third of them otherwise (measured with groups of whole bytes: 0.92 of the rate; Q4_K 0.96).
 struct TightByteFamily : ByteFamily {
     static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes_in_place(acc, codes, x); }
     static void settle() { asm volatile("" ::: "memory"); }
 };
+#else
+using TightByteFamily = ByteFamily;
+#endif
+#if PENSTOCK_ISA_LEVEL == PENSTOCK_LEVEL_AVX2
+// For codes of at most 127.
+struct NarrowByteFamily : ByteFamily {
+    static Acc dot(Acc acc, Units codes, Units x) { return dot_narrow_bytes(acc, codes, x); }
+};
+using TightNarrowByteFamily = NarrowByteFamily;
+#else
+using NarrowByteFamily = ByteFamily;
+using TightNarrowByteFamily = TightByteFamily;
+#endif
 
 template <class ElemType>
 struct FloatFamily {
@@ -88,63 +102,116 @@ struct FloatFamily {
     using Elem = ElemType;
     using Acc = Vec;
     static Acc start(bool, uint32_t) { return zero(); }
-    static Acc dot(Acc acc, Units codes, Units x) { return penstock::PENSTOCK_ISA::dot(Elem{}, acc, x, codes); }
+    template <class Weights>
+    static Acc dot(Acc acc, const Weights& weights, Units x) {
+        return penstock::PENSTOCK_ISA::dot(Elem{}, acc, weights, x);
+    }
     static void settle() {}
 };
 static inline Vec to_vec(Vec x) { return x; }
 static inline Vec splat_float(const uint32_t* bits) { return splat(f32_from_bits(*bits)); }
 
-// Where codes come from: vectors as they are multiplied, or nibbles made into them on the way. `codes` is where unit u of
-// its plane lies, u a multiple of 4; what is wanted is unit u + kPlace. A pointer that goes on by kStride for each unit
-// is all the arithmetic of addresses there is: with one row of x, every instruction counts.
-struct WholeReader {
+// Where codes come from: vectors as they are multiplied, or bits made into them on the way. kUnits are read one after
+// another, with `codes` where the first of them lies on the whole, and `unit` its number. A pointer that goes on by
+// kStride for each unit is all the arithmetic of addresses there is: with one row of x, every instruction counts.
+struct Reader {
+    static constexpr int kUnits = 4;
+    // Where headers and codes take turns so quickly that the hardware does not see where they go.
+    static constexpr bool kFetchesEachLine = false;
+};
+struct WholeReader : Reader {
     static constexpr bool kFused = false;
     static constexpr int kStride = kVectorBytes;
     explicit WholeReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes) const {
+    Units unit(const char* codes, int64_t) const {
         return load_vector(codes, kPlace);
     }
 };
-struct NibbleReader {
+struct TwoBitReader : Reader {
+    static constexpr bool kFused = true, kFetchesEachLine = true;
+    static constexpr int kStride = kVectorBytes / 4;
+    explicit TwoBitReader(const WeightLayout&) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t) const {
+        return plane_unit<2, kPlace>(codes, kPlace);
+    }
+};
+// Of eight units two vectors of pairs, and behind them one of single bits.
+struct ThreeBitReader : Reader {
+    static constexpr bool kFused = true;
+    static constexpr int kStride = kVectorBytes * 3 / 8;
+    explicit ThreeBitReader(const WeightLayout&) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t unit) const {
+        const int64_t later = unit / 4 % 2;
+        const char* block = codes - later * (4 * kStride);
+        const Units upper = shift_right(load_vector(block, 2), int(later * 4));
+        return plane_over<1, kPlace, 2>(upper, plane_unit<2, kPlace>(block + later * kVectorBytes, kPlace));
+    }
+};
+struct NibbleReader : Reader {
     static constexpr bool kFused = true;
     static constexpr int kStride = kVectorBytes / 2;
     explicit NibbleReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes) const {
+    Units unit(const char* codes, int64_t) const {
         return plane_unit<4, kPlace % 2>(codes, kPlace);
     }
 };
-// Six bits: of four units two vectors of nibbles, and behind them one of pairs.
-struct SixBitReader {
+// Of eight units four vectors of nibbles, and behind them one of single bits.
+struct FiveBitReader : Reader {
+    static constexpr bool kFused = true, kFetchesEachLine = true;
+    static constexpr int kStride = kVectorBytes * 5 / 8, kUnits = 8;
+    explicit FiveBitReader(const WeightLayout&) {}
+    template <int kPlace>
+    Units unit(const char* codes, int64_t) const {
+        return plane_over<1, kPlace, 4>(load_vector(codes, 4), plane_unit<4, kPlace % 2>(codes, kPlace));
+    }
+};
+// Of four units two vectors of nibbles, and behind them one of pairs.
+struct SixBitReader : Reader {
     static constexpr bool kFused = true;
     static constexpr int kStride = kVectorBytes * 3 / 4;
     explicit SixBitReader(const WeightLayout&) {}
     template <int kPlace>
-    Units unit(const char* codes) const {
-        return join<4>(plane_unit<2, kPlace>(codes + 2 * kVectorBytes, kPlace), plane_unit<4, kPlace % 2>(codes, kPlace));
+    Units unit(const char* codes, int64_t) const {
+        return plane_over<2, kPlace, 4>(load_vector(codes, 2), plane_unit<4, kPlace % 2>(codes, kPlace));
     }
 };
-struct TableReader {
+// Codes of 4 bits with a table.
+struct TableReader : Reader {
     static constexpr bool kFused = true;
     static constexpr int kStride = kVectorBytes / 2;
     explicit TableReader(const WeightLayout& layout) : table(static_cast<const uint8_t*>(layout.table)) {}
     template <int kPlace>
-    Units unit(const char* codes) const {
+    Units unit(const char* codes, int64_t) const {
         return table.of(plane_unit<4, kPlace % 2>(codes, kPlace));
     }
     ByteTable table;
 };
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-struct FloatNibbleReader {
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
+struct FloatNibbleReader : Reader {
     static constexpr bool kFused = true;
     static constexpr int kStride = kVectorBytes / 4;
     explicit FloatNibbleReader(const WeightLayout& layout) : table(layout.table) {}
     template <int kPlace>
-    Units unit(const char* codes) const {
+    Units unit(const char* codes, int64_t) const {
         return table.of<kPlace>(load_vector(codes, 0));
     }
     NibbleTable table;
+};
+// Codes: IntegerCodes or Fp8Codes.
+template <class Codes>
+struct FloatByteReader : Reader {
+    static constexpr bool kFused = true;
+    static constexpr int kStride = kVectorBytes / 2;
+    explicit FloatByteReader(const WeightLayout& layout) : codes(layout) {}
+    template <int kPlace>
+    auto unit(const char* at, int64_t) const {
+        return codes.of(at + kPlace * kStride);
+    }
+    Codes codes;
 };
 #endif
 
@@ -165,6 +232,15 @@ private:
     Ahead ahead_;
 };
 
+// f.operator()<0>(), and so on to kCount - 1.
+template <int kCount, class Function>
+[[gnu::always_inline]] static inline void for_each_place(const Function& f) {
+    if constexpr (kCount > 0) {
+        for_each_place<kCount - 1>(f);
+        f.template operator()<kCount - 1>();
+    }
+}
+
 // The products of a group, from unit `unit` of a step on (a multiple of 4): `sums` begins with what the family says, and
 // is fed in the order of k. With kSteps > 1, of the same group of as many steps at once: each sum is a chain, and too few
 // of them wait for the multiplier. Inlined by force: out of line, the sums would be in memory.
@@ -177,13 +253,14 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
     const char* end = codes + units * Reader::kStride;
     const int64_t tile_stride = block.tile_stride, x_stride = Family::x_stride(block);
     const int64_t step_stride = block.step_stride, step_x = int64_t(block.step_units) * int64_t(sizeof(uint32_t));
-    for (; codes != end; codes += 4 * Reader::kStride, x += 4 * sizeof(uint32_t)) {
+    for (; codes != end; codes += Reader::kUnits * Reader::kStride, x += Reader::kUnits * sizeof(uint32_t),
+                         unit += Reader::kUnits) {
         const auto multiply = [&]<int kPlace>(int s) __attribute__((always_inline)) {
             Family::settle();
-            Units w[kTiles];
+            decltype(reader.template unit<kPlace>(codes, unit)) w[kTiles];
             for (int t = 0; t < kTiles; ++t) {
                 const int64_t at = s * step_stride + t * tile_stride;
-                w[t] = reader.template unit<kPlace>(codes + at);
+                w[t] = reader.template unit<kPlace>(codes + at, unit);
             }
             for (int r = 0; r < kRows; ++r) {
                 const char* its_x = x + s * step_x + r * x_stride;
@@ -191,11 +268,10 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
                 for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::dot(sums[s][r][t], w[t], splat);
             }
         };
-        for (int s = 0; s < kSteps; ++s) fetcher.turn();
-        for (int s = 0; s < kSteps; ++s) multiply.template operator()<0>(s);
-        for (int s = 0; s < kSteps; ++s) multiply.template operator()<1>(s);
-        for (int s = 0; s < kSteps; ++s) multiply.template operator()<2>(s);
-        for (int s = 0; s < kSteps; ++s) multiply.template operator()<3>(s);
+        for (int turn = 0; turn < kSteps * Reader::kUnits / 4; ++turn) fetcher.turn();
+        for_each_place<Reader::kUnits>([&]<int kPlace>() __attribute__((always_inline)) {
+            for (int s = 0; s < kSteps; ++s) multiply.template operator()<kPlace>(s);
+        });
     }
 }
 
@@ -324,7 +400,8 @@ void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
         multiply_groups<Family, Reader, kMinimum, kRows, kTiles>(block, reader, StoredScales<kTiles>(block));
 }
 
-template <class FamilyType, class ReaderType, Scaling kScalingOf>
+// kMostRows: that are asked for.
+template <class FamilyType, class ReaderType, Scaling kScalingOf, int kMostRows = 8>
 class QuantizedKernel {
 public:
     using Family = FamilyType;
@@ -332,7 +409,8 @@ public:
     static constexpr Scaling kScaling = kScalingOf;
     // Groups of floats are long enough for their sums to be spilled between them.
     static constexpr bool kIsBytes = __is_same(typename Family::Acc, Ints);
-    static constexpr int kRows = kScaling != Scaling::row && kIsBytes ? kRowsOfGroups : kRowsOfWhole;
+    static constexpr int kRowsOfRegisters = kScaling != Scaling::row && kIsBytes ? kRowsOfGroups : kRowsOfWhole;
+    static constexpr int kRows = kMostRows < kRowsOfRegisters ? kMostRows : kRowsOfRegisters;
     static constexpr bool kExpandsAll = false, kSignedCodes = false;
     // One row of bytes reads one stream. Sums of floats are chains that wait for the multiplier, and so need several
     // tiles, each a stream (measured: two steps of two tiles at once read a sixth less).
@@ -369,8 +447,8 @@ private:
     Reader reader_;
 };
 
-template <class Family, class Reader, Scaling kScaling>
-constexpr typename QuantizedKernel<Family, Reader, kScaling>::Instances
-    QuantizedKernel<Family, Reader, kScaling>::kInstances = QuantizedKernel<Family, Reader, kScaling>::make();
+template <class Family, class Reader, Scaling kScaling, int kMostRows>
+constexpr typename QuantizedKernel<Family, Reader, kScaling, kMostRows>::Instances
+    QuantizedKernel<Family, Reader, kScaling, kMostRows>::kInstances = make();
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -18,6 +18,12 @@ static inline Units plane_unit(const char* plane, int64_t unit) {
     return field<kPlace * kBits, (1 << kBits) - 1>(load_vector(plane, unit * kBits / 8));
 }
 
+// `lower`, and above its kTo bits what plane_unit gives.
+template <int kBits, int kPlace, int kTo>
+static inline Units plane_over(Units plane, Units lower) {
+    return field_over<kPlace * kBits - kTo, ((1 << kBits) - 1) << kTo>(plane, lower);
+}
+
 // Eight units, from unit u on (a multiple of 8), of codes of kBits: f(j, unit u + j).
 template <int kBits, class Function>
 static inline void for_each_of_8(const char* codes, int64_t u, Function f) {
@@ -28,12 +34,12 @@ static inline void for_each_of_8(const char* codes, int64_t u, Function f) {
         else if constexpr (kBits == 4 || kBits == 2)
             f(j, plane_unit<kBits, j % (8 / kBits)>(from, j));
         else if constexpr (kBits == 6)
-            f(j, join<4>(plane_unit<2, j % 4>(from + (j / 4 * 3 + 2) * kVectorBytes, 0),
-                         plane_unit<4, j % 2>(from + j / 4 * 3 * kVectorBytes, j % 4)));
+            f(j, plane_over<2, j % 4, 4>(load_vector(from, j / 4 * 3 + 2),
+                                         plane_unit<4, j % 2>(from + j / 4 * 3 * kVectorBytes, j % 4)));
         else if constexpr (kBits == 5)
-            f(j, join<4>(plane_unit<1, j>(from + 4 * kVectorBytes, 0), plane_unit<4, j % 2>(from, j)));
+            f(j, plane_over<1, j, 4>(load_vector(from, 4), plane_unit<4, j % 2>(from, j)));
         else
-            f(j, join<2>(plane_unit<1, j>(from + 2 * kVectorBytes, 0), plane_unit<2, j % 4>(from, j)));
+            f(j, plane_over<1, j, 2>(load_vector(from, 2), plane_unit<2, j % 4>(from, j)));
     };
     one.template operator()<0>();
     one.template operator()<1>();
@@ -129,8 +135,9 @@ static inline void expand_header(const WeightLayout& layout, const char* header,
 
 // ---- the "float" family: a unit is two codes of each of 16 lanes, of one f32 it is one
 
-// Inputs of a vector of 64 bytes.
-static inline int float_inputs(const WeightLayout& layout) { return layout.bits == 4 ? 8 : 2; }
+static inline bool is_fp8(const WeightLayout& layout) {
+    return layout.bits == 8 && layout.offset == 0 && layout.minimums == MinimumKind::none;
+}
 
 // The code of input i of a step for one of its columns.
 static inline int float_code(const WeightLayout& layout, const char* codes, int i, int column) {
@@ -169,29 +176,160 @@ struct NibbleTable {
     }
 };
 
-// Values of 256 codes whose upper half is the negative of the lower one, as FP8's is.
-struct SignedTable {
+// FP8: values of 256 codes whose upper half is the negative of the lower one.
+struct Fp8Codes {
     __m512i v[4];
-    explicit SignedTable(const void* values) {
-        for (int i = 0; i < 4; ++i) v[i] = _mm512_loadu_si512(static_cast<const char*>(values) + i * 64);
+    explicit Fp8Codes(const WeightLayout& layout) {
+        for (int i = 0; i < 4; ++i) v[i] = _mm512_loadu_si512(static_cast<const char*>(layout.table) + i * 64);
     }
-    Units of(__m256i codes) const {
-        const __m512i words = _mm512_cvtepu8_epi16(codes);
+    // Of a unit, two bytes of each lane.
+    Units of(const char* codes) const {
+        const __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
         const __mmask32 upper = _mm512_test_epi16_mask(words, _mm512_set1_epi16(64));
         const __m512i low = _mm512_permutex2var_epi16(v[0], words, v[1]);
         const __m512i high = _mm512_permutex2var_epi16(v[2], words, v[3]);
-        const __m512i sign = _mm512_slli_epi16(_mm512_srli_epi16(words, 7), 15);
-        return {_mm512_or_si512(sign, _mm512_mask_blend_epi16(upper, low, high))};
+        const __m512i magnitude = _mm512_mask_blend_epi16(upper, low, high);
+        // The sign above the magnitude.
+        return {_mm512_ternarylogic_epi32(_mm512_slli_epi16(words, 8), _mm512_set1_epi16(short(0x8000)), magnitude, 0xea)};
     }
 };
 
-// Integers of -128 to 255, exact in bf16.
-static inline Units bf16_of_int16(__m512i words) {
-    const __m512 odd = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
-    const __m512 even = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
-    const __m512i upper = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32(int(0xffff0000u)));
-    return {_mm512_or_si512(upper, _mm512_srli_epi32(_mm512_castps_si512(even), 16))};
+// bf16 of 32 numbers that it holds exactly.
+static inline Units bf16_of_exact(__m512 low, __m512 high) {
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_BF16
+    return {(__m512i)_mm512_cvtne2ps_pbh(high, low)};
+#else
+    const __m256i lower = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(low), 16));
+    const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(high), 16));
+    return {_mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1)};
+#endif
 }
+
+// Integers of -128 to 255: code - offset, or with a zero point the code itself.
+struct IntegerCodes {
+    __m512i offset;
+    explicit IntegerCodes(const WeightLayout& layout) : offset(_mm512_set1_epi32(layout.offset)) {}
+    Units of(const char* codes) const {
+        return bf16_of_exact(eight_lanes(codes), eight_lanes(codes + 16));
+    }
+
+private:
+    __m512 eight_lanes(const char* codes) const {
+        const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)codes));
+        return _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, offset));
+    }
+};
+
+template <class Codes>
+static inline void expand_float_bytes(const WeightLayout& layout, const char* from, uint32_t* to) {
+    const Codes codes(layout);
+    for (int u = 0; u < layout.step / 2; ++u) store_units(to + u * kLanes, codes.of(from + u * (kVectorBytes / 2)));
+}
+
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
+
+// The values of 4-bit codes, their lower and their upper bytes, for both halves of a vector.
+struct NibbleTable {
+    __m256i lower, upper;
+    explicit NibbleTable(const void* values) {
+        alignas(16) char bytes[2][16];
+        for (int i = 0; i < 16; ++i)
+            for (int part = 0; part < 2; ++part) bytes[part][i] = static_cast<const char*>(values)[2 * i + part];
+        lower = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[0]));
+        upper = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[1]));
+    }
+    template <int kPlace>
+    Units of(Units words) const {
+        return {of8<kPlace>(words.low), of8<kPlace>(words.high)};
+    }
+
+private:
+    // Two places share their bytes, and what is looked up for them.
+    template <int kPlace>
+    __m256i of8(__m256i words) const {
+        const __m256i shifted = kPlace % 2 ? _mm256_srli_epi16(words, 4) : words;
+        const __m256i index = _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+        const __m256i low = _mm256_shuffle_epi8(lower, index), high = _mm256_shuffle_epi8(upper, index);
+        if constexpr (kPlace < 2)
+            return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi16(255)), _mm256_slli_epi16(high, 8));
+        else
+            return _mm256_or_si256(_mm256_srli_epi16(low, 8), _mm256_and_si256(high, _mm256_set1_epi16(short(0xff00))));
+    }
+};
+
+// Units of bf16 as f32.
+struct Pairs {
+    Vec even, odd;
+};
+
+// As dot() of the same in bf16.
+static inline Vec dot(Bf16, Vec acc, const Pairs& w, Units x) {
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(x.low, 16));
+    const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(x.low, _mm256_set1_epi32(int(0xffff0000u))));
+    return {_mm256_fmadd_ps(w.odd.low, odd, _mm256_fmadd_ps(w.even.low, even, acc.low)),
+            _mm256_fmadd_ps(w.odd.high, odd, _mm256_fmadd_ps(w.even.high, even, acc.high))};
+}
+
+// Integers of -128 to 255, which are exact in bf16: code - offset, or with a zero point the code itself.
+struct IntegerCodes {
+    __m256 offset;
+    explicit IntegerCodes(const WeightLayout& layout) : offset(_mm256_set1_ps(float(layout.offset))) {}
+    // Of a unit, two bytes of each lane.
+    Pairs of(const char* codes) const {
+        const __m256i low = words8(codes), high = words8(codes + 16), even = _mm256_set1_epi32(0xffff);
+        return {{value8(_mm256_and_si256(low, even)), value8(_mm256_and_si256(high, even))},
+                {value8(_mm256_srli_epi32(low, 16)), value8(_mm256_srli_epi32(high, 16))}};
+    }
+
+private:
+    static __m256i words8(const char* codes) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)codes)); }
+    __m256 value8(__m256i codes) const { return _mm256_sub_ps(_mm256_cvtepi32_ps(codes), offset); }
+};
+
+// FP8: exponent and mantissa are moved to where bf16 has them, and a product makes up for the exponents' other zero, also
+// where a code is subnormal. What is not finite is given the highest exponent first.
+struct Fp8Codes {
+    __m128i shift;
+    __m256i mask, most;
+    __m256 factor;
+    explicit Fp8Codes(const WeightLayout& layout) {
+        const bool is_e5m2 = static_cast<const bf16_t*>(layout.table)[0x7c] == bf16_t(0x7f80);  // infinity
+        shift = _mm_cvtsi32_si128(is_e5m2 ? 5 : 4);
+        mask = _mm256_set1_epi16(short(is_e5m2 ? 0x8fe0 : 0x87f0));
+        most = _mm256_set1_epi16(short(is_e5m2 ? 0x7b << 5 : 0x7e << 4));
+        factor = _mm256_set1_ps(is_e5m2 ? 0x1p112f : 0x1p120f);
+    }
+    Pairs of(const char* codes) const {
+        const __m256i low = words8(codes), high = words8(codes + 16), odd = _mm256_set1_epi32(int(0xffff0000u));
+        return {{value8(_mm256_slli_epi32(low, 16)), value8(_mm256_slli_epi32(high, 16))},
+                {value8(_mm256_and_si256(low, odd)), value8(_mm256_and_si256(high, odd))}};
+    }
+
+private:
+    __m256i words8(const char* codes) const {
+        const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)codes));
+        const __m256i words = _mm256_and_si256(_mm256_sll_epi16(wide, shift), mask);
+        const __m256i magnitude = _mm256_and_si256(words, _mm256_set1_epi16(0x7fff));
+        const __m256i highest = _mm256_set1_epi16(0x7f80);
+        return _mm256_or_si256(words, _mm256_and_si256(_mm256_cmpgt_epi16(magnitude, most), highest));
+    }
+    __m256 value8(__m256i bits) const { return _mm256_mul_ps(_mm256_castsi256_ps(bits), factor); }
+};
+
+template <class Codes>
+static inline void expand_float_bytes(const WeightLayout& layout, const char* from, uint32_t* to) {
+    const Codes codes(layout);
+    const auto bits = [](__m256 even, __m256 odd) {
+        return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd));
+    };
+    for (int u = 0; u < layout.step / 2; ++u, to += kLanes) {
+        const Pairs unit = codes.of(from + u * (kVectorBytes / 2));
+        store_units(to, {bits(unit.even.low, unit.odd.low), bits(unit.even.high, unit.odd.high)});
+    }
+}
+
+#endif
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
 
 template <>
 inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, char* units) {
@@ -207,71 +345,7 @@ inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, c
         }
         return;
     }
-    const auto* pairs = reinterpret_cast<const __m256i*>(codes);
-    if (layout.offset == 0 && layout.minimums == MinimumKind::none) {
-        const SignedTable table(layout.table);
-        for (int u = 0; u < layout.step / 2; ++u, to += kLanes) store_units(to, table.of(_mm256_loadu_si256(pairs + u)));
-        return;
-    }
-    // Integers: code - offset; with a zero point the code itself, which the minimum moves.
-    const __m512i offset = _mm512_set1_epi16(short(layout.offset));
-    for (int u = 0; u < layout.step / 2; ++u, to += kLanes)
-        store_units(to, bf16_of_int16(_mm512_sub_epi16(_mm512_cvtepu8_epi16(_mm256_loadu_si256(pairs + u)), offset)));
-}
-
-#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
-
-// The values of 4-bit codes, their lower and their upper bytes, for both halves of a vector.
-struct NibbleTable {
-    __m256i lower, upper;
-    explicit NibbleTable(const void* values) {
-        alignas(16) char bytes[2][16];
-        for (int i = 0; i < 16; ++i)
-            for (int part = 0; part < 2; ++part) bytes[part][i] = static_cast<const char*>(values)[2 * i + part];
-        lower = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[0]));
-        upper = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)bytes[1]));
-    }
-    // Of the lowest four bits of each word.
-    __m256i of(__m256i words) const {
-        const __m256i index = _mm256_and_si256(words, _mm256_set1_epi16(15));
-        // A byte of an index whose highest bit is set gives zero.
-        const __m256i low = _mm256_shuffle_epi8(lower, _mm256_or_si256(index, _mm256_set1_epi16(short(0x8000))));
-        const __m256i high =
-            _mm256_shuffle_epi8(upper, _mm256_or_si256(_mm256_slli_epi16(index, 8), _mm256_set1_epi16(0x80)));
-        return _mm256_or_si256(low, high);
-    }
-};
-
-// Integers of -128 to 255, exact in bf16.
-static inline __m256i bf16_of_int16(__m256i words) {
-    const __m256 odd = _mm256_cvtepi32_ps(_mm256_srai_epi32(words, 16));
-    const __m256 even = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 16), 16));
-    const __m256i upper = _mm256_and_si256(_mm256_castps_si256(odd), _mm256_set1_epi32(int(0xffff0000u)));
-    return _mm256_or_si256(upper, _mm256_srli_epi32(_mm256_castps_si256(even), 16));
-}
-
-template <>
-inline void expand_floats<Bf16>(const WeightLayout& layout, const char* codes, char* units) {
-    const auto* from = reinterpret_cast<const __m128i*>(codes);
-    auto* to = reinterpret_cast<__m256i*>(units);
-    if (layout.bits == 4) {
-        const NibbleTable table(layout.table);
-        for (int v = 0; v < layout.step / 8; ++v, to += 8)
-            for (int half = 0; half < 2; ++half) {
-                const __m256i words = _mm256_loadu_si256((const __m256i*)(codes + v * kVectorBytes) + half);
-                _mm256_storeu_si256(to + half, table.of(words));
-                _mm256_storeu_si256(to + 2 + half, table.of(_mm256_srli_epi16(words, 4)));
-                _mm256_storeu_si256(to + 4 + half, table.of(_mm256_srli_epi16(words, 8)));
-                _mm256_storeu_si256(to + 6 + half, table.of(_mm256_srli_epi16(words, 12)));
-            }
-        return;
-    }
-    if (layout.offset == 0 && layout.minimums == MinimumKind::none)  // FP8
-        return expand_one_by_one<Bf16>(layout, codes, units);
-    // Integers: code - offset; with a zero point the code itself, which the minimum moves.
-    const __m256i offset = _mm256_set1_epi16(short(layout.offset));
-    for (int i = 0; i < layout.step; ++i, ++from, ++to)
-        _mm256_storeu_si256(to, bf16_of_int16(_mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(from)), offset)));
+    is_fp8(layout) ? expand_float_bytes<Fp8Codes>(layout, codes, to) : expand_float_bytes<IntegerCodes>(layout, codes, to);
 }
 
 #endif

@@ -27,12 +27,15 @@ static inline Units field(Units bytes) {
     const __m512i shifted = kShift == 0 ? bytes.v : _mm512_srli_epi16(bytes.v, kShift);
     return {_mm512_and_si512(shifted, _mm512_set1_epi8(char(kMask)))};
 }
-// upper << kShift | lower
-template <int kShift>
-static inline Units join(Units upper, Units lower) {
-    return {_mm512_or_si512(_mm512_slli_epi16(upper.v, kShift), lower.v)};
+// (bytes >> kShift) & mask | lower; a negative shift is one to the left.
+template <int kShift, int kMask>
+static inline Units field_over(Units bytes, Units lower) {
+    const __m512i shifted = kShift < 0 ? _mm512_slli_epi16(bytes.v, -kShift) : _mm512_srli_epi16(bytes.v, kShift);
+    return {_mm512_ternarylogic_epi32(shifted, _mm512_set1_epi8(char(kMask)), lower.v, 0xea)};
 }
 static inline Units subtract_from_bytes(Units bytes, int x) { return {_mm512_sub_epi8(bytes.v, _mm512_set1_epi8(char(x)))}; }
+// By 0 to 7; a byte's upper bits are its neighbour's then.
+static inline Units shift_right(Units bytes, int count) { return {_mm512_srl_epi16(bytes.v, _mm_cvtsi32_si128(count))}; }
 struct ByteTable {
     __m512i v;
     explicit ByteTable(const uint8_t* bytes) : v(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)bytes))) {}
@@ -76,17 +79,32 @@ static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
 static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
     return {dot_bytes8(acc.low, codes.low, x.low), dot_bytes8(acc.high, codes.high, x.high)};
 }
-static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
+// Codes of at most 127: the products of maddubs fit.
+static inline __m256i dot_narrow_bytes8(__m256i acc, __m256i codes, __m256i x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
+}
+static inline Ints dot_narrow_bytes(Ints acc, Units codes, Units x) {
+    return {dot_narrow_bytes8(acc.low, codes.low, x.low), dot_narrow_bytes8(acc.high, codes.high, x.high)};
+}
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
     const __m256i mask = _mm256_set1_epi8(char(kMask));
+    if constexpr (kShift == 0) return {_mm256_and_si256(bytes.low, mask), _mm256_and_si256(bytes.high, mask)};
     return {_mm256_and_si256(_mm256_srli_epi16(bytes.low, kShift), mask),
             _mm256_and_si256(_mm256_srli_epi16(bytes.high, kShift), mask)};
 }
-template <int kShift>
-static inline Units join(Units upper, Units lower) {
-    return {_mm256_or_si256(_mm256_slli_epi16(upper.low, kShift), lower.low),
-            _mm256_or_si256(_mm256_slli_epi16(upper.high, kShift), lower.high)};
+template <int kShift, int kMask>
+static inline __m256i field_over8(__m256i bytes, __m256i lower) {
+    const __m256i shifted = kShift < 0 ? _mm256_slli_epi16(bytes, -kShift) : _mm256_srli_epi16(bytes, kShift);
+    return _mm256_or_si256(_mm256_and_si256(shifted, _mm256_set1_epi8(char(kMask))), lower);
+}
+template <int kShift, int kMask>
+static inline Units field_over(Units bytes, Units lower) {
+    return {field_over8<kShift, kMask>(bytes.low, lower.low), field_over8<kShift, kMask>(bytes.high, lower.high)};
+}
+static inline Units shift_right(Units bytes, int count) {
+    const __m128i by = _mm_cvtsi32_si128(count);
+    return {_mm256_srl_epi16(bytes.low, by), _mm256_srl_epi16(bytes.high, by)};
 }
 static inline Units subtract_from_bytes(Units bytes, int x) {
     const __m256i all = _mm256_set1_epi8(char(x));
@@ -158,15 +176,15 @@ static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
             acc.part[i] += (Int4)((codes.part[i] >> (8 * byte)) & 255u) * ((Int4)(x.part[i] << (24 - 8 * byte)) >> 24);
     return acc;
 }
-static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) { return dot_bytes(acc, codes, x); }
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
     for (int i = 0; i < 4; ++i) bytes.part[i] = (bytes.part[i] >> kShift) & (uint32_t(kMask) * 0x01010101u);
     return bytes;
 }
-template <int kShift>
-static inline Units join(Units upper, Units lower) {
-    for (int i = 0; i < 4; ++i) lower.part[i] |= upper.part[i] << kShift;
+template <int kShift, int kMask>
+static inline Units field_over(Units bytes, Units lower) {
+    constexpr int kLeft = kShift < 0 ? -kShift : 0, kRight = kShift < 0 ? 0 : kShift;
+    for (int i = 0; i < 4; ++i) lower.part[i] |= (bytes.part[i] << kLeft >> kRight) & (uint32_t(kMask) * 0x01010101u);
     return lower;
 }
 static inline Units subtract_from_bytes(Units bytes, int x) {
@@ -174,6 +192,10 @@ static inline Units subtract_from_bytes(Units bytes, int x) {
     memcpy(lanes, &bytes, sizeof lanes);
     for (uint8_t& lane : lanes) lane = uint8_t(lane - x);
     memcpy(&bytes, lanes, sizeof lanes);
+    return bytes;
+}
+static inline Units shift_right(Units bytes, int count) {
+    for (int i = 0; i < 4; ++i) bytes.part[i] >>= count;
     return bytes;
 }
 struct ByteTable {

@@ -193,6 +193,17 @@ class TestLinear:
         assert out[0].isfinite().all()
         assert out[1:].isnan().all()
 
+    @pytest.mark.parametrize("values", ["e4m3", "e5m2"])
+    def test_every_fp8_code(self, native: ops.Ops, values: str) -> None:
+        packed = empty_quantized(256, 256, fp8(values), torch.bfloat16)
+        codes = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 256).contiguous()
+        native.pack_parts(packed, 0, codes, torch.ones(256, 1), None)
+        expected = 256.0 * codes[:, 0].view(torch.float8_e4m3fn if values == "e4m3" else torch.float8_e5m2).float()
+        for tokens in (1, 2, 9):
+            x = torch.ones(tokens, 256, dtype=torch.bfloat16)
+            out = native.linear(x, packed, None, torch.float32)
+            assert torch.equal(out.nan_to_num(7e5), expected.expand_as(out).nan_to_num(7e5))
+
     def test_no_rows(self, native: ops.Ops) -> None:
         packed = pack_random(native, INT4, 16, 64, torch.float32)
         assert native.linear(torch.empty(0, 64), packed).shape == (0, 16)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _SCALES: Final = {"f16": 0, "bf16": 1, "f32": 2, "super": 3}
 _MINIMUMS: Final = {"none": 0, "own": 1, "point": 2}
 _PARTS, _GGUF, _FLOATS = 0, 1, 2
-# A table of signed bytes is multiplied as unsigned ones, this much larger.
-_TABLE_OFFSET: Final = 128
 
 
 @cache
@@ -33,13 +31,18 @@ def _table(layout: WeightLayout, dtype: torch.dtype) -> Tensor | None:
         return values_of(layout, dtype).to(dtype)
     if layout.values == "integer":
         return None
-    return (values_of(layout, dtype) + _TABLE_OFFSET).to(torch.uint8)
+    return (values_of(layout, dtype) + _table_offset(layout)).to(torch.uint8)
+
+
+def _table_offset(layout: WeightLayout) -> int:
+    """Signed bytes are multiplied as unsigned ones, this much larger; small ones have cheaper products with AVX2."""
+    return -int(values_of(layout, torch.float32).min())
 
 
 @cache
 def _numbers(layout: WeightLayout, dtype: torch.dtype) -> tuple[int, ...]:
     table = _table(layout, dtype)
-    offset = _TABLE_OFFSET if table is not None and layout.activations == "int8" else layout.offset
+    offset = _table_offset(layout) if table is not None and layout.activations == "int8" else layout.offset
     return (
         layout.bits, layout.group_size, int(layout.activations == "float"), _SCALES[layout.scales],
         _MINIMUMS[layout.minimums], offset, int(layout.x_block == 0), layout.step, layout.header_bytes,
