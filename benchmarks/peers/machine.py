@@ -24,11 +24,6 @@ class Limits:
     def median(measured: Sequence[Limits]) -> Limits:
         return Limits(*(statistics.median(values) for values in zip(*map(astuple, measured), strict=True)))
 
-    def seconds(self, num_bytes: float, operations: float, *, is_bf16: bool) -> float:
-        """The least that any program takes to read so many bytes and do so many operations, each beside the other."""
-        rate = self.bf16_gops if is_bf16 else self.peak_gops
-        return max(num_bytes / self.read_gb_s, operations / rate) / 1e9
-
 
 def measure_limits(threads: int) -> Limits:
     """Medians of a few runs each; about a second."""

@@ -43,7 +43,7 @@ QUANTIZED_CASES = (
 class Entry:
     """One line of the comparison. target: what `penstock quantize --to` writes for it; "" if it needs no file.
 
-    options: further fields of the worker's load request. is_bf16: activations keep 16 bits, and so do the products.
+    options: further fields of the worker's load request. bf16: which products have 16 bits: "", "head" or "all".
     """
 
     bits: int
@@ -51,22 +51,22 @@ class Entry:
     label: str
     target: str = ""
     options: dict[str, str] = field(default_factory=dict)
-    is_bf16: bool = False
+    bf16: str = ""
 
 
 ENTRIES = (
     Entry(8, OURS, "Q8_0", "q8_0"),
     Entry(8, OURS, "--quantization int8", options={"quantization": "int8"}),
-    Entry(8, OURS, "W8A8", "w8a8"),
+    Entry(8, OURS, "W8A8", "w8a8", bf16="head"),
     Entry(8, "llamacpp", "Q8_0", "q8_0"),
     Entry(8, "vllm", "W8A8", "w8a8"),
     Entry(8, "openvino", "int8", options={"weight_format": "int8"}),
     Entry(4, OURS, "Q4_0", "q4_0"),
     Entry(4, OURS, "Q4_K_M", "q4_k_m"),
-    Entry(4, OURS, "W4A16", "w4a16", is_bf16=True),
+    Entry(4, OURS, "W4A16", "w4a16", bf16="all"),
     Entry(4, "llamacpp", "Q4_0", "q4_0"),
     Entry(4, "llamacpp", "Q4_K_M", "q4_k_m"),
-    Entry(4, "vllm", "W4A16", "w4a16", is_bf16=True),
+    Entry(4, "vllm", "W4A16", "w4a16"),
     Entry(4, "openvino", "int4", options={"weight_format": "int4"}),
     Entry(4, "onnxruntime", "int4"),
 )
@@ -215,12 +215,13 @@ class Comparison:
 
         Attention, activations and the sums of a format's groups come on top, so no engine gets there.
         """
-        num_bytes = record.weight_bytes or self.shapes.weights * record.entry.bits / 8
-        is_bf16, head = record.entry.is_bf16, self.shapes.head[0] * self.shapes.head[1]
-        if case.is_decode:
-            return case.batch / limits.seconds(num_bytes, 2 * case.batch * self.shapes.weights, is_bf16=is_bf16)
-        operations = 2 * (case.prompt_len * self.shapes.block_weights + head)
-        return case.prompt_len / limits.seconds(num_bytes, operations, is_bf16=is_bf16)
+        entry, head = record.entry, self.shapes.head[0] * self.shapes.head[1]
+        num_bytes = record.weight_bytes or self.shapes.weights * entry.bits / 8
+        tokens, sampled = (case.batch, case.batch) if case.is_decode else (case.prompt_len, 1)
+        block_rate = limits.bf16_gops if entry.bf16 == "all" else limits.peak_gops
+        head_rate = limits.bf16_gops if entry.bf16 else limits.peak_gops
+        products_s = 2e-9 * (tokens * self.shapes.block_weights / block_rate + sampled * head / head_rate)
+        return tokens / max(num_bytes / limits.read_gb_s / 1e9, products_s)
 
     def _table(self, bits: int) -> Table:
         """Figures of every entry; below, ours over the best peer and the machine's bound, and bound over best peer."""
