@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.runner import graph_policy
@@ -69,6 +69,7 @@ def test_padding_is_bounded(count):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(steps(), max_size=12), st.integers(0, 2**32), st.integers(1, 1 << 20))
+@example([StepShape(18, 17, 1)], 0, 1)  # its own shape has 80 tokens, for 64 requests
 def test_what_is_captured_was_used_often_and_what_is_found_was_captured(used, seed, nbytes):
     source = random.Random(seed)
     policy = GraphPolicy(LIMITS._replace(nbytes=1 << 22))
@@ -82,7 +83,7 @@ def test_what_is_captured_was_used_often_and_what_is_found_was_captured(used, se
         if found is not None:
             assert found in policy.captured
             assert found.holds(step)
-            assert found.num_tokens <= 2 * max(step.num_tokens, 8)
+            assert found == own or found.num_tokens <= 2 * max(step.num_tokens, 8)
         shape = policy.next_capture(is_idle=source.random() < 0.1)
         if shape is not None:
             assert uses[shape] >= MIN_USES

@@ -2,7 +2,8 @@
 
 A step runs in a captured shape that is at least as large; its padding computes rows that nobody reads. What padding
 costs decides how fine the shapes are: rows are nearly free while a step is bound by reading the weights, so small sizes
-are powers of two, and from 16 on no more than a quarter is padded. A wider block table costs its copy alone.
+are powers of two, and from 16 on no more than a quarter is padded. A wider block table costs its copy alone, and so do
+the requests of a step with prompts in it, of which there are up to four times as many, and more tokens than these.
 """
 
 from __future__ import annotations
