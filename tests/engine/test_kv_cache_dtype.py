@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from checkpoints import write_checkpoint
+from penstock.base.errors import ConfigError
 from penstock.config.engine import EngineConfig
 from penstock.kernels.layouts import HostLayouts
 from penstock.runner.kv_pool import block_nbytes, cache_dtype
@@ -43,11 +44,26 @@ def test_log_probabilities_stay_near_and_do_not_depend_on_the_batch(tmp_path: Pa
             assert prompt_logprobs(finished) == prompt_logprobs(alone[name])
 
 
+def test_8_bit_floats_are_refused_before_any_weight_is_read_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path)
+    config = engine_config(tmp_path)
+    build(with_cache(config, "fp8"))
+    monkeypatch.setattr(HostLayouts, "has_fp8", False)
+    build(with_cache(config, "int8"))
+    (tmp_path / "model.safetensors").write_bytes(b"not read")
+    with pytest.raises(ConfigError, match="no 8-bit floats") as refused:
+        build(with_cache(config, "fp8"))
+    assert "--kv-cache-dtype int8" in refused.value.remedy
+
+
 def test_a_block_takes_about_half_of_bfloat16(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
-    config = engine_config(tmp_path, dtype="bfloat16")
+    config, layouts = engine_config(tmp_path, dtype="bfloat16"), HostLayouts()
     full, half = (
-        block_nbytes(each.model, 16, cache_dtype(each), HostLayouts()) for each in (config, with_cache(config, "int8"))
+        block_nbytes(each.model, 16, cache_dtype(each, layouts), layouts)
+        for each in (config, with_cache(config, "int8"))
     )
     head_dim = config.model.head_dim
     assert half / full == (16 * head_dim + 64) / (32 * head_dim)

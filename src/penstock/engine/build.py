@@ -54,7 +54,8 @@ class StartupPhases:
 def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]) -> tuple[EngineCore, EngineReady]:
     """Builds an engine. on_progress(phase, fraction) is called as it goes.
 
-    Raises: MemoryPlanError before any weight is read; CheckpointError for a checkpoint that cannot be served.
+    Raises: MemoryPlanError and ConfigError before any weight is read; CheckpointError for a checkpoint that cannot be
+    served.
     """
     phases = StartupPhases(on_progress)
     phases.begin("plan memory")

@@ -52,8 +52,10 @@ class Layouts(ABC):
     def empty_quantized(self, n: int, k: int, layout: WeightLayout, dtype: torch.dtype) -> QuantizedLinear:
         """An unfilled quantised weight [n, k], to be multiplied with activations of `dtype`."""
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:  # noqa: B027  most can
-        """Raises ConfigError where the kernels cannot keep keys and values as `dtype`."""
+    @property
+    def has_fp8(self) -> bool:
+        """Whether the kernels compute with 8-bit floats as they are kept."""
+        return True
 
     @abstractmethod
     def cache_block_nbytes(self, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -63,10 +63,11 @@ class Predictor:
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], None]) -> None:
         torch.set_num_threads(config.num_threads)
         self._ops = op_table.load(config.kernels, config.num_threads, device=open_device(config.device))
+        dtype = cache_dtype(config, self._ops.layouts)
         self._model = load_model(config, self._ops, on_progress)
         self._block_size = config.cache.block_size
         self._num_blocks = -(-config.scheduler.max_model_len // self._block_size)
-        self._pool = KVPool(config.model, self._num_blocks, cache_dtype(config), self._ops.layouts)
+        self._pool = KVPool(config.model, self._num_blocks, dtype, self._ops.layouts)
         self.vocab_size = config.model.vocab_size
 
     def start(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from penstock.base.errors import ConfigError
 from penstock.config.engine import EngineConfig
 from penstock.config.model import ModelConfig
 from penstock.kernels.kv_layout import BLOCK_SLOTS
@@ -20,9 +21,16 @@ from penstock.runner.loading import torch_dtype
 _DTYPES: Final = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
-def cache_dtype(config: EngineConfig) -> torch.dtype:
-    """What keys and values are kept as."""
-    return torch_dtype(config.dtype) if config.cache.dtype == "model" else _DTYPES[config.cache.dtype]
+def cache_dtype(config: EngineConfig, layouts: Layouts) -> torch.dtype:
+    """What keys and values are kept as. Raises ConfigError where the kernels do not compute with it."""
+    dtype = torch_dtype(config.dtype) if config.cache.dtype == "model" else _DTYPES[config.cache.dtype]
+    if dtype is torch.float8_e4m3fn and not layouts.has_fp8:
+        raise ConfigError(
+            "This GPU has no 8-bit floats (NVIDIA's have, from compute capability 8.9 on).",
+            remedy="Use --kv-cache-dtype int8, which takes as little memory.",
+            param="kv_cache_dtype",
+        )
+    return dtype
 
 
 def block_nbytes(model: ModelConfig, block_size: int, dtype: torch.dtype, layouts: Layouts) -> int:

@@ -176,7 +176,7 @@ class _Needs:
 
     def __init__(self, config: EngineConfig, weights: int, layouts: Layouts) -> None:
         self.weights = weights
-        self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config), layouts)
+        self.block = block_nbytes(config.model, config.cache.block_size, cache_dtype(config, layouts), layouts)
         self._block_size = config.cache.block_size
         self._is_encoder = config.model.is_encoder
         self._has_host_tier = config.cache.num_host_blocks > 0 or config.cache.host_memory_bytes != 0

@@ -114,14 +114,14 @@ class ModelRunner:
             device=open_device(config.device),
             batch_invariant=config.batch_invariant,
         )
-        self.ops.layouts.check_cache_dtype(cache_dtype(config))
         self.packing_s = 0.0  # of the start: what the weights' repacking took
         self._model = load_model(
             config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_packing_time
         )
         if self.ops.recordings is not None:
             self.ops.recordings.is_on = True  # from here on the weights stay where they are
-        self._pool = KVPool(config.model, config.cache.num_blocks, cache_dtype(config), self.ops.layouts)
+        layouts = self.ops.layouts
+        self._pool = KVPool(config.model, config.cache.num_blocks, cache_dtype(config, layouts), layouts)
         self._batch = InputBatch(
             limits.max_num_seqs,
             limits.max_model_len,

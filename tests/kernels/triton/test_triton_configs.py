@@ -86,12 +86,9 @@ def test_an_amd_card_is_asked_for_nothing_that_it_lacks(monkeypatch: pytest.Monk
     assert [configs.stages(count) for count in (1, 2, 5)] == [1, 2, 2]
 
 
-def test_a_cache_in_8_bit_floats_is_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_card_computes_with_8_bit_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = op_table.layouts("triton")
-    layouts.check_cache_dtype(torch.float8_e4m3fn)
-    old = msgspec.structs.replace(configs.read("NVIDIA_A100.json"))
+    assert layouts.has_fp8
+    old = configs.read("NVIDIA_A100.json")
     monkeypatch.setattr(configs, "of_device", lambda _device: old)
-    layouts.check_cache_dtype(torch.int8)
-    with pytest.raises(ConfigError, match="no 8-bit floats") as refused:
-        layouts.check_cache_dtype(torch.float8_e4m3fn)
-    assert "--kv-cache-dtype int8" in refused.value.remedy
+    assert not layouts.has_fp8

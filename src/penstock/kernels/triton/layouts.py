@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from penstock.base.errors import ConfigError
 from penstock.kernels.layouts import TorchLayouts, split_arena
 from penstock.kernels.packed import PackedLinear
 from penstock.kernels.quantized import QuantizedLinear, WeightLayout
@@ -35,14 +34,9 @@ class TritonLayouts(TorchLayouts):
         capability = configs.of_device(self.device).capability
         return weights.empty_quantized(n, k, layout, dtype, self.device, capability)
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:
-        card = configs.of_device(self.device)
-        if dtype is torch.float8_e4m3fn and card.capability < weights.MIN_FP8_CAPABILITY:
-            raise ConfigError(
-                "This GPU has no 8-bit floats (NVIDIA's have, from compute capability 8.9 on).",
-                remedy="Use --kv-cache-dtype int8, which takes as little memory.",
-                param="kv_cache_dtype",
-            )
+    @property
+    def has_fp8(self) -> bool:
+        return configs.of_device(self.device).capability >= weights.MIN_FP8_CAPABILITY
 
     def empty_caches(
         self, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
