@@ -234,7 +234,7 @@ private:
 
 // f.operator()<0>(), and so on to kCount - 1.
 template <int kCount, class Function>
-[[gnu::always_inline]] static inline void for_each_place(const Function& f) {
+[[gnu::always_inline]] static constexpr inline void for_each_place(const Function& f) {
     if constexpr (kCount > 0) {
         for_each_place<kCount - 1>(f);
         f.template operator()<kCount - 1>();
@@ -431,15 +431,12 @@ private:
         void (*all[kRows])(const QuantizedBlock&, const Reader&);
     };
 
-    template <int kHeight>
-    static constexpr void fill(Instances& instances) {
-        instances.single[kHeight - 1] = multiply_quantized<Family, Reader, kScaling, kHeight, 1>;
-        instances.all[kHeight - 1] = multiply_quantized<Family, Reader, kScaling, kHeight, kQuantizedTiles>;
-        if constexpr (kHeight > 1) fill<kHeight - 1>(instances);
-    }
     static constexpr Instances make() {
         Instances instances{};
-        fill<kRows>(instances);
+        for_each_place<kRows>([&]<int kPlace>() {
+            instances.single[kPlace] = multiply_quantized<Family, Reader, kScaling, kPlace + 1, 1>;
+            instances.all[kPlace] = multiply_quantized<Family, Reader, kScaling, kPlace + 1, kQuantizedTiles>;
+        });
         return instances;
     }
     static const Instances kInstances;

@@ -174,14 +174,9 @@ private:
         tiles.template store<kTurn>(sums, kTileLineBytes);
     }
 
-    template <int kHeight>
-    static constexpr void fill(Instances& instances) {
-        instances.of_rows[kHeight - 1] = multiply_tile<kHeight>;
-        if constexpr (kHeight > 1) fill<kHeight - 1>(instances);
-    }
     static constexpr Instances make() {
         Instances instances{};
-        fill<kRows>(instances);
+        for_each_place<kRows>([&]<int kPlace>() { instances.of_rows[kPlace] = multiply_tile<kPlace + 1>; });
         return instances;
     }
     static const Instances kInstances;
