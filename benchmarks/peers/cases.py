@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -54,7 +55,7 @@ class Figures:
     spread: float
 
 
-def figures(case: Case, samples: list[Sample]) -> Figures:
+def figures(case: Case, samples: Sequence[Sample]) -> Figures:
     """The figures of one engine's rounds of `case`."""
     tokens = case.batch * case.output_len if case.is_decode else case.batch * case.prompt_len
     whole = [tokens / sample.whole_s for sample in samples]

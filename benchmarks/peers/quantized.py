@@ -5,24 +5,26 @@
 
 Each engine reads the format that it is made for; the files are written once, by `penstock quantize` (GGUF and
 compressed-tensors) and by the exporters of OpenVINO and ONNX Runtime, below $BENCH_WORK. All engines of one width are
-loaded together and take turns case by case; who is not on the clock is stopped. Writes quantized-<model>.json and .md
-to benchmarks/results/.
+loaded together and take turns case by case; who is not on the clock is stopped. The machine's limits are measured
+before and after each figure, whose bound is made of them. Writes quantized-<model>.json and .md to benchmarks/results/.
 With `--prepare` only the files are written.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cases import Case, Sample, figures
 from engines import WORK, Engine, chosen
-from machine import Limits, measure_limits
+from machine import Limits, LimitsMeter
 from machine_limits import read_shapes
 from offline import note, token_limit
 from process_tree import end_on_sigterm, wait_for_quiet
@@ -37,6 +39,15 @@ QUANTIZED_CASES = (
     Case("64", 64, 16, 12),
     Case("prefill 512", 1, 512, 1, is_decode=False),
 )
+# A stream that is alone takes a second or two, and feels the memory's speed most.
+ONE_STREAM_TURNS = 3
+
+
+@dataclass(frozen=True)
+class BoundedSample(Sample):
+    """limits: of the machine, the mean of before and after."""
+
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -59,14 +70,14 @@ ENTRIES = (
     Entry(8, OURS, "--quantization int8", options={"quantization": "int8"}),
     Entry(8, OURS, "W8A8", "w8a8", bf16="head"),
     Entry(8, "llamacpp", "Q8_0", "q8_0"),
-    Entry(8, "vllm", "W8A8", "w8a8"),
+    Entry(8, "vllm", "W8A8", "w8a8", bf16="head"),
     Entry(8, "openvino", "int8", options={"weight_format": "int8"}),
     Entry(4, OURS, "Q4_0", "q4_0"),
     Entry(4, OURS, "Q4_K_M", "q4_k_m"),
     Entry(4, OURS, "W4A16", "w4a16", bf16="all"),
     Entry(4, "llamacpp", "Q4_0", "q4_0"),
     Entry(4, "llamacpp", "Q4_K_M", "q4_k_m"),
-    Entry(4, "vllm", "W4A16", "w4a16"),
+    Entry(4, "vllm", "W4A16", "w4a16", bf16="all"),
     Entry(4, "openvino", "int4", options={"weight_format": "int4"}),
     Entry(4, "onnxruntime", "int4"),
 )
@@ -83,7 +94,7 @@ class Record:
     memory_private: int = 0
     weight_bytes: int = 0
     failure: str = ""
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[BoundedSample]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -113,7 +124,8 @@ class Comparison:
         wanted = options.cases.split(",") if options.cases else [case.name for case in QUANTIZED_CASES]
         self.cases = tuple(case for case in QUANTIZED_CASES if case.name in wanted)
         self.records: list[Record] = []
-        self.limits: list[Limits] = []
+        self.meter = LimitsMeter(options.threads)
+        self.limits: list[Limits] = []  # before the first figure, and after each
         self.busy: list[float] = []
         self.seed = int(time.time())
         # A token of a mixture reads only the experts that it meets: its bound is not told.
@@ -130,11 +142,12 @@ class Comparison:
                 self._load(record, workers)
             for round_index in range(self.options.rounds):
                 self.busy.append(wait_for_quiet(0.15, self.options.patience))
-                self.limits.append(measure_limits(self.options.threads))
+                self.limits.append(self.meter.measure())
                 for case in self.cases:
-                    turn = round_index % len(records)
-                    for record in records[turn:] + records[:turn]:
-                        self._sample(record, case, workers)
+                    for turn in range(ONE_STREAM_TURNS if case.is_decode and case.batch == 1 else 1):
+                        first = (round_index + turn) % len(records)
+                        for record in records[first:] + records[:first]:
+                            self._sample(record, case, workers)
         finally:
             for record in records:
                 if record.name in workers:
@@ -182,8 +195,11 @@ class Comparison:
         except WorkerError as error:
             self._fail(record, error, workers)
             return
-        record.samples.setdefault(case.name, []).append(Sample(whole_s, first_s))
-        note(f"{case.name:12} {record.name:30} {rate(record, case):9.1f} tokens/s")
+        self.limits.append(self.meter.measure())
+        sample = BoundedSample(whole_s, first_s, Limits.median(self.limits[-2:]))
+        record.samples.setdefault(case.name, []).append(sample)
+        share = f", {self._share(record, case):.2f} of the bound" if self._has_bound(record) else ""
+        note(f"{case.name:12} {record.name:30} {rate(record, case):9.1f} tokens/s{share}")
 
     @staticmethod
     def _fail(record: Record, error: WorkerError, workers: dict[str, Worker]) -> None:
@@ -210,6 +226,10 @@ class Comparison:
         widths = sorted({record.entry.bits for record in self.records}, reverse=True)
         return [self._table(bits) for bits in widths]
 
+    def _has_bound(self, record: Record) -> bool:
+        """Known for files that we know. A token of a mixture reads only the experts that it meets."""
+        return not self.is_mixture and (record.entry.engine == OURS or record.weight_bytes > 0)
+
     def _bound(self, record: Record, case: Case, limits: Limits) -> float:
         """Tokens/s that the machine allows: a step reads the weights once, multiplies each with each row, and no more.
 
@@ -223,17 +243,28 @@ class Comparison:
         products_s = 2e-9 * (tokens * self.shapes.block_weights / block_rate + sampled * head / head_rate)
         return tokens / max(num_bytes / limits.read_gb_s / 1e9, products_s)
 
+    def _share(self, record: Record, case: Case) -> float:
+        """Of the bound at the moment of each sample, the median."""
+        samples = record.samples.get(case.name)
+        if not samples:
+            return float("nan")
+        return statistics.median(
+            rate_of(case, [sample]) / self._bound(record, case, sample.limits) for sample in samples
+        )
+
     def _table(self, bits: int) -> Table:
         """Figures of every entry; below, ours over the best peer and the machine's bound, and bound over best peer."""
         records = [record for record in self.records if record.entry.bits == bits]
         limits = Limits.median(self.limits)
+        slowest, fastest = (choose(each.read_gb_s for each in self.limits) for choose in (min, max))
         table = Table(
             f"{bits} bits, tokens/s after the first token (prefill: prompt tokens)",
             ("engine and format", *(case.name for case in self.cases), "peak memory GB (private)", "load s"),
-            note=f"DRAM read {limits.read_gb_s:.1f} GB/s; torch._int_mm 512x2048x8192 {limits.int_mm_gops:.0f} GOP/s, "
-            f"this instruction set's own peak in 8 bits {limits.peak_gops:.0f}. Decode: batch x (output - 1) / "
-            "(t(output) - t(1)). Bound: reading the weights, or their products with every row at the peak ("
-            f"bf16 {limits.bf16_gops:.0f}), whichever takes longer.",
+            note=f"DRAM read {limits.read_gb_s:.1f} GB/s ({slowest:.1f} to {fastest:.1f}); torch._int_mm 512x2048x8192 "
+            f"{limits.int_mm_gops:.0f} GOP/s, this instruction set's own peak {limits.peak_gops:.0f} in 8 bits, "
+            f"{limits.bf16_gops:.0f} in bf16. Decode: batch x (output - 1) / (t(output) - t(1)). Bound: reading the "
+            "weights, or their products with every row at the peak, whichever takes longer, at the limits measured "
+            "before and after each figure.",
         )
         for record in records:
             cells = ["failed" if record.failure else number(rate(record, case)) for case in self.cases]
@@ -246,10 +277,13 @@ class Comparison:
             best = [max((rate(peer, case) for peer in peers), default=0.0) for case in self.cases]
             ours = [rate(record, case) for case in self.cases]
             table.rows.append((f"**{record.name} / best peer**", *_ratios(ours, best), "", ""))
-            if not self.is_mixture:
+            if self._has_bound(record):
                 bounds = [self._bound(record, case, limits) for case in self.cases]
-                table.rows.append((f"{record.name}: of the bound", *_ratios(ours, bounds), "", ""))
                 table.rows.append((f"{record.name}: bound / best peer", *_ratios(bounds, best), "", ""))
+        for record in records:
+            if self._has_bound(record) and not record.failure:
+                shares = [f"{self._share(record, case):.2f}x" for case in self.cases]
+                table.rows.append((f"{record.name}: of the bound", *shares, "", ""))
         return table
 
 
@@ -260,8 +294,10 @@ def _ratios(values: list[float], others: list[float]) -> list[str]:
 def rate(record: Record, case: Case) -> float:
     """Median tokens/s of an entry; NaN when it has none."""
     samples = record.samples.get(case.name)
-    if not samples:
-        return float("nan")
+    return rate_of(case, samples) if samples else float("nan")
+
+
+def rate_of(case: Case, samples: Sequence[Sample]) -> float:
     shown = figures(case, samples)
     return shown.end_to_end if shown.decode is None else shown.decode
 
