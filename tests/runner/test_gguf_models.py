@@ -19,6 +19,7 @@ from gguf_files import dequantized, write_gguf
 from penstock.base.errors import CheckpointError, ConfigError
 from penstock.frontend.text_files import TextFiles
 from penstock.kernels import ops as op_table
+from penstock.kernels.quantized import INT8_CHANNEL
 from penstock.loader import GGUFFile, read_model_config
 from penstock.runner.loading import load_model, weights_nbytes
 
@@ -123,6 +124,12 @@ def test_types_without_a_kernel_are_widened_with_a_notice(tmp_path: Path, caplog
     expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.IQ2_XXS)
     up = ops.linear(torch.eye(256), parts[1].packed).T
     assert torch.equal(up, torch.from_numpy(expected))
+    # It is in floats, so it can be rounded: within half a step of 255 for each row.
+    rounding = engine_config(file, kernels="reference", quantization="int8")
+    parts = load_model(rounding, ops, lambda fraction: None).layers[0].mlp.gate_up.weight.parts
+    assert parts[1].packed.layout == INT8_CHANNEL
+    steps = torch.from_numpy(expected).abs().amax(1, keepdim=True) / 127
+    assert ((ops.dequantize(parts[1].packed) - torch.from_numpy(expected)).abs() <= 0.501 * steps).all()
 
 
 def test_rope_factors_are_frequencies(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_a_quantized_file_is_not_quantized_again(tmp_path: Path) -> None:
     checkpoint, file = tmp_path / "safetensors", tmp_path / "model.gguf"
     write_checkpoint(checkpoint, tokenizer=True, **SIZES)
     write_gguf(file, checkpoint, "Q8_0")
-    with pytest.raises(ConfigError, match="already"):
+    with pytest.raises(ConfigError, match="no linear left in floats"):
         weights_nbytes(engine_config(file, quantization="int8"), op_table.load("reference", 1))
 
 

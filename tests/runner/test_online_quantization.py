@@ -12,7 +12,6 @@ import torch
 from driving import Driver, engine_config, make_runner
 
 from checkpoints import write_checkpoint
-from penstock.base.errors import ConfigError
 from penstock.kernels import ops as op_table
 from penstock.runner.loading import load_model, weights_nbytes
 
@@ -73,15 +72,6 @@ def test_a_quantized_model_generates(family: str, kind: str, tmp_path: Path) -> 
         assert all(sequence.error is None for sequence in sequences)
         results.append([sequence.output for sequence in sequences])
     assert results[0] == results[1] == results[2]
-
-
-def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, **SIZES)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="already"):
-        weights_nbytes(engine_config(tmp_path, quantization="int8"), op_table.load("reference", 1))
 
 
 PEAK_PROGRAM = """

@@ -49,8 +49,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine needs to start. It travels to the engine process as JSON.
 
-    model_path: a local directory, or a GGUF file. quantization: what float weights are rounded to while they load,
-    or None. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
+    model_path: a local directory, or a GGUF file. quantization: what linears stored in floats are rounded to while they
+    load, or None. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
     max_memory_bytes: what all of the engine's tensors may take; 0: the
     memory plan decides from what is free. num_threads: of the compute pool.
     device: "cpu", "cuda", "rocm", "xpu" or "mps". kernels: "native", "triton" or "reference".

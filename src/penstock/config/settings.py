@@ -120,7 +120,8 @@ class Settings:
         "text",
         "none",
         _MODEL,
-        "What the weights of a float checkpoint are rounded to while they load. Quantized checkpoints need no setting.",
+        "What linears stored in floats are rounded to while they load: all of a float checkpoint; of a quantized one, "
+        "which needs no setting, those that it left in floats, such as the head.",
         choices=("none", "int8", "int4", "q4_k_m", "fp8"),
     )
     max_model_len: int | None = _setting(

@@ -5,10 +5,11 @@ Never: knows about models.
 """
 
 from penstock.quantization.expert_weights import ExpertWeights, SeparateExperts, StackedExperts
-from penstock.quantization.gguf import GGUFFormat, is_block_type
+from penstock.quantization.gguf import GGUFFormat
 from penstock.quantization.hub_formats import hub_format
 from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight, WholeStepWeight
 from penstock.quantization.online import OnlineFormat
+from penstock.quantization.rounded import RoundedFormat
 from penstock.quantization.stored_format import StoredFormat
 from penstock.quantization.tensor_source import CheckpointSource, DummySource, TensorSource
 from penstock.quantization.unquantized import UnquantizedFormat
@@ -22,6 +23,7 @@ __all__ = [
     "LinearFormat",
     "LinearWeight",
     "OnlineFormat",
+    "RoundedFormat",
     "SeparateExperts",
     "StackedExperts",
     "StoredFormat",
@@ -29,5 +31,4 @@ __all__ = [
     "UnquantizedFormat",
     "WholeStepWeight",
     "hub_format",
-    "is_block_type",
 ]

@@ -37,11 +37,11 @@ from penstock.quantization import (
     GGUFFormat,
     LinearFormat,
     OnlineFormat,
+    RoundedFormat,
     StoredFormat,
     TensorSource,
     UnquantizedFormat,
     hub_format,
-    is_block_type,
 )
 from penstock.quantization.measuring import MeasuringFormat
 from penstock.quantization.packaged import PackagedFormat, PackagedSource, RecordingFormat, RecordingSource
@@ -55,22 +55,43 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def linear_format(config: EngineConfig, checkpoint: Checkpoint | None) -> StoredFormat:
-    """The format of the checkpoint's linears (None: of random weights), or what they are quantised to."""
+    """The format of the checkpoint's linears (None: of random weights), rounded further where that was asked for.
+
+    Raises ConfigError where a wish would change nothing.
+    """
+    stored = _stored_format(config, checkpoint)
+    if config.quantization is None:
+        return stored
+    online = OnlineFormat(stored.dtype, config.quantization, config.model)
+    if checkpoint is None or isinstance(stored, UnquantizedFormat):
+        return online
+    chosen = RoundedFormat(stored, online)
+    if not chosen.rounds_any(_matrices(checkpoint)):
+        raise ConfigError(
+            f"{Path(config.model_path).name} has no linear left in floats: --quantization {config.quantization} would "
+            "change nothing, since what is quantized stays as it is stored.",
+            remedy="Leave --quantization out, or give the bfloat16 or float16 checkpoint.",
+            param="quantization",
+        )
+    return chosen
+
+
+def _stored_format(config: EngineConfig, checkpoint: Checkpoint | None) -> StoredFormat:
+    """How the checkpoint itself holds its linears."""
     dtype = torch_dtype(config.dtype)
+    if checkpoint is None:
+        return UnquantizedFormat(dtype)
+    types = {name: checkpoint.tensor_type(name) for name in checkpoint.names()}
     if isinstance(checkpoint, GGUFCheckpoint):
-        types = {name: checkpoint.tensor_type(name) for name in checkpoint.names()}
-        if config.quantization is None:
-            return GGUFFormat(dtype, types)
-        if any(is_block_type(kind) for kind in types.values()):
-            raise _quantized_twice(config)
+        return GGUFFormat(dtype, types)
     stored = config.model.quantization
-    if checkpoint is not None and stored is not None:
-        if config.quantization is not None:
-            raise _quantized_twice(config)
-        return hub_format(dtype, stored, {name: checkpoint.tensor_type(name) for name in checkpoint.names()})
-    if config.quantization is not None:
-        return OnlineFormat(dtype, config.quantization, config.model)
-    return UnquantizedFormat(dtype)
+    return UnquantizedFormat(dtype) if stored is None else hub_format(dtype, stored, types)
+
+
+def _matrices(checkpoint: Checkpoint) -> dict[str, int]:
+    """The inputs of what may be a linear, by its name without suffix."""
+    names = [name for name in checkpoint.names() if name.endswith(".weight") and len(checkpoint.shape(name)) == 2]
+    return {name.removesuffix(".weight"): checkpoint.shape(name)[1] for name in names}
 
 
 def weights_nbytes(config: EngineConfig, ops: Ops) -> int:
@@ -210,11 +231,3 @@ def _measure(config: EngineConfig, chosen: LinearFormat, ops: Ops) -> int:
     weights = Weights(measuring, measuring, torch_dtype(config.dtype), ops)
     ARCHITECTURES[config.model.architecture](config.model, weights, 1)
     return measuring.nbytes
-
-
-def _quantized_twice(config: EngineConfig) -> ConfigError:
-    return ConfigError(
-        f"{Path(config.model_path).name} is quantized already; --quantization {config.quantization} would lose twice.",
-        remedy="Leave --quantization out, or give the bfloat16 or float16 checkpoint.",
-        param="quantization",
-    )
