@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from penstock.kernels.triton import activation, attention, full_attention, kv_layout, mla, norm, rope, sampling
+from penstock.kernels.triton.rounding import FP8_BLOCKS
 
 SLOTS = 16
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
@@ -93,11 +94,11 @@ class Bench:
         x, residual, weight = self.random(tokens, hidden), self.random(tokens, hidden), self.random(hidden)
         size = 2.0 * tokens * hidden
         yield Case(f"add_rms_norm {tokens}", partial(norm.add_rms_norm, x, residual, weight, 1e-5), 4 * size)
-        quantized = partial(norm.rms_norm_quantize, x, residual, weight, 1e-5, FP8)
+        quantized = partial(norm.rms_norm_quantize, x, residual, weight, 1e-5, FP8_BLOCKS)
         yield Case(f"add_rms_norm to fp8 {tokens}", quantized, 3.5 * size)
         gate_up = self.random(tokens, 2 * wide)
         yield Case(f"silu_and_mul {tokens}", partial(activation.silu_and_mul, gate_up), 6.0 * tokens * wide)
-        gated = partial(activation.silu_and_mul_quantize, gate_up, FP8)
+        gated = partial(activation.silu_and_mul_quantize, gate_up, FP8_BLOCKS)
         yield Case(f"silu_and_mul to fp8 {tokens}", gated, 5.0 * tokens * wide)
         slots, _, blocks = self.step(tokens, SLOTS, 1)
         caches = self.caches(blocks, kv_heads, dim, BF16)

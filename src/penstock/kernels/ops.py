@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from penstock.kernels.expert_stack import ExpertStack
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear
+    from penstock.kernels.rounded import ActivationForm, RoundedActivations
 
 
 HOST: Final = torch.device("cpu")
@@ -94,6 +95,34 @@ class ExpertOps(Protocol):
         ...
 
 
+class RoundedOps(Protocol):
+    """Norms and activations that end in the rounding of the linear behind them, bit for bit as that would round."""
+
+    def form(self, weight: PackedLinear | QuantizedLinear) -> ActivationForm | None:
+        """What the linear of a weight rounds its inputs to; None: it takes them as they are."""
+        ...
+
+    def linear(
+        self,
+        x: RoundedActivations,
+        weight: PackedLinear | QuantizedLinear,
+        bias_N: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Ops.linear of inputs in the form of `weight`. out_dtype: the weight's (default) or float32."""
+        ...
+
+    def rms_norm(
+        self, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float, form: ActivationForm
+    ) -> RoundedActivations:
+        """Ops.rms_norm, with a residual Ops.add_rms_norm, rounded."""
+        ...
+
+    def silu_and_mul(self, gate_up_TJ: Tensor, form: ActivationForm) -> RoundedActivations:
+        """Ops.silu_and_mul, rounded."""
+        ...
+
+
 class ScaleSearch(Protocol):
     """What encoding GGUF's K types takes (kernels/native/scale_search.py, kernels/reference/scale_search.py).
 
@@ -116,10 +145,11 @@ class Ops(ABC):
     kind: "native", "triton" or "reference". isa: the instruction set of the native kernels, or what else they run on.
     layouts: how weights and caches lie, and on which device.
     recordings: of the ops that layers are made of, where this implementation can repeat them by itself.
+    rounded: the ops that round their results for the next linear, where this implementation has them.
     experts: the ops of mixtures of experts. scale_search: what encoding GGUF's K types takes.
     """
 
-    __slots__ = ("experts", "isa", "kind", "layouts", "num_threads", "recordings", "scale_search")
+    __slots__ = ("experts", "isa", "kind", "layouts", "num_threads", "recordings", "rounded", "scale_search")
     scale_search: ScaleSearch
 
     def __init__(self, kind: str, isa: str, num_threads: int, layouts: Layouts) -> None:
@@ -129,6 +159,7 @@ class Ops(ABC):
         self.layouts = layouts
         self.experts: ExpertOps = ReferenceExperts(self)
         self.recordings: LayerRecordings | None = None
+        self.rounded: RoundedOps | None = None
 
     # ---- linear, embedding (kernels/native/linear.py, kernels/reference/linear.py, csrc/ops/linear.cpp)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
+from penstock.kernels.rounded import Activations
 from penstock.layers.linear import Linear
 from penstock.layers.norm import RMSNorm
 
@@ -65,13 +66,13 @@ class Attention:
 
     def __call__(
         self,
-        x_TD: Tensor,
+        x_TD: Activations,
         rotary: tuple[Tensor, Tensor],
         kv_cache: KVCache,
         metadata: AttentionMetadata,
         ops: Ops,
     ) -> Tensor:
-        """[T, D] -> [T, D]. rotary: cosines and sines [T, E / 2] of the tokens' positions."""
+        """[T, D] -> [T, D]. rotary: cosines and sines [T, E / 2] of the tokens' positions. x: may be in qkv's form."""
         qkv_TS = self.qkv(x_TD, ops)
         cos_TE, sin_TE = rotary
         ops.rope_and_cache(qkv_TS, cos_TE, sin_TE, kv_cache.key, kv_cache.value, metadata.slot_mapping, self.qk_norm)

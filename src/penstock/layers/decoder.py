@@ -5,15 +5,25 @@ Shapes: T tokens, R requests of the step, D hidden, E head size / 2, W blocks a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
+from penstock.kernels.rounded import ActivationForm, Activations
 from penstock.layers.attention import Attention, AttentionMetadata, KVCache
 from penstock.layers.norm import RMSNorm
 
-FeedForward = Callable[[Tensor, Ops], Tensor]  # [T, D] -> [T, D]
+
+class FeedForward(Protocol):
+    def __call__(self, x_TD: Activations, ops: Ops) -> Tensor:
+        """[T, D] -> [T, D]. x: in the block's `form`."""
+        ...
+
+    def form(self, ops: Ops) -> ActivationForm | None:
+        """See Linear.form."""
+        ...
 
 
 class DecoderLayer:
@@ -35,11 +45,10 @@ class DecoderLayer:
         ops: Ops,
     ) -> Tensor:
         """Adds x (None in the first layer) and the attention to the residual, in place. Returns what is to add next."""
-        norm = self.attention_norm
-        normed_TD = norm(residual_TD, ops) if x_TD is None else norm.add(x_TD, residual_TD, ops)
+        addend_TD, sum_TD = (residual_TD, None) if x_TD is None else (x_TD, residual_TD)
+        normed_TD = self.attention_norm.into(self.attention.qkv.form(ops), addend_TD, sum_TD, ops)
         attended_TD = self.attention(normed_TD, rotary, kv_cache, metadata, ops)
-        normed_TD = self.mlp_norm.add(attended_TD, residual_TD, ops)
-        return self.mlp(normed_TD, ops)
+        return self.mlp(self.mlp_norm.into(self.mlp.form(ops), attended_TD, residual_TD, ops), ops)
 
 
 class DecoderLayers(tuple[DecoderLayer, ...]):

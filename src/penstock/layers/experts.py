@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
+from penstock.kernels.rounded import Activations
 from penstock.layers.linear import Linear
 from penstock.layers.mlp import GatedMLP, in_pieces
 from penstock.quantization import ExpertWeights
@@ -49,7 +50,11 @@ class ExpertsMLP:
         self.is_renormalized = is_renormalized
         self.shared = shared
 
-    def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
+    def form(self, ops: Ops) -> None:
+        """The router takes x as it is."""
+
+    def __call__(self, x_TD: Activations, ops: Ops) -> Tensor:
+        assert isinstance(x_TD, Tensor), type(x_TD)
         mixed_TD = in_pieces(lambda piece_TD: self._mix(piece_TD, ops), x_TD, self.router)
         return mixed_TD if self.shared is None else self.shared.add_to(mixed_TD, x_TD, ops)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
-from penstock.quantization import EmbeddingWeight, LinearWeight
+from penstock.kernels.rounded import ActivationForm, Activations, RoundedActivations
+from penstock.quantization import EmbeddingWeight, LinearWeight, PackedWeight
 
 
 class Linear:
@@ -21,9 +22,19 @@ class Linear:
         self.weight = weight
         self.bias_N = bias_N
 
-    def __call__(self, x_TK: Tensor, ops: Ops, out_dtype: torch.dtype | None = None) -> Tensor:
-        """[T, K] -> [T, N] of `out_dtype` (None: of x's)."""
+    def __call__(self, x_TK: Activations, ops: Ops, out_dtype: torch.dtype | None = None) -> Tensor:
+        """[T, K] -> [T, N] of `out_dtype` (None: of x's). x: may be in the weight's `form`."""
+        if isinstance(x_TK, RoundedActivations):
+            assert ops.rounded is not None
+            assert isinstance(self.weight, PackedWeight)
+            return ops.rounded.linear(x_TK, self.weight.packed, self.bias_N, out_dtype)
         return self.weight.multiply(x_TK, self.bias_N, out_dtype, ops)
+
+    def form(self, ops: Ops) -> ActivationForm | None:
+        """What the op before can round x to, where this linear would round it anyway; None: x stays as it is."""
+        if ops.rounded is None or not isinstance(self.weight, PackedWeight) or self.weight.input_order is not None:
+            return None
+        return ops.rounded.form(self.weight.packed)
 
 
 class Embedding:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
+from penstock.kernels.rounded import ActivationForm, Activations, RoundedActivations
 from penstock.layers.linear import Linear
 from penstock.quantization import WholeStepWeight
 
@@ -37,10 +38,20 @@ class GatedMLP:
         self.gate_up = gate_up
         self.down = down
 
-    def __call__(self, x_TD: Tensor, ops: Ops) -> Tensor:
-        return in_pieces(
-            lambda piece_TD: self.down(ops.silu_and_mul(self.gate_up(piece_TD, ops)), ops), x_TD, self.gate_up
-        )
+    def __call__(self, x_TD: Activations, ops: Ops) -> Tensor:
+        if isinstance(x_TD, RoundedActivations):
+            return self._block(x_TD, ops)
+        return in_pieces(lambda piece_TD: self._block(piece_TD, ops), x_TD, self.gate_up)
+
+    def form(self, ops: Ops) -> ActivationForm | None:
+        return self.gate_up.form(ops)
+
+    def _block(self, x_TD: Activations, ops: Ops) -> Tensor:
+        gate_up_TJ, form = self.gate_up(x_TD, ops), self.down.form(ops)
+        if form is None:
+            return self.down(ops.silu_and_mul(gate_up_TJ), ops)
+        assert ops.rounded is not None
+        return self.down(ops.rounded.silu_and_mul(gate_up_TJ, form), ops)
 
 
 class GeluMLP:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from penstock.kernels.ops import Ops
+from penstock.kernels.rounded import ActivationForm, Activations
 
 
 class RMSNorm:
@@ -18,6 +19,13 @@ class RMSNorm:
 
     def __call__(self, x_TK: Tensor, ops: Ops) -> Tensor:
         return ops.rms_norm(x_TK, self.weight_K, self.eps)
+
+    def into(self, form: ActivationForm | None, x_TK: Tensor, residual_TK: Tensor | None, ops: Ops) -> Activations:
+        """The norm of x, or with a residual `add`, as a linear of that form (Linear.form) takes it."""
+        if form is not None:
+            assert ops.rounded is not None
+            return ops.rounded.rms_norm(x_TK, residual_TK, self.weight_K, self.eps, form)
+        return self(x_TK, ops) if residual_TK is None else self.add(x_TK, residual_TK, ops)
 
     def add(self, x_TK: Tensor, residual_TK: Tensor, ops: Ops) -> Tensor:
         """residual += x, in place; the norm of the sum."""

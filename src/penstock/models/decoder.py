@@ -55,4 +55,4 @@ class Decoder:
     def logits(self, x_RD: Tensor, residual_RD: Tensor, ops: Ops) -> Tensor:
         """Rows of what `forward` returned -> logits [R, V] float32. Overwrites the residual."""
         assert self.head is not None
-        return self.head(self.hidden(x_RD, residual_RD, ops), ops, torch.float32)
+        return self.head(self.norm.into(self.head.form(ops), x_RD, residual_RD, ops), ops, torch.float32)

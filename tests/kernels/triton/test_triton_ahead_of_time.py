@@ -56,6 +56,28 @@ def test_attention_compiles_for_an_amd_chip_within_its_shared_memory(tmp_path: P
     assert 0 < max(sizes) <= aot.AMD_SHARED_LIMIT
 
 
+SUMS = """
+import re
+from penstock.kernels.triton import aot, norm
+for one in norm.specializations():
+    if one.name.startswith("rms_norm 4096"):
+        text = aot.compiled(one, 90).asm["ttgir"]
+        [name] = re.findall(r"\\(tensor<4096xf32, (#[a-z0-9]+)>\\) -> f32", text)
+        print(re.search(f"^{name} = (.*)$", text, re.MULTILINE)[1])
+"""
+
+
+def test_a_norm_sums_in_one_order_with_or_without_a_rounding(tmp_path: Path) -> None:
+    """Which thread holds what decides the order, and the compiler decides that: the interpreter cannot tell."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run([sys.executable, "-c", SUMS], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    layouts = done.stdout.splitlines()
+    assert len(layouts) == 4
+    assert len(set(layouts)) == 1
+
+
 @pytest.mark.parametrize(
     ("kernel", "name"),
     [(moe.count_kernel, "num_pairs"), (moe.sort_kernel, "num_pairs"), (sampling._top_logprobs_kernel, "k")],

@@ -6,7 +6,7 @@ Pointwise glue is what torch.compile could fuse (docs/decisions/0010-fusion-and-
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,32 @@ def dense(product: list[str]) -> list[str]:
     return [NORM, *product, *ATTENTION, *product, NORM, *product, SILU, *product]
 
 
-def mixture(product: str) -> list[str]:
-    """A layer of a mixture: routing, two products of all experts, and their sum."""
-    first = dense(["linear" if product == "gemm_dense_kernel" else product])[:7]
+# Norms and the activation round for the product behind them; what attention gives has a kernel for that.
+EIGHT_BITS = [
+    NORM, "gemm_dense_kernel", *ATTENTION, "quantize_kernel", "gemm_dense_kernel", NORM, "gemm_dense_kernel",
+    "quantize_kernel", "gemm_dense_kernel",
+]  # fmt: skip
+
+
+def mixture(first: list[str], experts: list[str]) -> list[str]:
+    """A layer of a mixture: routing, two products of all experts, and their sum. The router takes no rounded norm."""
     routing = ["top_k_kernel", "full", "full", "count_kernel", "sort_kernel"]
-    return [*first, *FLOAT32_PRODUCT, *routing, product, SILU, product, "combine_kernel"]
+    return [*first, *FLOAT32_PRODUCT, *routing, *experts, "combine_kernel"]
 
 
 CASES: dict[str, tuple[str, str | None, list[str]]] = {
     "llama": ("llama", None, dense(["linear"])),
     "qwen3": ("qwen3", None, dense(["linear"])),
     "4 bits": ("llama", "int4", dense(["gemm_codes_kernel"])),
-    "8 bits": ("llama", "fp8", dense(["quantize_kernel", "gemm_dense_kernel"])),
-    "mixture": ("qwen3-moe", None, mixture("gemm_dense_kernel")),
-    "mixture in 4 bits": ("qwen3-moe", "int4", mixture("gemm_codes_kernel")),
+    "8 bits": ("llama", "fp8", EIGHT_BITS),
+    "int8": ("qwen3", "int8", EIGHT_BITS),
+    "mixture": ("qwen3-moe", None, mixture(dense(["linear"])[:7], ["gemm_dense_kernel", SILU, "gemm_dense_kernel"])),
+    "mixture in 4 bits": (
+        "qwen3-moe",
+        "int4",
+        mixture(dense(["gemm_codes_kernel"])[:7], ["gemm_codes_kernel", SILU, "gemm_codes_kernel"]),
+    ),
+    "mixture in 8 bits": ("qwen3-moe", "fp8", mixture(EIGHT_BITS[:8], ["quantize_kernel", *EIGHT_BITS[8:]])),
 }
 
 
@@ -69,8 +81,7 @@ class Launches(TorchDispatchMode):
 
 
 @contextmanager
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
-    launches = Launches()
+def recorded(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     run = interpreter.GridExecutor.__call__
 
     def note(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,14 +94,13 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
 
     with monkeypatch.context() as patch, launches:
         patch.setattr(interpreter.GridExecutor, "__call__", note)
-        yield launches
+        yield
 
 
 @torch.inference_mode()
-def launches_of(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
-    """Of a layer, in a step of two requests that decode."""
+def run_layer(path: Path, ops: op_table.Ops, launches: AbstractContextManager[Any], **options: Any) -> Any:
+    """What a layer adds, and the residual, in a step of two requests that decode."""
     config = msgspec.structs.replace(engine_config(path, kernels="triton", dtype="bfloat16"), **options)
-    ops = op_table.load("triton", 1)
     model: Any = load_model(config, ops, lambda fraction: None)
     pool = KVPool(config.model, 4, torch.bfloat16, ops.layouts)
     metadata = AttentionMetadata(
@@ -99,15 +109,29 @@ def launches_of(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> 
         torch.tensor([[0], [1]], dtype=torch.int32),
         torch.tensor([4, 16 + 8]),
     )
-    x, residual = torch.randn(2, 2, config.model.hidden_size).bfloat16()
+    generator = torch.Generator().manual_seed(1)
+    x, residual = torch.randn(2, 2, config.model.hidden_size, generator=generator).bfloat16()
     rotary = model.rotary(torch.tensor([4, 8]))
-    with recorded(monkeypatch) as launches:
-        model.layers[0].forward(x, residual, rotary, KVCache(*pool.caches[0]), metadata, ops)
-    return launches.names
+    with launches:
+        out = model.layers[0].forward(x, residual, rotary, KVCache(*pool.caches[0]), metadata, ops)
+    return out, residual
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_between_products_there_is_one_kernel(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, quantization, expected = CASES[case]
     write_checkpoint(tmp_path, family, **SIZES)
-    assert launches_of(tmp_path, monkeypatch, quantization=quantization) == expected
+    launches = Launches()
+    run_layer(tmp_path, op_table.load("triton", 1), recorded(launches, monkeypatch), quantization=quantization)
+    assert launches.names == expected
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize(("family", "quantization"), [("llama", "fp8"), ("llama", "int8"), ("qwen3-moe", "fp8")])
+def test_rounding_early_changes_no_bit(family: str, quantization: str, batch_invariant: bool, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, family, **SIZES)
+    ops = [op_table.load("triton", 1, batch_invariant=batch_invariant) for _ in range(2)]
+    ops[1].rounded = None
+    early, late = (run_layer(tmp_path, each, nullcontext(), quantization=quantization) for each in ops)
+    assert torch.equal(early[0], late[0])
+    assert torch.equal(early[1], late[1])

@@ -25,7 +25,7 @@ from penstock.kernels.quantized import (
 )
 from penstock.kernels.reference.gguf_blocks import BLOCKS
 from penstock.kernels.reference.quantized import values_of
-from penstock.kernels.triton import configs, linear, packing, weights
+from penstock.kernels.triton import activation, configs, linear, packing, weights
 
 REFERENCE = ops.load("reference", 1)
 Q4_1 = GGUF_LAYOUTS[3]
@@ -169,13 +169,17 @@ class TestDense:
         m, n, k = shape
         device, values = packed_twice(layout, n, k)
         x, bias = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(n, dtype=torch.bfloat16)
-        dtype, block = (torch.float8_e4m3fn, 128) if device.kind == "fp8" else (torch.int8, layout.x_block)
-        codes, scales = linear.quantize_activations(x, dtype, block)
-        rounded = codes.float() * scales.repeat_interleave(block or codes.shape[1], 1)[:, : codes.shape[1]]
+        form = linear.form_of(device)
+        assert form == ((torch.float8_e4m3fn, 128) if device.kind == "fp8" else (torch.int8, layout.x_block))
+        codes, scales = activation.quantize(x, form)
+        rounded = codes.float() * scales.repeat_interleave(form.block or codes.shape[1], 1)[:, : codes.shape[1]]
         assert not codes[:, k:].float().any()
         error = (rounded[:, :k] - x.float()).abs()
         assert (error <= x.float().abs() / 16 + scales.amax()).all()
-        assert_product(linear.linear(x, device, bias), rounded[:, :k].double(), values, bias)
+        product = linear.linear(x, device, bias)
+        assert_product(product, rounded[:, :k].double(), values, bias)
+        made_before = linear.RoundedActivations(codes, scales)
+        assert torch.equal(linear.rounded_linear(made_before, device, bias), product)
 
     def test_what_is_not_finite_stays_with_its_row(self) -> None:
         device, _ = packed_twice(fp8(), 40, 256)

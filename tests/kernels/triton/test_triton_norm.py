@@ -8,7 +8,8 @@ import torch
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
 from penstock.kernels.reference import activation as torch_activation
 from penstock.kernels.reference import norm as torch_norm
-from penstock.kernels.triton import activation, norm
+from penstock.kernels.rounded import ActivationForm, RoundedActivations
+from penstock.kernels.triton import activation, norm, rounding
 
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [1, 2, 17, 64, 100, 513, 1024]
@@ -73,7 +74,8 @@ def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def test_rounding_to_8_bits(dtype: torch.dtype, size: int) -> None:
     x = rows(4, size, torch.bfloat16)
     x[1] = 0.0
-    codes, scales = activation.quantize_rows(x, dtype)
+    codes, scales = activation.quantize(x, ActivationForm(dtype, 0))
+    codes, scales = codes[:, :size], scales[:, 0]
     # A quotient may fall on the other side of a tie: one step of the code at most.
     step = scales[:, None] * (1.0 if dtype == torch.int8 else 32.0)
     assert ((codes.float() * scales[:, None] - rounded(x, dtype)).abs() <= step * 1.001).all()
@@ -82,31 +84,52 @@ def test_rounding_to_8_bits(dtype: torch.dtype, size: int) -> None:
     assert (codes[1].float() == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
-def test_fused_rounding_equals_rounding_after(dtype: torch.dtype) -> None:
-    x, residual, weight = rows(3, 200, torch.bfloat16), rows(3, 200, torch.bfloat16, 1), rows(1, 200, torch.bfloat16)[0]
-    copy = residual.clone()
-    for got, wanted in (
-        (
-            norm.rms_norm_quantize(x, residual, weight, 1e-5, dtype),
-            activation.quantize_rows(norm.add_rms_norm(x, copy, weight, 1e-5), dtype),
-        ),
-        (
-            activation.silu_and_mul_quantize(x, dtype),
-            activation.quantize_rows(activation.silu_and_mul(x), dtype),
-        ),
-    ):
-        assert torch.equal(got[0].float(), wanted[0].float())
-        assert torch.equal(got[1], wanted[1])
-    assert torch.equal(residual, copy)
+FORMS = [rounding.FP8_BLOCKS, rounding.INT8_BLOCKS, rounding.INT8_ROWS]
 
 
+def same(got: RoundedActivations, wanted: RoundedActivations) -> None:
+    """Bit for bit, the padding included; a NaN is a NaN."""
+    assert got.codes.dtype is wanted.codes.dtype
+    assert got.codes.shape == wanted.codes.shape
+    assert torch.equal(got.codes.view(torch.uint8), wanted.codes.view(torch.uint8))
+    assert got.scales.shape == wanted.scales.shape
+    assert torch.equal(got.scales.nan_to_num(-1.0), wanted.scales.nan_to_num(-1.0))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("size", [1, 40, 128, 200, 352, 1024])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_norm_rounds_as_the_linear_behind_it_would(form: ActivationForm, size: int, with_residual: bool) -> None:
+    x, weight = rows(4, size, torch.bfloat16), rows(1, size, torch.bfloat16, 2)[0]
+    residual = rows(4, size, torch.bfloat16, 1) if with_residual else None
+    x[1], x[3, size // 2] = 0.0, 3e4
+    copy = None if residual is None else residual.clone()
+    normed = norm.rms_norm(x, weight, 1e-5) if copy is None else norm.add_rms_norm(x, copy, weight, 1e-5)
+    same(norm.rms_norm_quantize(x, residual, weight, 1e-5, form), activation.quantize(normed, form))
+    assert residual is None or torch.equal(residual, copy)
+    assert norm.rms_norm_quantize(x[:0], None, weight, 1e-5, form).codes.shape[0] == 0
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("size", [1, 40, 128, 200, 352, 1500])
+def test_an_activation_rounds_as_the_linear_behind_it_would(form: ActivationForm, size: int) -> None:
+    gate_up = rows(4, 2 * size, torch.bfloat16)
+    gate_up[1], gate_up[2, -1] = 0.0, 3e4
+    wanted = activation.quantize(activation.silu_and_mul(gate_up), form)
+    same(activation.silu_and_mul_quantize(gate_up, form), wanted)
+    assert activation.silu_and_mul_quantize(gate_up[:0], form).codes.shape[0] == 0
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_has_a_scale_that_is_nan(bad: float) -> None:
-    x = rows(3, 50, torch.bfloat16)
-    expected = activation.quantize_rows(x, torch.int8)
-    x[1, 7] = bad
-    codes, scales = activation.quantize_rows(x, torch.int8)
-    assert scales[1].isnan()
-    assert torch.equal(codes[[0, 2]], expected[0][[0, 2]])
-    assert torch.equal(scales[[0, 2]], expected[1][[0, 2]])
+def test_what_is_not_finite_has_a_scale_that_is_nan(form: ActivationForm, bad: float) -> None:
+    x, weight = rows(3, 512, torch.bfloat16), rows(1, 512, torch.bfloat16, 2)[0]
+    expected = activation.quantize(x, form)
+    x[1, 300] = bad
+    rounded = activation.quantize(x, form)
+    block = 300 // form.block if form.block else 0
+    assert rounded.scales.isnan().nonzero().tolist() == [[1, block]]
+    for part in (0, 2):
+        assert torch.equal(rounded.codes[part].view(torch.uint8), expected.codes[part].view(torch.uint8))
+        assert torch.equal(rounded.scales[part], expected.scales[part])
+    same(norm.rms_norm_quantize(x, None, weight, 1e-5, form), activation.quantize(norm.rms_norm(x, weight, 1e-5), form))

@@ -1,4 +1,4 @@
-"""The activations, alone or with a rounding of each row to 8 bits.
+"""The activations, alone or with a rounding to 8 bits, and that rounding alone.
 
 Limit: memory. silu_and_mul reads 2 I elements a row and writes I; gelu reads and writes I.
 """
@@ -14,11 +14,13 @@ import triton.language as tl
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
 from penstock.kernels.triton.norm import row_warps
-from penstock.kernels.triton.rounding import to_codes
+from penstock.kernels.triton.rounding import FP8_BLOCKS, INT8_BLOCKS, INT8_ROWS, empty_rounded, to_codes
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from penstock.kernels.rounded import ActivationForm, RoundedActivations
 
 _BLOCK = 1024
 _WARPS = 4
@@ -43,22 +45,31 @@ def _silu_and_mul_kernel(gate_up_ptr, out_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _quantize_kernel(
-    x_ptr, codes_ptr, scales_ptr, largest, SIZE: tl.constexpr, SIZE_PADDED: tl.constexpr, GATED: tl.constexpr
-):
-    """Bytes a row: SIZE elements read (GATED: 2 SIZE), SIZE bytes written. A program holds one row."""
+def quantize_kernel(
+    x_ptr, codes_ptr, scales_ptr, k, k_padded, num_blocks, largest,
+    X_BLOCK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """codes [tokens, k_padded] and scales [tokens, num_blocks] float32 of x [tokens, k], BLOCKS blocks a program.
+
+    GATED: of silu_and_mul of x [tokens, 2 k]. A block's largest magnitude becomes `largest`; one that is not finite
+    gets NaN for a scale. X_BLOCK: inputs of a block; BLOCK: the power of two that holds them. Reads 2 bytes (GATED: 4)
+    and writes 1 an input.
+    """
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, SIZE_PADDED)
-    inside = columns < SIZE
+    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    inner = tl.arange(0, BLOCK)
+    column = block[:, None] * X_BLOCK + inner[None, :]
+    is_own = (inner < X_BLOCK)[None, :] & (block < num_blocks)[:, None]
+    inside = is_own & (column < k)
     if GATED:
-        gate = tl.load(x_ptr + row * 2 * SIZE + columns, mask=inside, other=0.0)
-        up = tl.load(x_ptr + row * 2 * SIZE + SIZE + columns, mask=inside, other=0.0)
+        gate = tl.load(x_ptr + row * 2 * k + column, mask=inside, other=0.0)
+        up = tl.load(x_ptr + row * 2 * k + k + column, mask=inside, other=0.0)
         x = _silu_times(gate, up, x_ptr.dtype.element_ty)
     else:
-        x = tl.load(x_ptr + row * SIZE + columns, mask=inside, other=0.0)
-    codes, scale = to_codes(x.to(tl.float32), largest, codes_ptr.dtype.element_ty, 0)
-    tl.store(codes_ptr + row * SIZE + columns, codes, mask=inside)
-    tl.store(scales_ptr + row, scale)
+        x = tl.load(x_ptr + row * k + column, mask=inside, other=0.0)
+    codes, scales = to_codes(x.to(tl.float32), largest, codes_ptr.dtype.element_ty, 1)
+    tl.store(codes_ptr + row * k_padded + column, codes, mask=is_own & (column < k_padded))
+    tl.store(scales_ptr + row * num_blocks + block, scales, mask=block < num_blocks)
 
 
 @triton.jit
@@ -82,28 +93,32 @@ def silu_and_mul(gate_up_TJ: Tensor) -> Tensor:
     return out
 
 
-def silu_and_mul_quantize(gate_up_TJ: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """silu_and_mul rounded to int8 or float8_e4m3fn: (codes [T, I], scales [T] float32)."""
+def silu_and_mul_quantize(gate_up_TJ: Tensor, form: ActivationForm) -> RoundedActivations:
+    """silu_and_mul, rounded as `quantize` rounds it."""
     assert gate_up_TJ.shape[1] % 2 == 0, gate_up_TJ.shape
-    return _quantize(gate_up_TJ, gate_up_TJ.shape[1] // 2, dtype)
+    return _quantize(gate_up_TJ, gate_up_TJ.shape[1] // 2, form)
 
 
-def quantize_rows(x_TK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows rounded to int8 or float8_e4m3fn: (codes [T, K], scales [T] float32). Not finite: the scale is NaN."""
-    return _quantize(x_TK, x_TK.shape[1], dtype)
+def quantize(x_TK: Tensor, form: ActivationForm) -> RoundedActivations:
+    """x in 8 bits, its codes padded to whole steps of the matrix kernels (rounding.py)."""
+    return _quantize(x_TK, x_TK.shape[1], form)
 
 
-def _quantize(x: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _quantize(x: Tensor, size: int, form: ActivationForm) -> RoundedActivations:
     assert x.is_contiguous(), x.stride()
     tokens = x.shape[0]
-    codes = torch.empty((tokens, size), dtype=dtype, device=x.device)
-    scales = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    rounded = empty_rounded(tokens, size, form, x.device)
+    k_padded, num_blocks = rounded.codes.shape[1], rounded.scales.shape[1]
+    x_block = form.block or k_padded
+    block = triton.next_power_of_2(x_block)
+    blocks = max(min(_BLOCK // block, triton.next_power_of_2(num_blocks)), 1)
     if tokens:
-        _quantize_kernel[(tokens,)](
-            x, codes, scales, QUANTIZED_DTYPES[dtype], SIZE=size, SIZE_PADDED=triton.next_power_of_2(size),
-            GATED=size != x.shape[1], num_warps=row_warps(size),
+        quantize_kernel[(tokens, triton.cdiv(num_blocks, blocks))](
+            x, rounded.codes, rounded.scales, size, k_padded, num_blocks, QUANTIZED_DTYPES[form.dtype],
+            X_BLOCK=x_block, BLOCK=block, BLOCKS=blocks, GATED=size != x.shape[1],
+            num_warps=max(row_warps(block * blocks), _WARPS),
         )  # fmt: skip
-    return codes, scales
+    return rounded
 
 
 def gelu(x_TI: Tensor) -> Tensor:
@@ -123,13 +138,18 @@ def specializations() -> Iterator[Specialization]:
     )
     types = {"x_ptr": "*bf16", "out_ptr": "*bf16", "count": "i32"}
     yield specialization("gelu", _gelu_kernel, types, {"BLOCK": _BLOCK}, (_WARPS, 1), aligned=("count",), in_test=True)
-    for size, gated in ((14336, True), (4096, False)):
-        for dtype in QUANTIZED_DTYPES:
-            name = TYPE_NAMES[dtype]
-            types = {"x_ptr": "*bf16", "codes_ptr": f"*{name}", "scales_ptr": "*fp32", "largest": "fp32"}
-            constants = {"SIZE": size, "SIZE_PADDED": triton.next_power_of_2(size), "GATED": gated}
-            yield specialization(
-                f"{'silu_and_mul' if gated else 'rows'} {size} to {name}", _quantize_kernel, types, constants,
-                (row_warps(size), 1), min_capability=89 if dtype == torch.float8_e4m3fn else 80,
-                in_test=gated,
-            )  # fmt: skip
+    for gated, form, size in (
+        (True, FP8_BLOCKS, 14336), (True, INT8_BLOCKS, 14336), (True, INT8_ROWS, 14336),
+        (False, FP8_BLOCKS, 4096), (False, INT8_BLOCKS, 4096), (False, INT8_ROWS, 4096), (False, INT8_ROWS, 14336),
+    ):  # fmt: skip
+        name, x_block = TYPE_NAMES[form.dtype], form.block or size
+        types = {"x_ptr": "*bf16", "codes_ptr": f"*{name}", "scales_ptr": "*fp32", "largest": "fp32"}
+        block = triton.next_power_of_2(x_block)
+        blocks = max(_BLOCK // block, 1)
+        yield specialization(
+            f"{'silu_and_mul' if gated else 'quantise'} to {name} by {x_block}", quantize_kernel,
+            types | dict.fromkeys(("k", "k_padded", "num_blocks"), "i32"),
+            {"X_BLOCK": x_block, "BLOCK": block, "BLOCKS": blocks, "GATED": gated},
+            (max(row_warps(block * blocks), _WARPS), 1), aligned=("k", "k_padded"),
+            min_capability=89 if form is FP8_BLOCKS else 80, in_test=gated and form is FP8_BLOCKS,
+        )  # fmt: skip

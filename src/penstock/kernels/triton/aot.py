@@ -68,9 +68,8 @@ def is_for(specialization: Specialization, capability: int) -> bool:
     return specialization.min_capability <= capability <= specialization.max_capability
 
 
-def compile_one(specialization: Specialization, capability: int) -> CompiledKernel:
-    """Compiles and judges: `problem` says what is over a limit."""
-    started = time.monotonic()
+def compiled(specialization: Specialization, capability: int) -> Any:
+    """Triton's own compiled kernel, with all that it was on the way (`asm`)."""
     kernel = specialization.kernel
     aligned = [
         index
@@ -84,16 +83,22 @@ def compile_one(specialization: Specialization, capability: int) -> CompiledKern
         {(index,): [["tt.divisibility", 16]] for index in aligned},
     )
     options = {"num_warps": specialization.num_warps, "num_stages": specialization.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
-    usage = _resources(compiled.asm["ptx"], capability)
+    return triton.compile(source, target=GPUTarget("cuda", capability, _WARP), options=options)
+
+
+def compile_one(specialization: Specialization, capability: int) -> CompiledKernel:
+    """Compiles and judges: `problem` says what is over a limit."""
+    started = time.monotonic()
+    kernel = compiled(specialization, capability)
+    usage = _resources(kernel.asm["ptx"], capability)
     result = CompiledKernel(
         name=specialization.name,
         capability=capability,
         num_warps=specialization.num_warps,
         num_stages=specialization.num_stages,
-        ptx_size=len(compiled.asm["ptx"]),
-        cubin_size=len(compiled.asm["cubin"]),
-        shared_size=compiled.metadata.shared,
+        ptx_size=len(kernel.asm["ptx"]),
+        cubin_size=len(kernel.asm["cubin"]),
+        shared_size=kernel.metadata.shared,
         seconds=round(time.monotonic() - started, 2),
         registers=usage["registers"],
         spill_store_size=usage["spill_store_size"],

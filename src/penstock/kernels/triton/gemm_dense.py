@@ -17,7 +17,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from penstock.kernels.triton.rounding import to_codes
 from penstock.kernels.triton.tiles import store_tile, tile_rows
 
 
@@ -119,24 +118,3 @@ def gemm_dense_kernel(
         out_ptr, bias_ptr, partial_ptr, total, out_rows, exists, n, num_rows, n_rows, tl.program_id(2), HAS_BIAS,
         IS_SPLIT,
     )  # fmt: skip
-
-
-@triton.jit
-def quantize_kernel(
-    x_ptr, codes_ptr, scales_ptr, k, k_padded, num_blocks, largest,
-    X_BLOCK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """codes [tokens, k_padded] and scales [tokens, num_blocks] float32 of x [tokens, k], BLOCKS blocks a program.
-
-    A block's largest magnitude becomes `largest`; one that is not finite gets NaN for a scale. X_BLOCK: inputs of a
-    block; BLOCK: the power of two that holds them. Reads 2 bytes and writes 1 an input.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
-    inner = tl.arange(0, BLOCK)
-    column = block[:, None] * X_BLOCK + inner[None, :]
-    is_own = (inner < X_BLOCK)[None, :] & (block < num_blocks)[:, None]
-    x = tl.load(x_ptr + row * k + column, mask=is_own & (column < k), other=0.0).to(tl.float32)
-    codes, scales = to_codes(x, largest, codes_ptr.dtype.element_ty, 1)
-    tl.store(codes_ptr + row * k_padded + column, codes, mask=is_own & (column < k_padded))
-    tl.store(scales_ptr + row * num_blocks + block, scales, mask=block < num_blocks)

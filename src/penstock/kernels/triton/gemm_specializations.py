@@ -9,7 +9,7 @@ import torch
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, NF4, W8A8, W8A16, WeightLayout, fp8, w4a16
 from penstock.kernels.triton import configs
 from penstock.kernels.triton.gemm_codes import gemm_codes_kernel, group_sums_kernel, rows_kernel
-from penstock.kernels.triton.gemm_dense import gemm_dense_kernel, quantize_kernel
+from penstock.kernels.triton.gemm_dense import gemm_dense_kernel
 from penstock.kernels.triton.linear import FLOAT32_TILE, code_constants, family_of
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
 from penstock.kernels.triton.tiles import add_splits_kernel
@@ -169,13 +169,3 @@ def _others() -> Iterator[Specialization]:
         {"partial_ptr": "*fp32", "bias_ptr": "*bf16", "out_ptr": "*bf16", "size": "i32", "n_rows": "i32"},
         {"NUM_SPLITS": 4, "HAS_BIAS": True, "BLOCK": 1024}, (4, 1), aligned=("size", "n_rows"),
     )  # fmt: skip
-    numbers = {"k": "i32", "k_padded": "i32", "num_blocks": "i32", "largest": "fp32"}
-    for codes, x_block, block, blocks, oldest in (
-        ("fp8e4nv", 128, 128, 8, 89), ("i8", 256, 256, 4, 80), ("i8", 4096, 4096, 1, 80), ("i8", 14336, 16384, 1, 80),
-    ):  # fmt: skip
-        yield specialization(
-            f"quantise {codes} by {x_block}", quantize_kernel,
-            {"x_ptr": "*bf16", "codes_ptr": f"*{codes}", "scales_ptr": "*fp32"} | numbers,
-            {"X_BLOCK": x_block, "BLOCK": block, "BLOCKS": blocks}, (8 if block > 4096 else 4, 1),
-            aligned=("k", "k_padded"), min_capability=oldest,
-        )  # fmt: skip

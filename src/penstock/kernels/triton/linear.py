@@ -18,9 +18,11 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from penstock.kernels.reference.quantized import values_of
-from penstock.kernels.triton import configs
+from penstock.kernels.rounded import RoundedActivations
+from penstock.kernels.triton import activation, configs
 from penstock.kernels.triton.gemm_codes import gemm_codes_kernel, group_sums_kernel, rows_kernel
-from penstock.kernels.triton.gemm_dense import gemm_dense_kernel, quantize_kernel
+from penstock.kernels.triton.gemm_dense import gemm_dense_kernel
+from penstock.kernels.triton.rounding import FP8_BLOCKS, INT8_BLOCKS, INT8_ROWS
 from penstock.kernels.triton.tiles import add_splits_kernel
 from penstock.kernels.triton.weights import DENSE_STEP, DeviceLinear, DeviceQuantized, device_step, kept_bits, lanes
 
@@ -29,11 +31,10 @@ if TYPE_CHECKING:
 
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear, WeightLayout
+    from penstock.kernels.rounded import ActivationForm, Activations
 
-_LARGEST: Final = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 _TABLES: Final = ("iq4_nl", "nf4")
 _MIN_TENSOR_TOKENS: Final = 64
-_SUMS_BLOCK: Final = 1024
 _ADD_BLOCK: Final = 1024
 # Of row_invariant: the tile for so many tokens serves all. float32 has no tensor cores that keep its bits.
 _INVARIANT_TOKENS: Final = 64
@@ -111,18 +112,34 @@ def linear(
     return out
 
 
+def rounded_linear(
+    x: RoundedActivations,
+    weight: PackedLinear | QuantizedLinear,
+    bias_N: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    *,
+    row_invariant: bool = False,
+) -> Tensor:
+    """See RoundedOps.linear."""
+    num_rows = x.codes.shape[0]
+    out = torch.empty((num_rows, weight.n), dtype=out_dtype or weight.dtype, device=x.codes.device)
+    _multiply(x, weight, _Multiplication(num_rows, weight.n, out, bias_N, None, row_invariant))
+    return out
+
+
 def routed_linear(
-    x_TK: Tensor, weight: PackedLinear | QuantizedLinear, routing: Routing, *, row_invariant: bool = False
+    x: Activations, weight: PackedLinear | QuantizedLinear, routing: Routing, *, row_invariant: bool = False
 ) -> Tensor:
     """x of each pair's token times its expert's matrix -> [pairs, n / experts] of x's dtype.
 
     weight: the experts' matrices below each other. A pair's token is its number // top_k.
     """
-    if x_TK.dtype is torch.float32 and isinstance(weight, DeviceQuantized):
+    dtype = weight.dtype if isinstance(x, RoundedActivations) else x.dtype
+    if dtype is torch.float32 and isinstance(weight, DeviceQuantized):
         weight = DeviceLinear(dequantize(weight), weight.n, weight.k, torch.float32)
     n_rows = weight.n // routing.num_experts
-    out = torch.empty((routing.num_pairs, n_rows), dtype=x_TK.dtype, device=x_TK.device)
-    _multiply(x_TK, weight, _Multiplication(routing.num_pairs, n_rows, out, None, routing, row_invariant))
+    out = torch.empty((routing.num_pairs, n_rows), dtype=dtype, device=weight.data.device)
+    _multiply(x, weight, _Multiplication(routing.num_pairs, n_rows, out, None, routing, row_invariant))
     return out
 
 
@@ -141,25 +158,13 @@ def dequantize(packed: QuantizedLinear, first_row: int = 0, rows: int | None = N
     return _rows(torch.arange(first_row, end, device=packed.data.device), packed, torch.float32)
 
 
-def quantize_activations(x_TK: Tensor, dtype: torch.dtype, block: int) -> tuple[Tensor, Tensor]:
-    """Codes [T, K padded to 128] of int8 or float8_e4m3fn, and float32 scales [T, blocks]: x ~ codes * scale.
-
-    block: inputs that share a scale; 0: all of a token's.
-    """
-    tokens, k = x_TK.shape
-    padded = -(-k // DENSE_STEP) * DENSE_STEP
-    x_block = block or padded
-    num_blocks = -(-padded // x_block)
-    codes = torch.empty((tokens, padded), dtype=dtype, device=x_TK.device)
-    scales = torch.empty((tokens, num_blocks), dtype=torch.float32, device=x_TK.device)
-    size = triton.next_power_of_2(x_block)
-    blocks = max(min(_SUMS_BLOCK // size, triton.next_power_of_2(num_blocks)), 1)
-    if tokens:
-        quantize_kernel[(tokens, triton.cdiv(num_blocks, blocks))](
-            x_TK, codes, scales, k, padded, num_blocks, _LARGEST[dtype], X_BLOCK=x_block, BLOCK=size, BLOCKS=blocks,
-            num_warps=8 if size * blocks > 4096 else 4,
-        )  # fmt: skip
-    return codes, scales
+def form_of(weight: PackedLinear | QuantizedLinear) -> ActivationForm | None:
+    """What a weight's bfloat16 inputs are rounded to before they are multiplied; None: they are not."""
+    if not isinstance(weight, DeviceQuantized) or weight.kind == "codes" or weight.dtype is not torch.bfloat16:
+        return None
+    if weight.kind == "fp8":
+        return FP8_BLOCKS
+    return INT8_BLOCKS if weight.layout.x_block else INT8_ROWS
 
 
 def family_of(weight: PackedLinear | QuantizedLinear) -> str:
@@ -186,7 +191,7 @@ def _by_vendor(
     return out if bias_N is None else out.add_(bias_N)
 
 
-def _multiply(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, job: _Multiplication) -> None:
+def _multiply(x: Activations, weight: PackedLinear | QuantizedLinear, job: _Multiplication) -> None:
     if job.num_rows == 0:
         return
     if isinstance(weight, DeviceLinear):
@@ -194,17 +199,18 @@ def _multiply(x_TK: Tensor, weight: PackedLinear | QuantizedLinear, job: _Multip
     else:
         assert isinstance(weight, DeviceQuantized), type(weight)
         step = device_step(weight.layout) if weight.kind == "codes" else DENSE_STEP
-    launch = _launch(x_TK.device, family_of(weight), job, weight.k, step)
+    launch = _launch(job.out.device, family_of(weight), job, weight.k, step)
     partial = job.out
     if launch.is_split:
         shape = (launch.num_splits, job.num_rows, job.n_rows)
-        partial = torch.empty(shape, dtype=torch.float32, device=x_TK.device)
+        partial = torch.empty(shape, dtype=torch.float32, device=job.out.device)
     tiles = triton.cdiv(job.num_rows, launch.block_m) if job.routing is None else job.routing.tile_experts.shape[0]
     grid = (tiles, triton.cdiv(job.n_rows, launch.block_n), launch.num_splits if launch.is_split else 1)
     if isinstance(weight, DeviceQuantized) and weight.kind == "codes":
-        _multiply_codes(x_TK, weight, job, launch, grid, partial)
+        assert isinstance(x, torch.Tensor), type(x)
+        _multiply_codes(x, weight, job, launch, grid, partial)
     else:
-        _multiply_dense(x_TK, weight, job, launch, grid, partial)
+        _multiply_dense(x, weight, job, launch, grid, partial)
     if launch.is_split:
         size = job.num_rows * job.n_rows
         bias = job.out if job.bias is None else job.bias
@@ -275,7 +281,7 @@ def _multiply_codes(
 
 
 def _multiply_dense(
-    x_TK: Tensor,
+    x: Activations,
     weight: PackedLinear | QuantizedLinear,
     job: _Multiplication,
     launch: _Launch,
@@ -283,13 +289,15 @@ def _multiply_dense(
     partial: Tensor,
 ) -> None:
     if isinstance(weight, DeviceQuantized):
-        kind, codes, scales, group = weight.kind, weight.codes, weight.scales, weight.layout.group_size
-        dtype = torch.float8_e4m3fn if kind == "fp8" else torch.int8
-        x_block = DENSE_STEP if kind == "fp8" else weight.layout.x_block
-        x_TK, x_scales = quantize_activations(x_TK, dtype, x_block)
-        codes, x_blocks, step = codes.view(dtype), x_scales.shape[1], DENSE_STEP
+        kind, scales, group, step = weight.kind, weight.scales, weight.layout.group_size, DENSE_STEP
+        form = form_of(weight)
+        assert form is not None, weight.kind
+        x_TK, x_scales = x if isinstance(x, RoundedActivations) else activation.quantize(x, form)
+        assert x_TK.dtype is form.dtype and x_TK.shape[1] == weight.codes.shape[1], (x_TK.dtype, x_TK.shape)
+        codes, x_block, x_blocks = weight.codes.view(form.dtype), form.block, x_scales.shape[1]
     else:
-        kind = family_of(weight)
+        assert isinstance(x, torch.Tensor), type(x)
+        x_TK, kind = x, family_of(weight)
         codes, scales, x_scales, group, x_block = weight.data, job.out, job.out, 0, 0
         x_blocks, step = 0, _DENSE_STEPS[kind]
     k = x_TK.shape[1]

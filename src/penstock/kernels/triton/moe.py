@@ -11,6 +11,7 @@ Limits: one token reads TOP_K experts, many read all of them: bound by memory un
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -19,7 +20,8 @@ import triton.language as tl
 
 from penstock.kernels.reference.experts import ReferenceExperts
 from penstock.kernels.triton import configs
-from penstock.kernels.triton.linear import Routing, family_of, routed_linear, tile_for
+from penstock.kernels.triton.activation import silu_and_mul_quantize
+from penstock.kernels.triton.linear import Routing, family_of, form_of, routed_linear, tile_for
 from penstock.kernels.triton.specialization import Specialization, specialization
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from penstock.kernels.ops import Ops
     from penstock.kernels.packed import PackedLinear
     from penstock.kernels.quantized import QuantizedLinear
+    from penstock.kernels.rounded import Activations
 
 MAX_EXPERTS: Final = 1024
 _PAIRS_BLOCK: Final = 1024
@@ -140,9 +143,9 @@ class TritonExperts(ReferenceExperts):
         down: PackedLinear | QuantizedLinear,
         num_experts: int,
     ) -> Tensor:
-        return experts_mlp(
-            x_TD, chosen, gate_up, down, num_experts, self._ops.silu_and_mul, row_invariant=self._row_invariant
-        )
+        form = form_of(down)
+        activate = self._ops.silu_and_mul if form is None else partial(silu_and_mul_quantize, form=form)
+        return experts_mlp(x_TD, chosen, gate_up, down, num_experts, activate, row_invariant=self._row_invariant)
 
 
 def choose_experts(logits_TE: Tensor, top_k: int, *, renormalize: bool) -> tuple[Tensor, Tensor]:
@@ -196,13 +199,14 @@ def experts_mlp(
     gate_up: PackedLinear | QuantizedLinear,
     down: PackedLinear | QuantizedLinear,
     num_experts: int,
-    activate: Callable[[Tensor], Tensor],
+    activate: Callable[[Tensor], Activations],
     *,
     row_invariant: bool = False,
 ) -> Tensor:
     """sum over a token's experts of weight * down(activate(gate_up(x))) -> [T, K]. chosen: of choose_experts.
 
-    gate_up [experts * 2 I, K], down [experts * K, I]: the experts below each other. activate: [P, 2 I] -> [P, I].
+    gate_up [experts * 2 I, K], down [experts * K, I]: the experts below each other. activate: [P, 2 I] -> [P, I], or
+    that in the form of `down`.
     """
     experts_TK, weights_TK = chosen
     tokens, top_k = experts_TK.shape

@@ -11,6 +11,7 @@ import torch
 from penstock.kernels.reference.table import ReferenceOps
 from penstock.kernels.triton import activation, attention, full_attention, moe, norm, packing, penalties, rope, sampling
 from penstock.kernels.triton import linear as linear_family
+from penstock.kernels.triton.rounded_ops import TritonRoundedOps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ class TritonOps(ReferenceOps):
         super().__init__(num_threads, layouts)
         self.kind = self.isa = "triton"
         self.experts = moe.TritonExperts(self, row_invariant=self.row_invariant)
+        self.rounded = TritonRoundedOps(row_invariant=self.row_invariant)
 
     pack_into = staticmethod(packing.pack_into)
     pack_parts = staticmethod(packing.pack_parts)
