@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every weight format on every instruction set that works here: one token (read from memory), and 64.
 
-formats.py [--threads 2] [--seconds 0.1] [--markdown FILE]
+formats.py [--threads 2] [--seconds 0.1] [--isa avx2,avx512] [--markdown FILE]
 
 A linear of 8192 x 2048, bfloat16 activations. One token: GB of packed weights a second, over weights that together
 exceed the caches. 64 tokens: billions of multiply-adds a second, counted twice. Medians; formats alternate with
@@ -46,10 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.1, help="per figure")
+    parser.add_argument("--isa", help="comma-separated [all that work]")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    names = [name for name, works, _ in _native.isa_statuses() if works]
+    working = [name for name, works, _ in _native.isa_statuses() if works]
+    names = options.isa.split(",") if options.isa else working
     tables = {name: op_table.load("native", options.threads, name) for name in names}
     columns = [f"{name}: {what}" for what in ("1 token, GB/s", "64 tokens, GOP/s") for name in names]
     lines = [f"| format | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]

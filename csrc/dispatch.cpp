@@ -56,7 +56,7 @@ CpuFeatures read_cpu_features() {
 }
 
 constexpr uint64_t kXcr0Avx = 0x6, kXcr0Avx512 = 0xe6, kXcr0Amx = 0x60000;
-constexpr uint32_t kAvx512Bf16 = 1u << 5;  // leaf 7.1 eax
+constexpr uint32_t kAvxVnni = 1u << 4, kAvx512Bf16 = 1u << 5;  // leaf 7.1 eax
 constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // leaf 7.0 edx
 
 bool has_all(uint64_t value, uint64_t wanted) { return (value & wanted) == wanted; }
@@ -68,6 +68,9 @@ std::string missing_flags(int level, const CpuFeatures& cpu) {
             return "the processor has no AVX2, FMA and F16C";
         if (!has_all(cpu.xcr0, kXcr0Avx)) return "the system does not save AVX registers";
     }
+#ifndef PENSTOCK_HAS_FOREIGN_INSTRUCTIONS
+    if (level == PENSTOCK_LEVEL_AVX_VNNI && !has_all(cpu.leaf7_1_eax, kAvxVnni)) return "the processor has no AVX-VNNI";
+#endif
     if (level >= PENSTOCK_LEVEL_AVX512) {
         if (!has_all(cpu.leaf7_ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL))
             return "the processor has no AVX-512 F, BW, DQ and VL";
@@ -96,7 +99,7 @@ void leave_on_trap(int) { siglongjmp(trap_exit, 1); }
 
 IsaStatus probe_isa(int level, const KernelTable& table) {
     std::string reason;
-#ifdef PENSTOCK_AMX_IS_EMULATED  // tools/amx_emulator, whose signal the guard would take
+#ifdef PENSTOCK_HAS_FOREIGN_INSTRUCTIONS  // tools/foreign_instructions, whose signal the guard would take
     if (level == PENSTOCK_LEVEL_AMX) return {table.isa, &table, table.probe.self_test(), "its self-test gave wrong results"};
 #endif
 #if defined(__x86_64__)

@@ -10,6 +10,8 @@ namespace penstock::PENSTOCK_ISA {
 // and scale are two more instructions to 8; beyond 6x2 registers are spilled).
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
 constexpr int kRowsOfWhole = 8, kRowsOfGroups = 6, kQuantizedTiles = 2;
+#elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX_VNNI
+constexpr int kRowsOfWhole = 6, kRowsOfGroups = 3, kQuantizedTiles = 1;
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
 constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
 #else

@@ -69,6 +69,16 @@ static inline Ints load_ints(const int32_t* p) {
 }
 static inline Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 static inline Vec to_vec(Ints x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX_VNNI
+static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
+#ifdef PENSTOCK_HAS_FOREIGN_INSTRUCTIONS  // tools/foreign_instructions: AVX-512's name for it
+    asm("%{evex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(codes), "x"(x));
+    return acc;
+#else
+    return _mm256_dpbusd_avx_epi32(acc, codes, x);
+#endif
+}
+#else
 // In 16 bits by even and odd bytes: the products of maddubs would saturate.
 static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
     const __m256i even = _mm256_and_si256(codes, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(codes, 8);
@@ -76,6 +86,7 @@ static inline __m256i dot_bytes8(__m256i acc, __m256i codes, __m256i x) {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(even, x_even));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(odd, x_odd));
 }
+#endif
 static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
     return {dot_bytes8(acc.low, codes.low, x.low), dot_bytes8(acc.high, codes.high, x.high)};
 }

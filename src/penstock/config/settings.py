@@ -24,7 +24,7 @@ ENV_PREFIX: Final = "PENSTOCK_"
 # Read elsewhere on purpose: the config file's own path, and the native core's choice of instruction set.
 ENVIRONMENT_ONLY: Final[dict[str, str]] = {
     "PENSTOCK_CONFIG": "Path of the TOML file; the flag --config wins over it.",
-    "PENSTOCK_ISA": "Forces a lower instruction set on the native kernels: portable, avx2, avx512_vnni, avx512 or amx.",
+    "PENSTOCK_ISA": "Forces native kernels for less: portable, avx2, avx_vnni, avx512_vnni, avx512 or amx.",
 }
 MAX_SETTINGS: Final = 60
 
