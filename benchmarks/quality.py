@@ -67,6 +67,8 @@ CALIBRATED = {
     **{f"gptq {bits} bit": ("gptq", Recipe(bits=bits)) for bits in (2, 3, 4, 8)},
     "gptq 4 bit, act-order": ("gptq", Recipe(act_order=True)),
 }
+# Rows of --activations int8, and of --quantization int8 on top, which is for the head.
+ROUNDED = ("w4a16", "awq", "gptq 4 bit", "gptq 8 bit")
 Quantize = Callable[[np.ndarray, str], np.ndarray]
 
 
@@ -141,7 +143,8 @@ class Measuring:
             path.write_text(json.dumps(self._texts))
 
     def rows(self) -> Iterator[Row]:
-        return itertools.chain(self._online(), self._gguf_types(), self._written(), self._calibrated(), self._hub())
+        written = (self._written(), self._calibrated(), self._rounded(), self._hub())
+        return itertools.chain(self._online(), self._gguf_types(), *written)
 
     def _row(self, name: str, bits: float, path: Path, exact: Sequence[float] = (), **options: str) -> Row:
         found = self._score(predictor(path, **options), self._plain)
@@ -199,6 +202,22 @@ class Measuring:
             convert(BUNDLED_MODEL, path, target, lambda _share: None, recipe, self._calibration)
             exact = self._by_transformers(path) if target in ("w8a8", "w4a16") else []
             yield self._row(f"calibrated: {name}", bits_of(path), path, exact)
+
+    def _rounded(self) -> Iterator[Row]:
+        """Checkpoints that are rounded further at load."""
+        rounded, head = {"activations": "int8"}, {"quantization": "int8"}
+        wishes = [(name, options) for name in ROUNDED for options in (rounded, {**rounded, **head})]
+        for name, options in [*wishes, ("w8a8", head)]:
+            flags = " ".join(f"--{option} {value}" for option, value in options.items())
+            row_name = f"calibrated: {name}, {flags}"
+            if not self._wanted(row_name):
+                continue
+            target, recipe = CALIBRATED[name]
+            path = self._directory / f"c-{name}"
+            if not path.exists():
+                convert(BUNDLED_MODEL, path, target, lambda _share: None, recipe, self._calibration)
+            bits = bits_of(path) - (8 * HEAD_SHARE if "quantization" in options else 0)
+            yield self._row(row_name, bits, path, **options)
 
     def _hub(self) -> Iterator[Row]:
         for name, scheme in SCHEMES.items():
@@ -330,6 +349,8 @@ def _count_weights() -> int:
 
 
 NUM_WEIGHTS = _count_weights()
+_MODEL = read_model_config(BUNDLED_MODEL)
+HEAD_SHARE = _MODEL.vocab_size * _MODEL.hidden_size / NUM_WEIGHTS
 
 if __name__ == "__main__":
     main()

@@ -65,16 +65,20 @@ class Entry:
     bf16: str = ""
 
 
+# What these files leave in bfloat16, and their peers' of the same width do not.
+INT8_HEAD = {"quantization": "int8"}
 ENTRIES = (
     Entry(8, OURS, "Q8_0", "q8_0"),
     Entry(8, OURS, "--quantization int8", options={"quantization": "int8"}),
     Entry(8, OURS, "W8A8", "w8a8", bf16="head"),
+    Entry(8, OURS, "W8A8, int8 head", "w8a8", options=INT8_HEAD),
     Entry(8, "llamacpp", "Q8_0", "q8_0"),
     Entry(8, "vllm", "W8A8", "w8a8", bf16="head"),
     Entry(8, "openvino", "int8", options={"weight_format": "int8"}),
     Entry(4, OURS, "Q4_0", "q4_0"),
     Entry(4, OURS, "Q4_K_M", "q4_k_m"),
     Entry(4, OURS, "W4A16", "w4a16", bf16="all"),
+    Entry(4, OURS, "W4A16, int8 inputs and head", "w4a16", options={"activations": "int8", **INT8_HEAD}),
     Entry(4, "llamacpp", "Q4_0", "q4_0"),
     Entry(4, "llamacpp", "Q4_K_M", "q4_k_m"),
     Entry(4, "vllm", "W4A16", "w4a16", bf16="all"),
@@ -161,6 +165,8 @@ class Comparison:
         entry = record.entry
         model = written(self.options.model, entry.target) if entry.target else self.options.model
         record.weight_bytes = size_of(model) if entry.target else 0
+        if entry.target and "quantization" in entry.options:
+            record.weight_bytes -= self.shapes.head[0] * self.shapes.head[1]  # of two bytes, one is left
         log = WORK / "logs" / f"quantized-{record.name.replace(' ', '-')}.log"
         worker = workers[record.name] = Worker(self.engines[entry.engine], log)
         request = {
@@ -264,7 +270,8 @@ class Comparison:
             f"{limits.int_mm_gops:.0f} GOP/s, this instruction set's own peak {limits.peak_gops:.0f} in 8 bits, "
             f"{limits.bf16_gops:.0f} in bf16. Decode: batch x (output - 1) / (t(output) - t(1)). Bound: reading the "
             "weights, or their products with every row at the peak, whichever takes longer, at the limits measured "
-            "before and after each figure.",
+            "before and after each figure. W4A16 is multiplied in bf16, and so are the heads of W8A8 and W4A16, unless "
+            "the row says otherwise; Penstock's other products are of 8 bits.",
         )
         for record in records:
             cells = ["failed" if record.failure else number(rate(record, case)) for case in self.cases]

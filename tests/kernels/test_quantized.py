@@ -27,6 +27,7 @@ from penstock.kernels.quantized import (
     empty_quantized,
     fp8,
     w4a16,
+    with_int8_activations,
 )
 from penstock.kernels.reference.gguf_blocks import BLOCKS
 from penstock.kernels.reference.quantized import dequantize, quantize_activations, values_of
@@ -37,6 +38,11 @@ PART_LAYOUTS = [
     WeightLayout(8, 64, "float", "f16", "point"),
     w4a16(256, "f32", "point"), fp8(), fp8("e5m2", 128, "bf16"), WeightLayout(4, 64, "int8", "f32", "point"),
     WeightLayout(8, 128, "int8", "bf16", offset=128),
+    # What checkpoints with 16-bit activations become with --activations int8.
+    *map(with_int8_activations, (
+        w4a16(128), w4a16(256, "bf16"), w4a16(128, "f16", "point"), w4a16(16, "bf16", "point"),
+        WeightLayout(8, 256, "float", "f32", offset=128), WeightLayout(8, 128, "float", "f16", "point"),
+    )),
 ]  # fmt: skip
 
 
@@ -65,7 +71,7 @@ def random_parts(layout: WeightLayout, n: int, k: int) -> tuple[torch.Tensor, to
         scales = scales.to(torch.float16 if layout.scales == "f16" else torch.bfloat16).float()
     if layout.minimums == "none":
         return codes, scales, None
-    return codes, scales, torch.randint(0, 16, (n, groups)).float()
+    return codes, scales, torch.randint(0, 1 << layout.bits, (n, groups)).float()
 
 
 def pack_random(table: ops.Ops, layout: WeightLayout, n: int, k: int, dtype: torch.dtype) -> QuantizedLinear:

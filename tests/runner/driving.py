@@ -46,6 +46,7 @@ def engine_config(path: Path, **overrides: Any) -> EngineConfig:
         "max_memory_bytes": 2 << 30,
         "max_model_len_is_auto": False,
         "quantization": None,
+        "activations": None,
     }
     for name, value in overrides.items():
         [target] = [part for part in (cache, scheduler, engine) if name in part]

@@ -130,7 +130,7 @@ def test_another_layout_is_refused_by_name(package):
 def test_another_dtype_or_quantization_is_refused_by_name(package):
     with pytest.raises(ConfigError, match="compiled with dtype float32"):
         load(package, dtype="bfloat16")
-    with pytest.raises(ConfigError, match="quantization none"):
+    with pytest.raises(ConfigError, match="quantization not set"):
         load(package, quantization="int8")
 
 

@@ -22,6 +22,7 @@ class Penstock:
             max_model_len=options["max_model_len"],
             max_num_seqs=options["max_num_seqs"],
             quantization=options.get("quantization"),
+            activations=options.get("activations", "auto"),
             enable_prefix_caching=False,
         )
 

@@ -33,7 +33,7 @@ def eval_perplexity(resolved: ResolvedSettings, options: argparse.Namespace) -> 
     model = Predictor(config, bar.show)
     reference = None
     if options.reference:
-        plain = dataclasses.replace(settings, model=options.reference, quantization="none")
+        plain = dataclasses.replace(settings, model=options.reference, quantization="none", activations=None)
         reference = Predictor(_config(plain, find_checkpoint(plain), options.context), bar.show)
     bar.close()
     bar = ShareBar("score")

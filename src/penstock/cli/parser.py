@@ -109,7 +109,7 @@ def _add_compile(commands: Any) -> None:
     command = _command(commands, "compile", text, _run_compile)
     command.add_argument("model", metavar="MODEL", help="a directory or hub id")
     command.add_argument("output", metavar="OUT", help="the directory to write; `penstock serve OUT` starts from it")
-    names = ("revision", "dtype", "quantization", "num_threads", "device", "kernels")
+    names = ("revision", "dtype", "quantization", "activations", "num_threads", "device", "kernels")
     _add_settings(command, [SPECS[name] for name in names])
 
 

@@ -168,16 +168,18 @@ class ServerStart:
         )
         state.facts = parts.facts
         state.system_fingerprint = fingerprint(
-            Path(self._config.model_path), ready, f"{self._config.quantization} {self._config.cache.dtype}"
-        )
+            Path(self._config.model_path), ready,
+            f"{self._config.quantization} {self._config.activations} {self._config.cache.dtype}",
+        )  # fmt: skip
         return ModelText(parts, ready.max_model_len, ready.vocab_size, ModelTasks.of(ready))
 
     def report(self) -> list[str]:
-        """Memory, what was chosen, where the time went, and the address. Once ready."""
+        """Memory, how weights are held, what was chosen, where the time went, and the address. Once ready."""
         assert self._ready is not None
         assert self._config is not None
         ready = self._ready
         lines = ["memory:", *(f"  {line}" for line in ready.memory_table.splitlines())]
+        lines += ["weights:", *(f"  {line}" for line in ready.weights_table.splitlines())]
         chosen = choices(self._resolved, self._config, ready)
         lines += ["chosen:", *(f"  {name} = {value}" for name, value in chosen.items())]
         lines += ["start:", *(f"  {line}" for line in self._phases.table())]

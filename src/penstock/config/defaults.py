@@ -28,6 +28,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         dtype=settings.dtype or "auto",
         load_format=settings.load_format or "auto",
         quantization=settings.quantization,
+        activations=settings.activations or "auto",
         seed=settings.seed,
         num_threads=settings.num_threads or 0,
         kernels=settings.kernels or "auto",

@@ -50,7 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an engine needs to start. It travels to the engine process as JSON.
 
     model_path: a local directory, or a GGUF file. quantization: what linears stored in floats are rounded to while they
-    load, or None. load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
+    load, or None. activations: "int8": linears of integers round their inputs, too; None: as their format says.
+    load_format: "safetensors" or "dummy". dtype: "bfloat16" or "float32".
     max_memory_bytes: what all of the engine's tensors may take; 0: the
     memory plan decides from what is free. num_threads: of the compute pool.
     device: "cpu", "cuda", "rocm", "xpu" or "mps". kernels: "native", "triton" or "reference".
@@ -73,6 +74,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len_is_auto: bool = False
     device: str = "cpu"
     quantization: str | None = None
+    activations: str | None = None
     step_log: str = ""
     capture_graphs: bool = True
     batch_invariant: bool = False

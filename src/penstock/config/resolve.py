@@ -29,6 +29,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     load_format: str = "auto"
     quantization: str = "none"
+    activations: str = "auto"
     seed: int = 0
     num_threads: int = 0
     kernels: str = "auto"
@@ -92,6 +93,7 @@ def resolve_engine_config(
         load_format="safetensors" if options.load_format == "auto" else options.load_format,
         dtype=_resolve_dtype(options.dtype, model.dtype),
         quantization=None if options.quantization == "none" else options.quantization,
+        activations=_resolve_activations(options.activations),
         seed=options.seed,
         num_threads=options.num_threads or machine.num_cores,
         kernels=kernels,
@@ -161,6 +163,12 @@ def _resolve_kernels(wish: str, device: str, machine: MachineFacts) -> str:
     if device == "cpu":
         return "native" if machine.has_native else "reference"
     return "triton" if device in TRITON_DEVICES else "reference"
+
+
+def _resolve_activations(wish: str) -> str | None:
+    if wish not in ("auto", "int8"):
+        raise ConfigError(f"activations is {wish[:20]!r}.", remedy="It is 'auto' or 'int8'.", param="activations")
+    return None if wish == "auto" else wish
 
 
 def _resolve_host_memory(options: EngineOptions, model: ModelConfig, device: str) -> int | None:

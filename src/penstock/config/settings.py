@@ -124,6 +124,15 @@ class Settings:
         "which needs no setting, those that it left in floats, such as the head.",
         choices=("none", "int8", "int4", "q4_k_m", "fp8"),
     )
+    activations: str | None = _setting(
+        "text",
+        None,
+        _MODEL,
+        "int8 rounds the inputs of linears to 8 bits, by 256, where weights are integers stored for inputs of 16 bits "
+        "(GPTQ, AWQ, W4A16, W8A16, LLM.int8): faster on a CPU, a little less exact. A GPU multiplies as before.",
+        choices=("int8",),
+        auto="what the weights' format says",
+    )
     max_model_len: int | None = _setting(
         "integer",
         None,

@@ -87,6 +87,7 @@ def build_engine(config: EngineConfig, on_progress: Callable[[str, float], None]
         instruction_set=runner.ops.isa or runner.ops.kind,
         phases=phases.finished,
         memory_table=plan.table,
+        weights_table=runner.weights_table,
         tasks=config.model.tasks,
         embedding_size=config.model.hidden_size,
         labels=config.model.pooler.labels,

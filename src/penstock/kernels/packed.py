@@ -33,6 +33,11 @@ class PackedLinear:
     dtype: torch.dtype
 
     @property
+    def held_as(self) -> str:
+        """In which type weights are held, and what of their inputs if they are multiplied in another."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def n_padded(self) -> int:
         return _round_up(self.n, TILE_COLUMNS)
 

@@ -18,7 +18,7 @@ behind all tiles.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -124,6 +124,17 @@ class QuantizedLinear:
         return self.data.nbytes
 
     @property
+    def activations(self) -> str:
+        """The type that inputs are multiplied in."""
+        return "int8" if self.layout.activations == "int8" else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def held_as(self) -> str:
+        """See PackedLinear."""
+        values = f"int{self.layout.bits}" if self.layout.values == "integer" else self.layout.values
+        return f"{values}, inputs in {self.activations}"
+
+    @property
     def num_tiles(self) -> int:
         return -(-self.n // TILE_COLUMNS)
 
@@ -197,3 +208,8 @@ def w4a16(group_size: int, scales: str = "f16", minimums: str = "none") -> Weigh
 def fp8(values: str = "e4m3", group_size: int = SUPER_GROUP, scales: str = "f32") -> WeightLayout:
     """FP8 codes times activations as they are."""
     return WeightLayout(8, group_size, "float", scales, values=values)
+
+
+def with_int8_activations(layout: WeightLayout) -> WeightLayout:
+    """The same weights, multiplied as integers; as it is where their values are none (FP8, NF4)."""
+    return replace(layout, activations="int8") if layout.values == "integer" else layout

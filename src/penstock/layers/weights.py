@@ -17,6 +17,7 @@ from penstock.quantization import (
     SeparateExperts,
     StackedExperts,
     TensorSource,
+    packed_parts,
 )
 
 
@@ -28,6 +29,7 @@ class Weights:
         self._format = linear_format
         self._dtype = dtype
         self._ops = ops
+        self.held: dict[str, int] = {}  # bytes of matrices by how they are held and multiplied
 
     @property
     def device(self) -> torch.device:
@@ -36,7 +38,7 @@ class Weights:
 
     def linear(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int, *, bias: bool = False) -> Linear:
         """The linears `names` of `num_rows` outputs each, fused into one."""
-        weight = self._format.load_linear(self._source, names, num_rows, num_columns, self._ops)
+        weight = self._matrix(names, num_rows, num_columns)
         if not bias:
             return Linear(weight)
         parts = [self.vector(f"{name}.bias", rows) for name, rows in zip(names, num_rows, strict=True)]
@@ -49,7 +51,7 @@ class Weights:
 
         def load(members: Sequence[Sequence[str]], num_rows: int, num_columns: int) -> LinearWeight:
             flat = [name for each in members for name in each]
-            return self._format.load_linear(self._source, flat, [num_rows] * len(flat), num_columns, self._ops)
+            return self._matrix(flat, [num_rows] * len(flat), num_columns)
 
         if self._ops.layouts.stacks_experts:
             return StackedExperts(load(gate_up, inner_size, hidden_size), load(down, hidden_size, inner_size), count)
@@ -59,7 +61,18 @@ class Weights:
         )
 
     def embedding(self, name: str, num_rows: int, num_columns: int) -> Embedding:
-        return Embedding(self._format.load_embedding(self._source, name, num_rows, num_columns, self._ops))
+        weight = self._format.load_embedding(self._source, name, num_rows, num_columns, self._ops)
+        self._count(weight)
+        return Embedding(weight)
+
+    def _matrix(self, names: Sequence[str], num_rows: Sequence[int], num_columns: int) -> LinearWeight:
+        weight = self._format.load_linear(self._source, names, num_rows, num_columns, self._ops)
+        self._count(weight)
+        return weight
+
+    def _count(self, weight: LinearWeight) -> None:
+        for packed in packed_parts(weight):
+            self.held[packed.held_as] = self.held.get(packed.held_as, 0) + packed.nbytes
 
     def norm(self, name: str, size: int, eps: float) -> RMSNorm:
         return RMSNorm(self.vector(f"{name}.weight", size), eps)

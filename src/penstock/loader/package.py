@@ -67,6 +67,7 @@ class PackageManifest(msgspec.Struct, frozen=True, kw_only=True):
     isa: str
     dtype: str
     quantization: str | None
+    activations: str | None = None
     entries: dict[str, PackedEntry] = {}
 
 

@@ -180,6 +180,7 @@ class StartupProgress(msgspec.Struct, tag="startup", array_like=True):
 class EngineReady(msgspec.Struct, tag="ready", kw_only=True, array_like=True):
     """The engine serves. What a frontend needs to know of it.
 
+    weights_table: how weights are held and multiplied, and their sizes.
     tasks: what the model can be asked for (config.tasks). embedding_size: entries of a vector. labels: of a classifier.
     """
 
@@ -193,6 +194,7 @@ class EngineReady(msgspec.Struct, tag="ready", kw_only=True, array_like=True):
     instruction_set: str
     phases: list[tuple[str, float]]
     memory_table: str = ""
+    weights_table: str = ""
     tasks: tuple[str, ...] = ("generate",)
     embedding_size: int = 0
     labels: tuple[str, ...] = ()

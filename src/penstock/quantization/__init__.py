@@ -9,7 +9,7 @@ from penstock.quantization.gguf import GGUFFormat
 from penstock.quantization.hub_formats import hub_format
 from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight, WholeStepWeight
 from penstock.quantization.online import OnlineFormat
-from penstock.quantization.packed_weight import PackedWeight
+from penstock.quantization.packed_weight import PackedWeight, packed_parts
 from penstock.quantization.rounded import RoundedFormat
 from penstock.quantization.stored_format import StoredFormat
 from penstock.quantization.tensor_source import CheckpointSource, DummySource, TensorSource
@@ -33,4 +33,5 @@ __all__ = [
     "UnquantizedFormat",
     "WholeStepWeight",
     "hub_format",
+    "packed_parts",
 ]

@@ -37,7 +37,6 @@ class GGUFFormat(StoredFormat):
             source.release(tensor, begin, end)
 
     def report_widened(self) -> None:
-        """Logs which quantised types are held as floats."""
         widened = sorted(
             {kind for kind in self._types.values() if is_block_type(kind) and TYPE_IDS[kind] not in GGUF_LAYOUTS}
         )

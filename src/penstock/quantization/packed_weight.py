@@ -13,6 +13,7 @@ from torch import Tensor
 from penstock.kernels.ops import Ops
 from penstock.kernels.packed import PackedLinear
 from penstock.kernels.quantized import QuantizedLinear
+from penstock.quantization.linear_format import LinearWeight
 
 Packed = PackedLinear | QuantizedLinear
 
@@ -56,3 +57,9 @@ class SplitWeight:
         biases = [None] * len(sizes) if bias_N is None else torch.split(bias_N, sizes)
         outputs = [part.multiply(x_TK, bias, out_dtype, ops) for part, bias in zip(self.parts, biases, strict=True)]
         return torch.cat(outputs, 1)
+
+
+def packed_parts(weight: LinearWeight) -> list[Packed]:
+    """The matrices that a loaded weight is made of; none of one that was only counted."""
+    parts = weight.parts if isinstance(weight, SplitWeight) else [weight]
+    return [part.packed for part in parts if isinstance(part, PackedWeight)]

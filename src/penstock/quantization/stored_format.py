@@ -70,6 +70,10 @@ class StoredFormat(ABC):
         """Whether a tensor of the checkpoint may stay unread."""
         return False
 
+    def report_widened(self) -> None:
+        """Logs which quantised types are held as floats."""
+        return
+
     def load_linear(
         self, source: TensorSource, names: Sequence[str], num_rows: Sequence[int], num_columns: int, ops: Ops
     ) -> LinearWeight:

@@ -7,7 +7,7 @@ Never: reads a weight before the memory plan has been accepted.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from penstock.base.errors import CheckpointError, ConfigError
 from penstock.config.engine import EngineConfig
 from penstock.kernels.layouts import Layouts
 from penstock.kernels.ops import Ops
+from penstock.kernels.quantized import SUPER_GROUP
 from penstock.layers import Weights
 from penstock.loader import (
     BodyCheckpoint,
@@ -43,6 +44,7 @@ from penstock.quantization import (
     UnquantizedFormat,
     hub_format,
 )
+from penstock.quantization.gguf_encode import head_name
 from penstock.quantization.measuring import MeasuringFormat
 from penstock.quantization.packaged import PackagedFormat, PackagedSource, RecordingFormat, RecordingSource
 from penstock.runner.graph_policy import GraphLimits, usual_shapes
@@ -60,13 +62,27 @@ def linear_format(config: EngineConfig, checkpoint: Checkpoint | None) -> Stored
     Raises ConfigError where a wish would change nothing.
     """
     stored = _stored_format(config, checkpoint)
-    if config.quantization is None:
+    floats = None if config.quantization is None else OnlineFormat(stored.dtype, config.quantization, config.model)
+    chosen: StoredFormat = floats or stored
+    if checkpoint is not None and not isinstance(stored, UnquantizedFormat):
+        chosen = _rounded(config, stored, floats, checkpoint)
+    if config.activations == "int8" and not _has_int8_products(config, chosen, checkpoint):
+        raise ConfigError(
+            f"--activations int8 could round no inputs of {Path(config.model_path).name}: its weights are no integers.",
+            remedy="Leave --activations out, or round the weights, too: --quantization int8.",
+            param="activations",
+        )
+    return chosen
+
+
+def _rounded(
+    config: EngineConfig, stored: StoredFormat, floats: OnlineFormat | None, checkpoint: Checkpoint
+) -> StoredFormat:
+    """A quantised checkpoint's format, with what was asked for on top."""
+    if floats is None and config.activations is None:
         return stored
-    online = OnlineFormat(stored.dtype, config.quantization, config.model)
-    if checkpoint is None or isinstance(stored, UnquantizedFormat):
-        return online
-    chosen = RoundedFormat(stored, online)
-    if not chosen.rounds_any(_matrices(checkpoint)):
+    chosen = RoundedFormat(stored, floats, rounds_activations=config.activations == "int8")
+    if floats is not None and not chosen.rounds_any(_matrices(checkpoint)):
         raise ConfigError(
             f"{Path(config.model_path).name} has no linear left in floats: --quantization {config.quantization} would "
             "change nothing, since what is quantized stays as it is stored.",
@@ -86,6 +102,12 @@ def _stored_format(config: EngineConfig, checkpoint: Checkpoint | None) -> Store
         return GGUFFormat(dtype, types)
     stored = config.model.quantization
     return UnquantizedFormat(dtype) if stored is None else hub_format(dtype, stored, types)
+
+
+def _has_int8_products(config: EngineConfig, chosen: StoredFormat, checkpoint: Checkpoint | None) -> bool:
+    names = checkpoint.names() if checkpoint is not None else [f"{head_name(config.model)}.weight"]
+    layouts = (chosen.layout(name.rpartition(".")[0], SUPER_GROUP) for name in names)
+    return any(layout is not None and layout.activations == "int8" for layout in layouts)
 
 
 def _matrices(checkpoint: Checkpoint) -> dict[str, int]:
@@ -112,13 +134,18 @@ def load_model(
     config: EngineConfig,
     ops: Ops,
     on_progress: Callable[[float], None],
-    on_packed: Callable[[float], None] | None = None,
+    on_loaded: Callable[[float, Mapping[str, int]], None] = lambda _packing_s, _held: None,
 ) -> LanguageModel:
-    """Builds the model. on_packed: gets the seconds that packing the linears took. Raises CheckpointError."""
+    """Builds the model. Raises CheckpointError.
+
+    on_loaded: gets the seconds that packing the linears took, and their bytes by how they are held (Weights.held).
+    """
     if _is_package(config):
         with closing(open_package(config, ops.layouts)) as package:
             packed = PackagedFormat(package, _fractions(package, on_progress))
-            return _build(config, PackagedSource(package), packed, ops)
+            model, held = _build(config, PackagedSource(package), packed, ops)
+            on_loaded(0.0, held)
+            return model
     with _opened(config) as checkpoint:
         chosen = linear_format(config, checkpoint)
         source: TensorSource
@@ -129,11 +156,9 @@ def load_model(
             source = CheckpointSource(
                 checkpoint, lambda name: is_ignored_tensor(name, config.model) or chosen.ignores(name), on_progress
             )
-        if isinstance(chosen, GGUFFormat):
-            chosen.report_widened()
-        model = _build(config, source, chosen, ops)
-        if on_packed is not None:
-            on_packed(chosen.packing_s)
+        chosen.report_widened()
+        model, held = _build(config, source, chosen, ops)
+        on_loaded(chosen.packing_s, held)
     _trim_heap()
     return model
 
@@ -161,7 +186,7 @@ def write_package(config: EngineConfig, ops: Ops, output: Path, on_progress: Cal
             _build(config, RecordingSource(source, writer), RecordingFormat(chosen, writer), ops)
             manifest = PackageManifest(
                 format_version=FORMAT_VERSION, layouts=ops.layouts.version, isa=ops.isa, dtype=config.dtype,
-                quantization=config.quantization,
+                quantization=config.quantization, activations=config.activations,
             )  # fmt: skip
             writer.finish(manifest)
             if config.kernels == "triton":
@@ -182,13 +207,15 @@ def open_package(config: EngineConfig, layouts: Layouts) -> PackageReader:
             f"{path.name} was compiled for the kernels' layout {manifest.layouts}; this engine's is {layouts.version}.",
             remedy="Compile the model again with this version, for this device, or serve the checkpoint itself.",
         )
-    if config.dtype != manifest.dtype or config.quantization not in (None, manifest.quantization):
-        reader.close()
-        raise ConfigError(
-            f"{path.name} was compiled with dtype {manifest.dtype} and quantization {manifest.quantization or 'none'}.",
-            remedy="Leave --dtype and --quantization out, or compile the model again.",
-            param="dtype" if config.dtype != manifest.dtype else "quantization",
-        )
+    for name in ("dtype", "quantization", "activations"):
+        wanted, held = getattr(config, name), getattr(manifest, name)
+        if wanted not in (None, held):
+            reader.close()
+            raise ConfigError(
+                f"{path.name} was compiled with {name} {held or 'not set'}, and {wanted} was asked for.",
+                remedy=f"Leave --{name} out, or compile the model again.",
+                param=name,
+            )
     return reader
 
 
@@ -196,11 +223,13 @@ def _is_package(config: EngineConfig) -> bool:
     return config.load_format != "dummy" and is_package(Path(config.model_path))
 
 
-def _build(config: EngineConfig, source: TensorSource, chosen: LinearFormat, ops: Ops) -> LanguageModel:
+def _build(
+    config: EngineConfig, source: TensorSource, chosen: LinearFormat, ops: Ops
+) -> tuple[LanguageModel, Mapping[str, int]]:
     weights = Weights(source, chosen, torch_dtype(config.dtype), ops)
     model = ARCHITECTURES[config.model.architecture](config.model, weights, config.scheduler.max_model_len)
     source.finish()
-    return model
+    return model, weights.held
 
 
 def _fractions(package: PackageReader, on_progress: Callable[[float], None]) -> Callable[[int], None]:

@@ -12,6 +12,7 @@ Never: allocates; reads weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -283,6 +284,12 @@ def _table(parts: dict[str, int], cache: str, is_measured: bool) -> str:
         ("limit", parts["limit_bytes"], "free now, less a reserve" if is_measured else "--max-memory"),
     ]
     return "\n".join(f"{name:<12}{_gib(size):>8} GiB  {note}".rstrip() for name, size, note in rows)
+
+
+def weights_table(held: Mapping[str, int]) -> str:
+    """held: bytes by how they are held, the largest first."""
+    largest_first = sorted(held.items(), key=lambda item: -item[1])
+    return "\n".join(f"{_gib(size):>8} GiB  {name}" for name, size in largest_first)
 
 
 def _gib(size_bytes: int) -> str:

@@ -50,6 +50,7 @@ from penstock.runner.host_blocks import HostBlocks
 from penstock.runner.input_batch import InputBatch, Promise
 from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
+from penstock.runner.memory import weights_table
 from penstock.runner.pooling import Pooler
 from penstock.runner.staging import Readback
 from penstock.runner.step_device import HostDevice
@@ -115,8 +116,9 @@ class ModelRunner:
             batch_invariant=config.batch_invariant,
         )
         self.packing_s = 0.0  # of the start: what the weights' repacking took
+        self.weights_table = ""
         self._model = load_model(
-            config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_packing_time
+            config, self.ops, lambda fraction: on_progress("weights", fraction), self._keep_load_facts
         )
         if self.ops.recordings is not None:
             self.ops.recordings.is_on = True  # from here on the weights stay where they are
@@ -181,8 +183,8 @@ class ModelRunner:
         num_slots = cache.num_host_blocks
         return HostBlocks(self._pool, num_slots, self._device.backend) if num_slots else None
 
-    def _keep_packing_time(self, seconds: float) -> None:
-        self.packing_s = seconds
+    def _keep_load_facts(self, packing_s: float, held: Mapping[str, int]) -> None:
+        self.packing_s, self.weights_table = packing_s, weights_table(held)
 
     def execute(self, output: SchedulerOutput) -> StepResult:
         """Runs one step. A scheduled request that samples is afterwards in `sampled`, `pooled` or `errors`."""

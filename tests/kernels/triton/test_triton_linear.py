@@ -22,6 +22,7 @@ from penstock.kernels.quantized import (
     empty_quantized,
     fp8,
     w4a16,
+    with_int8_activations,
 )
 from penstock.kernels.reference.gguf_blocks import BLOCKS
 from penstock.kernels.reference.quantized import values_of
@@ -34,6 +35,7 @@ HALVES = {2: [0], 3: [0, 2], 6: [0], 7: [0, 2], 8: [0], 20: [0], 10: [80, 82], 1
 CODE_LAYOUTS = [
     w4a16(128), w4a16(64, "bf16", "point"), w4a16(256, "f32", "point"), w4a16(32), W8A16, NF4, fp8("e5m2", 128, "bf16"),
     WeightLayout(4, 64, "int8", "f32", "point"), WeightLayout(8, 128, "float", "f16", "point"), fp8("e4m3", 64),
+    with_int8_activations(w4a16(128)), with_int8_activations(WeightLayout(8, 256, "float", "f32", offset=128)),
 ]  # fmt: skip
 
 

@@ -51,6 +51,10 @@ class DeviceQuantized(QuantizedLinear):
     minimums: Tensor | None
     supers: Tensor | None
 
+    @property
+    def activations(self) -> str:
+        return {"fp8": "e4m3", "int8": "int8", "codes": "bfloat16"}[self.kind]
+
 
 def kept_bits(layout: WeightLayout) -> int:
     """Of a code of kind "codes"."""
