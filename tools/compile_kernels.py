@@ -1,8 +1,10 @@
 """Compiles every GPU kernel for sm_80, sm_90 and sm_100, without a GPU, and writes what each takes.
 
     python tools/compile_kernels.py [--only TEXT] [--subset] [--out benchmarks/results/kernels]
+    python tools/compile_kernels.py --candidates --out benchmarks/results/attention_tiles
 
 Writes OUT.json and OUT.md. Exit 1: a kernel spills where it matters, exceeds a limit of the chip, or does not compile.
+--candidates: what tools/tune_attention.py may try; it tries those without a problem (and exit 1 says that none is).
 Compilations are cached (TRITON_CACHE_DIR), so a second run takes little.
 """
 
@@ -28,27 +30,28 @@ def main() -> int:
     arguments = _arguments()
     results = [
         _compile(specialization, capability)
-        for specialization in aot.specializations()
+        for specialization in (aot.candidates() if arguments.candidates else aot.specializations())
         if arguments.only in specialization.name and (specialization.in_test or not arguments.subset)
         for capability in aot.CAPABILITIES
         if aot.is_for(specialization, capability)
     ]
     if arguments.out:
         Path(f"{arguments.out}.json").write_bytes(aot.to_json({"triton": triton.__version__, "kernels": results}))
-        Path(f"{arguments.out}.md").write_text(_table(results), encoding="utf-8")
+        Path(f"{arguments.out}.md").write_text(_table(results, arguments), encoding="utf-8")
     problems = [kernel for kernel in results if kernel.problem]
     for kernel in problems:
         print(f"{kernel.name} sm_{kernel.capability}: {kernel.problem}")
     print(
         f"{len(results)} compiled in {sum(kernel.seconds for kernel in results):.0f} s, {len(problems)} with a problem"
     )
-    return 1 if problems or not results else 0
+    return 1 if len(problems) == len(results) or (problems and not arguments.candidates) else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--subset", action="store_true", help="those that the tests compile")
+    parser.add_argument("--candidates", action="store_true", help="what may be tried on a card")
     parser.add_argument("--out", default="", help="path without ending")
     return parser.parse_args()
 
@@ -64,12 +67,12 @@ def _compile(specialization: Specialization, capability: int) -> aot.CompiledKer
         return aot.CompiledKernel(specialization.name, capability, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, problem)
 
 
-def _table(results: Sequence[aot.CompiledKernel]) -> str:
+def _table(results: Sequence[aot.CompiledKernel], arguments: argparse.Namespace) -> str:
     lines = [
         "# GPU kernels, compiled ahead of time",
         "",
-        f"`python tools/compile_kernels.py --out benchmarks/results/kernels`; Triton {triton.__version__} and its"
-        " ptxas; no GPU was used, nothing here is a measured speed.",
+        f"`python tools/compile_kernels.py{' --candidates' if arguments.candidates else ''} --out {arguments.out}`;"
+        f" Triton {triton.__version__} and its ptxas; no GPU was used, nothing here is a measured speed.",
         f"Limits: {aot.REGISTER_LIMIT} registers a thread; shared memory a program "
         + ", ".join(f"{size >> 10} KiB (sm_{capability})" for capability, size in aot.SHARED_LIMIT.items())
         + ".",

@@ -58,9 +58,18 @@ class CompiledKernel(msgspec.Struct, frozen=True):
 
 def specializations() -> Iterator[Specialization]:
     """Of all modules of this package, by the modules' names."""
+    return _declared("specializations")
+
+
+def candidates() -> Iterator[Specialization]:
+    """What a tuner may try on a card, as far as it fits."""
+    return _declared("candidates")
+
+
+def _declared(function: str) -> Iterator[Specialization]:
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        if module.name != "aot":
-            declared = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "specializations", None)
+        if module.name not in ("aot", "attention_tiles"):
+            declared = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), function, None)
             yield from declared() if declared is not None else ()
 
 

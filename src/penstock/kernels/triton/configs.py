@@ -1,10 +1,11 @@
-"""Tiles, warps, stages and splits of the matrix kernels, as data for each card (configs/*.json).
+"""Tiles, warps, stages and splits of the matrix kernels, and attention's tiles, as data for each card (configs/*.json).
 
 A family is what a kernel multiplies: "codes2", "codes4", "codes6", "codes8" (groups of 128 and more), the same with
 "_fine" (smaller groups), "fp8", "int8", "bf16". The tile may depend on the number of tokens; the number of ranges
 that K is cut into may not, for it decides in which order a row is summed: it follows from the weight's shape.
 tools/tune_kernels.py measures on a card and writes its file; until then a file says "measured": false, and holds what
-compiles without spills; splits it does not name come from the cost model `num_splits`.
+compiles without spills; splits it does not name come from the cost model `num_splits`, tiles of attention from
+attention_tiles.py (tools/tune_attention.py measures those).
 """
 
 from __future__ import annotations
@@ -40,10 +41,33 @@ class Tile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_stages: Annotated[int, msgspec.Meta(ge=1, le=8)]
 
 
+class AttentionTile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows (0: of decoding, where the heads decide) and slots of the cache that a program takes, and its compilation.
+
+    rows, slots and num_warps: powers of two.
+    """
+
+    rows: Annotated[int, msgspec.Meta(ge=0, le=256)]
+    slots: Annotated[int, msgspec.Meta(ge=16, le=256)]
+    num_warps: Annotated[int, msgspec.Meta(ge=2, le=16)]
+    num_stages: Annotated[int, msgspec.Meta(ge=1, le=8)]
+
+    def is_for(self, name: str) -> bool:
+        """Whether it can be launched for what `name` (attention_tiles.tile_name) says."""
+        has_powers = all(size & (size - 1) == 0 for size in (self.rows, self.slots, self.num_warps))
+        return has_powers and (self.rows >= 16 if name.startswith("prefill") else self.rows == 0)
+
+
+_AttentionName = Annotated[
+    str, msgspec.Meta(pattern="^(decode|prefill)_(16|32|64|128|256)_(bf16|fp32|i8|fp8e4nv)$", max_length=32)
+]
+
+
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of one card. capability: as 80 or 90. splits: by family, of weights "NxK".
 
     tensor_copies: whether the large tiles of "fp8", "int8" and "bf16" are read by Hopper's copy engine; from 90 on.
+    attention: tiles by attention_tiles.tile_name, where they were tuned.
     """
 
     card: Annotated[str, msgspec.Meta(max_length=100)]
@@ -53,6 +77,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tiles: dict[str, Annotated[list[Tile], msgspec.Meta(min_length=1, max_length=16)]]
     splits: dict[str, dict[str, Annotated[int, msgspec.Meta(ge=1, le=MAX_SPLITS)]]] = {}
     tensor_copies: bool = False
+    attention: dict[_AttentionName, AttentionTile] = {}
 
     def walked_tile(self, family: str, num_tokens: int) -> Tile:
         """For programs that walk several ranges of K: they keep a sum more, so their tiles stay small."""
@@ -95,6 +120,9 @@ def parse(data: bytes, name: str) -> Card:
     missing = sorted(set(FAMILIES) - set(card.tiles))
     if missing:
         raise ConfigError(f"{name} has no tiles for {', '.join(missing)}.", remedy="Run tools/tune_kernels.py.")
+    for attended, tile in card.attention.items():
+        if not tile.is_for(attended):
+            raise ConfigError(f"{name}: {tile} is no tile of {attended}.", remedy="Run tools/tune_attention.py.")
     return card
 
 

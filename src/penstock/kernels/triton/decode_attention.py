@@ -10,21 +10,25 @@ D = 128 and 4 heads to one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import torch
 import triton
 import triton.language as tl
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
-from penstock.kernels.triton.configs import of_device, stages
+from penstock.kernels.triton import configs
+from penstock.kernels.triton.attention_tiles import TUNED_CACHES, TUNED_HEAD_SIZES, decode_tile, label, tile_name
+from penstock.kernels.triton.attention_tiles import candidates as tile_candidates
 from penstock.kernels.triton.kv_layout import scales_of
 from penstock.kernels.triton.online_softmax import LOG2_E, attend_tiles
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
 
 if TYPE_CHECKING:
     from penstock.kernels.triton.attention import Attention
+    from penstock.kernels.triton.configs import AttentionTile
 
 # A piece is PIECE_SLOTS long, or twice, four times ... that, so that a context has at most MAX_PIECES: 64 pieces of 8
 # heads fill 132 multiprocessors, and what is left to fold stays bounded however long the context.
@@ -34,20 +38,6 @@ FOLD: Final = 16  # pieces that the second kernel loads at once
 # One long context gives every request of its step room for as many pieces, and the others' programs would begin for
 # nothing. So many programs a multiprocessor share the work well; beyond, each takes several pieces. Not measured.
 PROGRAMS_A_MULTIPROCESSOR: Final = 32
-
-
-class Tile(NamedTuple):
-    """Slots that a program takes at once, its warps, and how many tiles are on their way at once."""
-
-    slots: int
-    warps: int
-    stages: int
-
-
-# By padded head size. Triton's pipeline gives half of the stages to the block table, whose entries are addresses of
-# what follows: with five, two tiles of keys and of values are on their way, 64 KB at 128 in bfloat16; three such
-# programs share a multiprocessor.
-TILES: Final = {16: Tile(64, 4, 5), 32: Tile(64, 4, 5), 64: Tile(64, 4, 5), 128: Tile(64, 4, 5), 256: Tile(32, 4, 5)}
 
 
 @triton.jit
@@ -201,19 +191,20 @@ def decode(
     num_heads, head_dim = call.q.shape[1:]
     num_kv_heads = keys.shape[1]
     group, padded = num_heads // num_kv_heads, max(triton.next_power_of_2(head_dim), 16)
-    tile, pieces = TILES[padded], num_pieces_of(max_context_len, call.window)
+    card = configs.of_device(call.q.device)
+    tile, pieces = decode_tile(card, padded, keys.dtype), num_pieces_of(max_context_len, call.window)
     rows = units * query_len * num_heads * pieces
     sums = torch.empty((rows, head_dim), dtype=torch.float32, device=call.q.device)
     totals = torch.empty((rows, 2), dtype=torch.float32, device=call.q.device)
     token_units = first_token is not None
-    programs = programs_of(pieces, num_kv_heads * units, of_device(call.q.device).multiprocessors)
+    programs = programs_of(pieces, num_kv_heads * units, card.multiprocessors)
     _decode_kernel[(programs, num_kv_heads, units)](
         call.q, keys, values, scales_of(keys), scales_of(values), tables, lens, starts, sums, totals,
         call.q.stride(0), tables.shape[1], tables.shape[0], num_kv_heads, first_token or 0, pieces,
         call.scale * LOG2_E, call.window, GROUP=group, HEAD_DIM=head_dim, DIM_PADDED=padded, SLOTS=call.slots,
         QUERY_LEN=query_len, BLOCK_M=max(triton.next_power_of_2(group * query_len), 16), BLOCK_N=tile.slots,
         PIECE=PIECE_SLOTS, PIECES=MAX_PIECES, QUANTIZED=keys.dtype in QUANTIZED_DTYPES, WINDOWED=call.window > 0,
-        TOKEN_UNITS=token_units, num_warps=tile.warps, num_stages=stages(tile.stages),
+        TOKEN_UNITS=token_units, num_warps=tile.num_warps, num_stages=configs.stages(tile.num_stages),
     )  # fmt: skip
     fold_kernel[(units * query_len, num_heads)](
         sums, totals, call.sinks, lens, starts, call.out, tables.shape[0], num_heads, first_token or 0, pieces,
@@ -232,22 +223,32 @@ def specializations() -> Iterator[Specialization]:
         yield fold_specialization(head_dim, sinks=sinks)
 
 
+def candidates() -> Iterator[Specialization]:
+    """What may be tried on a card, four query heads to a key/value head."""
+    for head_dim, cache, tile in itertools.product(TUNED_HEAD_SIZES, TUNED_CACHES, tile_candidates("decode")):
+        found = _decode_specialization((head_dim, 4, 1), cache, tile)
+        yield found._replace(name=label(tile_name("decode", head_dim, cache), tile))
+
+
 _IN_TEST: Final = ((128, 1, torch.bfloat16), (64, 1, torch.int8))
 
 
-def _decode_specialization(shape: tuple[int, int, int], cache: torch.dtype, **flags: bool) -> Specialization:
+def _decode_specialization(
+    shape: tuple[int, int, int], cache: torch.dtype, tile: AttentionTile | None = None, **flags: bool
+) -> Specialization:
     head_dim, group, query_len = shape
     padded = triton.next_power_of_2(head_dim)
+    tile = decode_tile(configs.read("NVIDIA_H100.json"), padded, cache) if tile is None else tile
     constants = {
         "GROUP": group, "HEAD_DIM": head_dim, "DIM_PADDED": padded, "SLOTS": 16, "QUERY_LEN": query_len,
-        "BLOCK_M": max(triton.next_power_of_2(group * query_len), 16), "BLOCK_N": TILES[padded].slots,
+        "BLOCK_M": max(triton.next_power_of_2(group * query_len), 16), "BLOCK_N": tile.slots,
         "PIECE": PIECE_SLOTS, "PIECES": MAX_PIECES, "QUANTIZED": cache in QUANTIZED_DTYPES, "WINDOWED": False,
         "TOKEN_UNITS": False,
     }  # fmt: skip
     name = f"decode d{head_dim} g{group} q{query_len} {TYPE_NAMES[cache]}"
     return specialization(
         name + "".join(f" {flag.lower()}" for flag, on in flags.items() if on), _decode_kernel, _decode_types(cache),
-        constants | flags, TILES[padded][1:], aligned=("q_stride",),
+        constants | flags, (tile.num_warps, tile.num_stages), aligned=("q_stride",),
         spills_allowed=query_len > 1 and cache in QUANTIZED_DTYPES,  # no step asks for it yet
         min_capability=89 if cache == torch.float8_e4m3fn else 80, in_test=(head_dim, query_len, cache) in _IN_TEST,
     )  # fmt: skip

@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from penstock.kernels.triton.configs import stages
+from penstock.kernels.triton.configs import AttentionTile, stages
 from penstock.kernels.triton.online_softmax import LOG2_E, next_sums, product
-from penstock.kernels.triton.prefill_attention import Tile, tile_of
+from penstock.kernels.triton.prefill_attention import tile_of
 from penstock.kernels.triton.specialization import Specialization, specialization
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 # By padded head size.
 TILES: Final = {
-    16: Tile(64, 64, 4, 3),
-    32: Tile(64, 64, 4, 3),
-    64: Tile(64, 64, 4, 3),
-    128: Tile(128, 64, 8, 3),
-    256: Tile(64, 32, 4, 3),
+    16: AttentionTile(64, 64, 4, 3),
+    32: AttentionTile(64, 64, 4, 3),
+    64: AttentionTile(64, 64, 4, 3),
+    128: AttentionTile(128, 64, 8, 3),
+    256: AttentionTile(64, 32, 4, 3),
 }
 
 
@@ -77,7 +77,7 @@ def full_attention(qkv_TS: Tensor, query_starts: Tensor, num_heads: int, scale: 
     if tokens:
         _full_attention_kernel[(num_heads, tokens // tile.rows + num_texts)](
             qkv_TS, query_starts, out, num_texts, num_heads, scale * LOG2_E, HEAD_DIM=head_dim, DIM_PADDED=padded,
-            BLOCK_M=tile.rows, BLOCK_N=tile.slots, num_warps=tile.warps, num_stages=stages(tile.stages),
+            BLOCK_M=tile.rows, BLOCK_N=tile.slots, num_warps=tile.num_warps, num_stages=stages(tile.num_stages),
         )  # fmt: skip
     return out
 
@@ -89,7 +89,7 @@ def specializations() -> Iterator[Specialization]:
     for head_dim in (32, 64, 128):
         tile = TILES[head_dim]
         constants = {"HEAD_DIM": head_dim, "DIM_PADDED": head_dim, "BLOCK_M": tile.rows, "BLOCK_N": tile.slots}
-        launch = (tile.warps, tile.stages)
+        launch = (tile.num_warps, tile.num_stages)
         yield specialization(
             f"full_attention d{head_dim}", _full_attention_kernel, types, constants, launch, in_test=head_dim == 64
         )

@@ -6,48 +6,25 @@ are read once for BLOCK_M rows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
-from penstock.kernels.triton.configs import stages
+from penstock.kernels.triton import configs
+from penstock.kernels.triton.attention_tiles import TUNED_CACHES, TUNED_HEAD_SIZES, label, prefill_tile, tile_name
+from penstock.kernels.triton.attention_tiles import candidates as tile_candidates
 from penstock.kernels.triton.kv_layout import scales_of
 from penstock.kernels.triton.online_softmax import LOG2_E, attend_tiles
 from penstock.kernels.triton.specialization import TYPE_NAMES, Specialization, specialization
 
 if TYPE_CHECKING:
     from penstock.kernels.triton.attention import Attention
-
-
-class Tile(NamedTuple):
-    """Rows and slots that a program takes at once, its warps, and how many tiles are on their way at once."""
-
-    rows: int
-    slots: int
-    warps: int
-    stages: int
-
-
-# By padded head size. Stages as in decode_attention.py.
-_TILES: Final = {
-    16: Tile(64, 64, 4, 5),
-    32: Tile(64, 64, 4, 5),
-    64: Tile(128, 64, 8, 5),
-    128: Tile(128, 64, 8, 5),
-    256: Tile(64, 32, 4, 5),
-}
-
-
-def tile(padded: int, cache: torch.dtype) -> Tile:
-    """The tile for a padded head size: smaller where codes become floats in registers, or where elements are long."""
-    found = _TILES[padded]
-    if cache == torch.float32:
-        return found._replace(rows=64, slots=found.slots // 2)
-    return found._replace(slots=found.slots // 2) if cache in QUANTIZED_DTYPES else found
+    from penstock.kernels.triton.configs import AttentionTile
 
 
 @triton.jit
@@ -131,7 +108,7 @@ def prefill(call: Attention, decode_query_len: int) -> None:
     tokens, num_heads, head_dim = call.q.shape
     num_kv_heads, requests = keys.shape[1], tables.shape[0]
     group, padded = num_heads // num_kv_heads, max(triton.next_power_of_2(head_dim), 16)
-    size = tile(padded, keys.dtype)
+    size = prefill_tile(configs.of_device(call.q.device), padded, keys.dtype)
     rows = max(size.rows, triton.next_power_of_2(group))
     num_tiles = tokens // (rows // group) + requests
     _prefill_kernel[(num_kv_heads, num_tiles)](
@@ -139,27 +116,39 @@ def prefill(call: Attention, decode_query_len: int) -> None:
         call.q.stride(0), tables.shape[1], requests, num_kv_heads, decode_query_len, call.scale * LOG2_E, call.window,
         GROUP=group, HEAD_DIM=head_dim, DIM_PADDED=padded, SLOTS=call.slots, BLOCK_M=rows, BLOCK_N=size.slots,
         QUANTIZED=keys.dtype in QUANTIZED_DTYPES, WINDOWED=call.window > 0, SINKS=call.sinks is not None,
-        num_warps=size.warps, num_stages=stages(size.stages),
+        num_warps=size.num_warps, num_stages=configs.stages(size.num_stages),
     )  # fmt: skip
 
 
 def specializations() -> Iterator[Specialization]:
     """Head sizes 64 to 256, caches of 16 and 8 bits, a window, sinks, 1 to 8 query heads to a key/value head."""
+    card = configs.read("NVIDIA_H100.json")
     for head_dim, group, windowed in ((64, 8, True), (80, 1, False), (96, 4, False), (128, 4, False), (256, 8, True)):
-        padded = triton.next_power_of_2(head_dim)
         for cache in (torch.bfloat16, torch.int8, torch.float8_e4m3fn):
-            size = tile(padded, cache)
-            constants = {
-                "GROUP": group, "HEAD_DIM": head_dim, "DIM_PADDED": padded, "SLOTS": 16, "BLOCK_M": size.rows,
-                "BLOCK_N": size.slots, "QUANTIZED": cache in QUANTIZED_DTYPES, "WINDOWED": windowed,
-                "SINKS": head_dim == 64,
-            }  # fmt: skip
-            yield specialization(
-                f"prefill d{head_dim} g{group} {TYPE_NAMES[cache]}", _prefill_kernel, _types(cache), constants,
-                (size.warps, size.stages), aligned=("q_stride",),
-                min_capability=89 if cache == torch.float8_e4m3fn else 80,
-                in_test=(head_dim, cache) in ((128, torch.bfloat16), (64, torch.int8)),
-            )  # fmt: skip
+            size = prefill_tile(card, triton.next_power_of_2(head_dim), cache)
+            found = _specialization((head_dim, group), cache, size, WINDOWED=windowed, SINKS=head_dim == 64)
+            yield found._replace(in_test=(head_dim, cache) in ((128, torch.bfloat16), (64, torch.int8)))
+
+
+def candidates() -> Iterator[Specialization]:
+    """What may be tried on a card, four query heads to a key/value head."""
+    for head_dim, cache, tile in itertools.product(TUNED_HEAD_SIZES, TUNED_CACHES, tile_candidates("prefill")):
+        found = _specialization((head_dim, 4), cache, tile, WINDOWED=False, SINKS=False)
+        yield found._replace(name=label(tile_name("prefill", head_dim, cache), tile))
+
+
+def _specialization(shape: tuple[int, int], cache: torch.dtype, tile: AttentionTile, **flags: bool) -> Specialization:
+    """shape: (head size, query heads to a key/value head)."""
+    head_dim, group = shape
+    constants = {
+        "GROUP": group, "HEAD_DIM": head_dim, "DIM_PADDED": triton.next_power_of_2(head_dim), "SLOTS": 16,
+        "BLOCK_M": tile.rows, "BLOCK_N": tile.slots, "QUANTIZED": cache in QUANTIZED_DTYPES,
+    }  # fmt: skip
+    return specialization(
+        f"prefill d{head_dim} g{group} {TYPE_NAMES[cache]}", _prefill_kernel, _types(cache), constants | flags,
+        (tile.num_warps, tile.num_stages), aligned=("q_stride",),
+        min_capability=89 if cache == torch.float8_e4m3fn else 80,
+    )  # fmt: skip
 
 
 def _types(cache: torch.dtype) -> dict[str, str]:
