@@ -51,7 +51,7 @@ from penstock.runner.input_batch import InputBatch, Promise
 from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
 from penstock.runner.memory import weights_table
-from penstock.runner.pooling import Pooler
+from penstock.runner.pooling import LateVectors, Pooler
 from penstock.runner.staging import Readback
 from penstock.runner.step_device import HostDevice
 from penstock.runner.step_graphs import StepGraphs
@@ -85,11 +85,11 @@ class Computed(NamedTuple):
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step that was given to the device. late: what it drew, until `finish` has read it."""
+    """A step that was given to the device. late: what it drew and pooled, until `finish` has read it."""
 
     result: StepResult
     started_s: float
-    late: list[LateDraw] = field(default_factory=list)
+    late: list[LateDraw | LateVectors] = field(default_factory=list)
 
 
 class ModelRunner:
@@ -226,8 +226,11 @@ class ModelRunner:
         """The result of a step, waited for if need be."""
         late, step.late = step.late, []
         try:
-            for draw in late:
-                self._take(draw, step.result)
+            for each in late:
+                if isinstance(each, LateVectors):
+                    self._take_vectors(each, step.result)
+                else:
+                    self._take(each, step.result)
         except Exception as error:
             self._raise_if_lost(error)
             raise
@@ -296,11 +299,14 @@ class ModelRunner:
         drawing = self._drawing(scheduled)
         computed = self._compute(scheduled, tables, drawing)
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
-        pooled = None
+        pooled, vectors = None, list[LateVectors]()
         if computed.residual is not None:
             prompt_logprobs = self._prompt_logprobs(scheduled, tables, computed.x, computed.residual)
             if self._pooler:
-                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), computed.x, computed.residual)
+                states = computed.x, computed.residual
+                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), states, self._device.send)
+                if pooled.vectors:
+                    vectors.append(LateVectors.of(pooled.vectors, self._device.backend))
         draw = computed.draw
         if draw is not None and self._batch.masks:
             drawing, draw = self._jump(scheduled, drawing, tables, draw, result)
@@ -308,14 +314,9 @@ class ModelRunner:
             request_ids = [scheduled[index].request_id for index in drawing]
             self._draw(request_ids, tables.rows[drawing], draw, self._drawn_from(computed, draw.sources), step)
         result.prompt_logprobs.update(prompt_logprobs)
+        step.late += vectors
         if pooled is not None:
             self._pooler.keep(pooled)
-            for request_id, vector in pooled.vectors.items():
-                if vector is None:
-                    error = ErrorInfo("internal_error", 500, "The model gave no usable numbers for this request.")
-                    self._fail(request_id, error, result)
-                else:
-                    result.pooled[request_id] = vector
 
     def _compute(self, scheduled: Sequence[ScheduledRequest], tables: StepTables, drawing: list[int]) -> Computed:
         """The model's part of a step: replayed where its shape was captured and nothing but tokens is asked of it."""
@@ -419,6 +420,15 @@ class ModelRunner:
                 entries = logprob_entries(chosen, found, num_top)
             logprobs = dict(zip(wanted, entries, strict=True))
         self._report(draw.request_ids, draw.promise.rows.tolist(), token_ids, logprobs, result)
+
+    def _take_vectors(self, vectors: LateVectors, result: StepResult) -> None:
+        """Waits for what one-pass requests get. One that was removed meanwhile gets nothing."""
+        for request_id, vector in vectors.arrived():
+            if vector is not None:
+                result.pooled[request_id] = vector
+            elif request_id in self._pooler:
+                error = ErrorInfo("internal_error", 500, "The model gave no usable numbers for this request.")
+                self._fail(request_id, error, result)
 
     def _report(
         self,

@@ -8,24 +8,47 @@ Never: decides who runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.config.model import ModelConfig
 from penstock.kernels.ops import Ops
 from penstock.messages import NewRequestData, PoolingParams, ScheduledRequest
 from penstock.models import LanguageModel
+from penstock.runner.staging import Backend, Readback
 
 
 class Pooled(NamedTuple):
-    """vectors: of the requests that ended, little-endian float32, or None where a number is not finite. sums: [D]
-    float64 of the others, to be kept."""
+    """vectors: of the requests that ended, float32. sums: [D] float64 of the others, to be kept. All on the device."""
 
-    vectors: dict[str, bytes | None]
+    vectors: dict[str, Tensor]
     sums: dict[str, Tensor]
+
+
+class LateVectors(NamedTuple):
+    """Vectors on their way to the host, behind each other. sizes: by request."""
+
+    sizes: dict[str, int]
+    readback: Readback
+
+    @classmethod
+    def of(cls, vectors: Mapping[str, Tensor], backend: Backend) -> LateVectors:
+        sizes = {request_id: len(vector) for request_id, vector in vectors.items()}
+        return cls(sizes, Readback(backend, [torch.cat(list(vectors.values()))]))
+
+    def arrived(self) -> Iterator[tuple[str, bytes | None]]:
+        """Waits for them: (request, its vector in little-endian float32, or None where a number is not finite)."""
+        [flat] = self.readback.arrays()
+        begin = 0
+        for request_id, size in self.sizes.items():
+            vector = flat[begin : begin + size]
+            begin += size
+            yield request_id, vector.astype("<f4").tobytes() if np.isfinite(vector).all() else None
 
 
 class Pooler:
@@ -63,12 +86,18 @@ class Pooler:
         return bool(self._params)
 
     def pool(
-        self, scheduled: Sequence[ScheduledRequest], last_tokens: Sequence[int], x_TD: Tensor, residual_TD: Tensor
+        self,
+        scheduled: Sequence[ScheduledRequest],
+        last_tokens: Sequence[int],
+        states: tuple[Tensor, Tensor],
+        send: Callable[[NDArray[np.generic]], Tensor],
     ) -> Pooled:
-        """What this step's states mean for the one-pass requests in it. Changes nothing: see `keep`.
+        """What this step's states mean for the one-pass requests in it. Changes nothing: see `keep`. Waits for nothing.
 
-        last_tokens: index in [0, T) of each request's last token in this step.
+        last_tokens: index in [0, T) of each request's last token in this step. states: x and residual [T, D]. send:
+        StepDevice.send.
         """
+        x_TD, residual_TD = states
         spans: list[tuple[ScheduledRequest, range]] = []
         for request, last in zip(scheduled, last_tokens, strict=True):
             if request.request_id in self._params:
@@ -76,7 +105,7 @@ class Pooler:
         indices = [index for _, span in spans for index in span]
         pooled = Pooled({}, {})
         # Copies: both of the model's heads overwrite the residual, and others of the step read it again.
-        index_R = torch.tensor(indices, dtype=torch.int64).to(x_TD.device)
+        index_R = send(np.array(indices, dtype=np.int64)).to(x_TD.device)
         x_RD, residual_RD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
         if not self._config.labels:
             hidden_RD = self._model.hidden(x_RD, residual_RD, self._ops) if indices else x_RD
@@ -111,7 +140,7 @@ class Pooler:
             begin = end
             if request.samples:
                 count = request.num_computed_tokens + request.num_tokens if self._config.pooling == "mean" else 1
-                pooled.vectors[request_id] = _bytes(self._finished(sum_D / count, self._params[request_id]))
+                pooled.vectors[request_id] = self._finished(sum_D / count, self._params[request_id]).float()
             elif span:
                 pooled.sums[request_id] = sum_D
 
@@ -134,15 +163,8 @@ class Pooler:
                 scores_RL = logits_RL
         for row, request in enumerate(requests):
             shown_RL = scores_RL if self._params[request.request_id].activate else logits_RL
-            pooled.vectors[request.request_id] = _bytes(shown_RL[row])
+            pooled.vectors[request.request_id] = shown_RL[row].float()
 
 
 def _wide(x: Tensor) -> Tensor:
     return x.double() if x.is_cpu or x.is_cuda else x.float()  # others may have no float64
-
-
-def _bytes(vector: Tensor) -> bytes | None:
-    if not vector.isfinite().all():
-        return None
-    data: bytes = vector.cpu().numpy().astype("<f4").tobytes()
-    return data
