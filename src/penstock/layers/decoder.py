@@ -48,7 +48,8 @@ class DecoderLayer:
         addend_TD, sum_TD = (residual_TD, None) if x_TD is None else (x_TD, residual_TD)
         normed_TD = self.attention_norm.into(self.attention.qkv.form(ops), addend_TD, sum_TD, ops)
         attended_TD = self.attention(normed_TD, rotary, kv_cache, metadata, ops)
-        return self.mlp(self.mlp_norm.into(self.mlp.form(ops), attended_TD, residual_TD, ops), ops)
+        normed_TD = self.mlp_norm.into(self.mlp.form(ops), attended_TD, residual_TD, ops)
+        return self.mlp(normed_TD, ops)
 
 
 class DecoderLayers(tuple[DecoderLayer, ...]):

@@ -47,11 +47,15 @@ class GatedMLP:
         return self.gate_up.form(ops)
 
     def _block(self, x_TD: Activations, ops: Ops) -> Tensor:
-        gate_up_TJ, form = self.gate_up(x_TD, ops), self.down.form(ops)
+        return self.down(self._activated(x_TD, ops), ops)
+
+    def _activated(self, x_TD: Activations, ops: Ops) -> Activations:
+        """As `down` takes it. Nothing holds the widest of all activations any longer."""
+        form = self.down.form(ops)
         if form is None:
-            return self.down(ops.silu_and_mul(gate_up_TJ), ops)
+            return ops.silu_and_mul(self.gate_up(x_TD, ops))
         assert ops.rounded is not None
-        return self.down(ops.rounded.silu_and_mul(gate_up_TJ, form), ops)
+        return ops.rounded.silu_and_mul(self.gate_up(x_TD, ops), form)
 
 
 class GeluMLP:

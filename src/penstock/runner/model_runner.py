@@ -63,6 +63,7 @@ _log = logging.getLogger(__name__)
 
 # Prompt log-probabilities are computed for so many positions at a time: their logits are [rows, vocabulary] float32.
 LOGIT_ROWS_PER_PIECE: Final = 64
+_NO_NUMBERS: Final = "The model gave no usable numbers for this request."
 
 
 class LateDraw(NamedTuple):
@@ -299,14 +300,12 @@ class ModelRunner:
         drawing = self._drawing(scheduled)
         computed = self._compute(scheduled, tables, drawing)
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
-        pooled, vectors = None, list[LateVectors]()
+        pooled = None
         if computed.residual is not None:
             prompt_logprobs = self._prompt_logprobs(scheduled, tables, computed.x, computed.residual)
             if self._pooler:
                 states = computed.x, computed.residual
-                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), states, self._device.send)
-                if pooled.vectors:
-                    vectors.append(LateVectors.of(pooled.vectors, self._device.backend))
+                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), states, self._device)
         draw = computed.draw
         if draw is not None and self._batch.masks:
             drawing, draw = self._jump(scheduled, drawing, tables, draw, result)
@@ -314,9 +313,9 @@ class ModelRunner:
             request_ids = [scheduled[index].request_id for index in drawing]
             self._draw(request_ids, tables.rows[drawing], draw, self._drawn_from(computed, draw.sources), step)
         result.prompt_logprobs.update(prompt_logprobs)
-        step.late += vectors
         if pooled is not None:
             self._pooler.keep(pooled)
+            step.late += pooled.late
 
     def _compute(self, scheduled: Sequence[ScheduledRequest], tables: StepTables, drawing: list[int]) -> Computed:
         """The model's part of a step: replayed where its shape was captured and nothing but tokens is asked of it."""
@@ -427,8 +426,7 @@ class ModelRunner:
             if vector is not None:
                 result.pooled[request_id] = vector
             elif request_id in self._pooler:
-                error = ErrorInfo("internal_error", 500, "The model gave no usable numbers for this request.")
-                self._fail(request_id, error, result)
+                self._fail(request_id, ErrorInfo("internal_error", 500, _NO_NUMBERS), result)
 
     def _report(
         self,

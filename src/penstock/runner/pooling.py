@@ -8,12 +8,11 @@ Never: decides who runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.config.model import ModelConfig
@@ -21,13 +20,7 @@ from penstock.kernels.ops import Ops
 from penstock.messages import NewRequestData, PoolingParams, ScheduledRequest
 from penstock.models import LanguageModel
 from penstock.runner.staging import Backend, Readback
-
-
-class Pooled(NamedTuple):
-    """vectors: of the requests that ended, float32. sums: [D] float64 of the others, to be kept. All on the device."""
-
-    vectors: dict[str, Tensor]
-    sums: dict[str, Tensor]
+from penstock.runner.step_device import StepDevice
 
 
 class LateVectors(NamedTuple):
@@ -49,6 +42,13 @@ class LateVectors(NamedTuple):
             vector = flat[begin : begin + size]
             begin += size
             yield request_id, vector.astype("<f4").tobytes() if np.isfinite(vector).all() else None
+
+
+class Pooled(NamedTuple):
+    """late: of the requests that ended. sums: [D] float64 of the others, on the device, to be kept."""
+
+    late: list[LateVectors]
+    sums: dict[str, Tensor]
 
 
 class Pooler:
@@ -90,12 +90,11 @@ class Pooler:
         scheduled: Sequence[ScheduledRequest],
         last_tokens: Sequence[int],
         states: tuple[Tensor, Tensor],
-        send: Callable[[NDArray[np.generic]], Tensor],
+        device: StepDevice,
     ) -> Pooled:
         """What this step's states mean for the one-pass requests in it. Changes nothing: see `keep`. Waits for nothing.
 
-        last_tokens: index in [0, T) of each request's last token in this step. states: x and residual [T, D]. send:
-        StepDevice.send.
+        last_tokens: index in [0, T) of each request's last token in this step. states: x and residual [T, D].
         """
         x_TD, residual_TD = states
         spans: list[tuple[ScheduledRequest, range]] = []
@@ -103,16 +102,16 @@ class Pooler:
             if request.request_id in self._params:
                 spans.append((request, self._wanted(request, last)))
         indices = [index for _, span in spans for index in span]
-        pooled = Pooled({}, {})
+        vectors, sums = dict[str, Tensor](), dict[str, Tensor]()
         # Copies: both of the model's heads overwrite the residual, and others of the step read it again.
-        index_R = send(np.array(indices, dtype=np.int64)).to(x_TD.device)
+        index_R = device.send(np.array(indices, dtype=np.int64)).to(x_TD.device)
         x_RD, residual_RD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
         if not self._config.labels:
             hidden_RD = self._model.hidden(x_RD, residual_RD, self._ops) if indices else x_RD
-            self._embed(spans, hidden_RD, pooled)
+            self._embed(spans, hidden_RD, vectors, sums)
         elif indices:
-            self._classify([request for request, span in spans if span], x_RD, residual_RD, pooled)
-        return pooled
+            self._classify([request for request, span in spans if span], x_RD, residual_RD, vectors)
+        return Pooled([LateVectors.of(vectors, device.backend)] if vectors else [], sums)
 
     def keep(self, pooled: Pooled) -> None:
         """Takes over the partial sums of a step that has succeeded."""
@@ -130,7 +129,13 @@ class Pooler:
             return range(first, first + (request.num_computed_tokens == 0))
         return range(last, last + request.samples)
 
-    def _embed(self, spans: Sequence[tuple[ScheduledRequest, range]], hidden_RD: Tensor, pooled: Pooled) -> None:
+    def _embed(
+        self,
+        spans: Sequence[tuple[ScheduledRequest, range]],
+        hidden_RD: Tensor,
+        vectors: dict[str, Tensor],
+        sums: dict[str, Tensor],
+    ) -> None:
         begin = 0
         for request, span in spans:
             request_id, end = request.request_id, begin + len(span)
@@ -140,9 +145,9 @@ class Pooler:
             begin = end
             if request.samples:
                 count = request.num_computed_tokens + request.num_tokens if self._config.pooling == "mean" else 1
-                pooled.vectors[request_id] = self._finished(sum_D / count, self._params[request_id]).float()
+                vectors[request_id] = self._finished(sum_D / count, self._params[request_id]).float()
             elif span:
-                pooled.sums[request_id] = sum_D
+                sums[request_id] = sum_D
 
     def _finished(self, vector_D: Tensor, params: PoolingParams) -> Tensor:
         vector_D = vector_D[: params.dimensions]
@@ -151,7 +156,7 @@ class Pooler:
         return vector_D
 
     def _classify(
-        self, requests: Sequence[ScheduledRequest], x_RD: Tensor, residual_RD: Tensor, pooled: Pooled
+        self, requests: Sequence[ScheduledRequest], x_RD: Tensor, residual_RD: Tensor, vectors: dict[str, Tensor]
     ) -> None:
         logits_RL = _wide(self._model.logits(x_RD, residual_RD, self._ops))
         match self._config.activation:
@@ -163,7 +168,7 @@ class Pooler:
                 scores_RL = logits_RL
         for row, request in enumerate(requests):
             shown_RL = scores_RL if self._params[request.request_id].activate else logits_RL
-            pooled.vectors[request.request_id] = shown_RL[row].float()
+            vectors[request.request_id] = shown_RL[row].float()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ class StepDevice(Protocol):
     """is_asynchronous: what is launched runs later, and the host goes on. backend: its runtime."""
 
     is_asynchronous: bool
-    backend: Backend
+
+    @property
+    def backend(self) -> Backend: ...
 
     def place(self, tables: StepTables, draw: DrawTables | None) -> StepInputs:
         """The tables on the device."""
