@@ -133,9 +133,9 @@ class ModelRunner:
             grammars or GrammarCompiler(),
             num_token_types=config.model.type_vocab_size,
         )
-        self._pooler = Pooler(config.model, self._model, self.ops)
         self._failed: dict[str, ErrorInfo] = {}
         self._device = device or step_device(config, self.ops.layouts.device)
+        self._pooler = Pooler(config.model, self._model, self.ops, self._device)
         self._host_blocks = self._make_host_blocks(config.cache)
         self._launched: LaunchedStep | None = None  # the last one, while it has not been finished
         self._finished_s = 0.0
@@ -304,8 +304,7 @@ class ModelRunner:
         if computed.residual is not None:
             prompt_logprobs = self._prompt_logprobs(scheduled, tables, computed.x, computed.residual)
             if self._pooler:
-                states = computed.x, computed.residual
-                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), states, self._device)
+                pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), computed.x, computed.residual)
         draw = computed.draw
         if draw is not None and self._batch.masks:
             drawing, draw = self._jump(scheduled, drawing, tables, draw, result)

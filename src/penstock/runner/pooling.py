@@ -54,12 +54,13 @@ class Pooled(NamedTuple):
 class Pooler:
     """The one-pass side of a runner."""
 
-    def __init__(self, config: ModelConfig, model: LanguageModel, ops: Ops) -> None:
+    def __init__(self, config: ModelConfig, model: LanguageModel, ops: Ops, device: StepDevice) -> None:
         self._config = config.pooler
         self._is_encoder = config.is_encoder
         self._embedding_size = config.hidden_size
         self._model = model
         self._ops = ops
+        self._device = device
         self._params: dict[str, PoolingParams] = {}
         self._sums: dict[str, Tensor] = {}
 
@@ -86,17 +87,12 @@ class Pooler:
         return bool(self._params)
 
     def pool(
-        self,
-        scheduled: Sequence[ScheduledRequest],
-        last_tokens: Sequence[int],
-        states: tuple[Tensor, Tensor],
-        device: StepDevice,
+        self, scheduled: Sequence[ScheduledRequest], last_tokens: Sequence[int], x_TD: Tensor, residual_TD: Tensor
     ) -> Pooled:
         """What this step's states mean for the one-pass requests in it. Changes nothing: see `keep`. Waits for nothing.
 
-        last_tokens: index in [0, T) of each request's last token in this step. states: x and residual [T, D].
+        last_tokens: index in [0, T) of each request's last token in this step.
         """
-        x_TD, residual_TD = states
         spans: list[tuple[ScheduledRequest, range]] = []
         for request, last in zip(scheduled, last_tokens, strict=True):
             if request.request_id in self._params:
@@ -104,14 +100,14 @@ class Pooler:
         indices = [index for _, span in spans for index in span]
         vectors, sums = dict[str, Tensor](), dict[str, Tensor]()
         # Copies: both of the model's heads overwrite the residual, and others of the step read it again.
-        index_R = device.send(np.array(indices, dtype=np.int64)).to(x_TD.device)
+        index_R = self._device.send(np.array(indices, dtype=np.int64)).to(x_TD.device)
         x_RD, residual_RD = x_TD.index_select(0, index_R), residual_TD.index_select(0, index_R)
         if not self._config.labels:
             hidden_RD = self._model.hidden(x_RD, residual_RD, self._ops) if indices else x_RD
             self._embed(spans, hidden_RD, vectors, sums)
         elif indices:
             self._classify([request for request, span in spans if span], x_RD, residual_RD, vectors)
-        return Pooled([LateVectors.of(vectors, device.backend)] if vectors else [], sums)
+        return Pooled([LateVectors.of(vectors, self._device.backend)] if vectors else [], sums)
 
     def keep(self, pooled: Pooled) -> None:
         """Takes over the partial sums of a step that has succeeded."""
