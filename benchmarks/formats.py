@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Every weight format on every instruction set that works here: one token (read from memory), and 64.
 
-formats.py [--threads 2] [--seconds 0.1] [--isa avx2,avx512] [--markdown FILE]
+formats.py [--threads 2] [--seconds 0.1] [--only TEXT] [--isa avx2,avx512] [--markdown FILE]
 
 A linear of 8192 x 2048, bfloat16 activations. One token: GB of packed weights a second, over weights that together
 exceed the caches. 64 tokens: billions of multiply-adds a second, counted twice. Medians; formats alternate with
@@ -22,7 +22,16 @@ from penstock import _native
 from penstock.kernels import ops as op_table
 from penstock.kernels import quantized
 from penstock.kernels.ops import Ops
-from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, NF4, W8A8, QuantizedLinear, WeightLayout, w4a16
+from penstock.kernels.quantized import (
+    GGUF_LAYOUTS,
+    INT8_CHANNEL,
+    NF4,
+    W8A8,
+    QuantizedLinear,
+    WeightLayout,
+    w4a16,
+    with_int8_activations,
+)
 
 N, K, TOKENS = 8192, 2048, 64
 ROTATION_BYTES = 160 << 20
@@ -40,12 +49,17 @@ LAYOUTS: dict[str, WeightLayout] = {
     "NF4": NF4,
     "LLM.int8": WeightLayout(8, 256, "float", "f32", offset=128),
 }
+LAYOUTS |= {
+    f"{name}, --activations int8": with_int8_activations(LAYOUTS[name])
+    for name in ("W4A16", "GPTQ, AWQ (2 to 4 bits)", "GPTQ (8 bits)", "LLM.int8")
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.1, help="per figure")
+    parser.add_argument("--only", default="", help="formats whose name has one of these texts, with ; between")
     parser.add_argument("--isa", help="comma-separated [all that work]")
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     options = parser.parse_args()
@@ -56,7 +70,8 @@ def main() -> None:
     columns = [f"{name}: {what}" for what in ("1 token, GB/s", "64 tokens, GOP/s") for name in names]
     lines = [f"| format | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     print("\n".join(lines))
-    for format_name, layout in LAYOUTS.items():
+    wanted = {name: layout for name, layout in LAYOUTS.items() if any(text in name for text in options.only.split(";"))}
+    for format_name, layout in wanted.items():
         weights = random_weights(layout)
         alone = [seconds(ops, weights, 1, options.seconds) for ops in tables.values()]
         many = [seconds(ops, weights, TOKENS, options.seconds) for ops in tables.values()]
