@@ -24,6 +24,8 @@ from penstock.kernels.layouts import HostLayouts
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, w4a16
 from penstock.loader import read_model_config
 from penstock.loader.package import MANIFEST, WEIGHTS
+from penstock.quantization import packaged
+from penstock.quantization.staged_copies import DeviceCopies, StagedCopies, staging_for
 from penstock.runner import ModelRunner
 from penstock.runner.loading import load_model, weights_nbytes, write_package
 
@@ -102,6 +104,69 @@ def test_a_gguf_is_compiled_with_its_text(family, tmp_path, capsys):
     params, options = SamplingParams(temperature=0.0, max_tokens=8), {"max_num_seqs": 2, "max_memory": 256 << 20}
     with LLM(str(output), **options) as llm:
         assert llm.generate(["the quick brown"], params)[0].outputs[0].token_ids
+
+
+class LateCopies(DeviceCopies):
+    """A device whose copies are made as late as may be: when they are waited for, and the rest in `finish`."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.log: list[str] = []
+        self.open: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def start(self, destination, source):
+        self.log.append("start")
+        copy = (destination, source)
+        self.open.append(copy)
+
+        def end() -> None:
+            # Copies end in their order.
+            assert self.open[0] is copy
+            self.log.append("waited")
+            self._make()
+
+        return end
+
+    def _make(self) -> None:
+        destination, source = self.open.pop(0)
+        destination.copy_(source)
+        source.fill_(255)  # what is read from a piece again is wrong
+
+    def finish(self) -> None:
+        while self.open:
+            self._make()
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "q4_k_m"}], ids=str)
+@pytest.mark.parametrize("piece_bytes", [4096, 1000, 1 << 20])
+def test_a_device_gets_its_weights_in_pieces_beside_the_reading(tmp_path, monkeypatch, options, piece_bytes):
+    source, copies = tmp_path / "checkpoint", LateCopies()
+    write_checkpoint(source)
+    package = compile_to(tmp_path / "package", source, **options)
+    expected = first_tokens(engine_config(package))
+    monkeypatch.setattr(packaged, "staging_for", lambda _device: StagedCopies(copies, piece_bytes))
+    runner = ModelRunner(engine_config(package), lambda phase, fraction: None)
+    assert len(copies.open) <= 2
+    if copies.log.count("start") > 2:
+        # One copy is on its way while the next piece is read; a piece is waited for when it is filled again.
+        assert copies.log[:4] == ["start", "start", "waited", "start"]
+        assert copies.log.count("waited") == copies.log.count("start") - 2
+    copies.finish()
+    driver = Driver(runner)
+    sequence = driver.start("one", PROMPT)
+    driver.generate([sequence], 8)
+    assert sequence.output == expected
+
+
+def test_copies_to_a_device_that_is_waited_for_are_made_at_once():
+    assert staging_for(torch.device("cpu")) is None
+    target, data = torch.zeros(10, dtype=torch.uint8), bytes(range(10))
+
+    def read(first: int, memory: memoryview) -> None:
+        memory[:] = data[first : first + len(memory)]
+
+    StagedCopies(DeviceCopies(torch.device("xpu")), 4).fill(target, read)
+    assert bytes(target.numpy()) == data
 
 
 @pytest.fixture

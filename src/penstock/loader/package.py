@@ -145,11 +145,11 @@ class PackageReader:
             )
         return found
 
-    def read_into(self, name: str, target: memoryview) -> None:
-        """Fills `target`, which is as large as the entry. Straight from the file into its place, in parallel."""
+    def read_into(self, name: str, target: memoryview, first: int = 0) -> None:
+        """Fills `target` with the entry's bytes from `first` on. Straight from the file into its place, in parallel."""
         memory = target.cast("B")
-        assert len(memory) == self.entry(name).nbytes, (name, len(memory))
-        begin = self._begins[name]
+        assert first + len(memory) <= self.entry(name).nbytes, (name, first, len(memory))
+        begin = self._begins[name] + first
 
         def read(offset: int) -> None:
             piece, done = memory[offset : offset + _PIECE_BYTES], 0

@@ -26,6 +26,7 @@ from penstock.loader.package import PackageReader, PackageWriter, PackedEntry
 from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight
 from penstock.quantization.measuring import AbsentWeight
 from penstock.quantization.packed_weight import Packed, PackedWeight, SplitWeight
+from penstock.quantization.staged_copies import StagedCopies, staging_for
 from penstock.quantization.tensor_source import TensorSource
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int64": torch.int64}
@@ -113,6 +114,7 @@ class PackagedFormat:
     def __init__(self, reader: PackageReader, on_read: Callable[[int], None] = lambda _nbytes: None) -> None:
         self._reader = reader
         self._on_read = on_read
+        self._staging: StagedCopies | None = None
 
     def load_linear(
         self, source: TensorSource, names: Sequence[str], num_rows: Sequence[int], num_columns: int, ops: Ops
@@ -152,16 +154,22 @@ class PackagedFormat:
         packed = _empty(name, entry, ops.layouts)
         if packed.data.nbytes != entry.nbytes:
             raise _mismatch(name, f"{packed.data.nbytes} bytes")
-        self._fill(name, packed.data)
+        self._fill(name, packed.data, ops.layouts.device)
         order = None
         if name + _ORDER in self._reader.manifest.entries:
-            order = torch.empty(num_columns, dtype=torch.int64)
-            self._fill(name + _ORDER, order)
-            order = order.to(ops.layouts.device)
+            order = torch.empty(num_columns, dtype=torch.int64, device=ops.layouts.device)
+            self._fill(name + _ORDER, order, ops.layouts.device)
         return PackedWeight(packed, order)
 
-    def _fill(self, name: str, tensor: Tensor) -> None:
-        _read(self._reader, name, tensor)
+    def _fill(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        """The bytes of an entry, to where they stay."""
+        if self._staging is None:
+            self._staging = staging_for(device)
+        if self._staging is None:
+            self._reader.read_into(name, _bytes_of(tensor))
+        else:
+            flat = tensor.view(-1).view(torch.uint8)
+            self._staging.fill(flat, lambda first, memory: self._reader.read_into(name, memory, first))
         self._on_read(tensor.nbytes)
 
 
@@ -177,7 +185,7 @@ class PackagedSource:
         if (entry.shape, entry.dtype, entry.nbytes) != (shape, _NAMES[dtype], nbytes):
             raise _mismatch(name, f"{list(shape)} of {_NAMES[dtype]}")
         tensor = torch.empty(shape, dtype=dtype)
-        _read(self._reader, name, tensor)
+        self._reader.read_into(name, _bytes_of(tensor))
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -209,16 +217,6 @@ def _empty(name: str, entry: PackedEntry, layouts: Layouts) -> Packed:
     except (TypeError, AssertionError):
         raise _mismatch(name, "a layout of this version") from None
     return layouts.empty_quantized(n, k, layout, dtype)
-
-
-def _read(reader: PackageReader, name: str, tensor: Tensor) -> None:
-    """The bytes of an entry, to where they stay; by way of pinned memory to a GPU."""
-    if tensor.is_cpu:
-        reader.read_into(name, _bytes_of(tensor))
-        return
-    staged = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=tensor.is_cuda)
-    reader.read_into(name, _bytes_of(staged))
-    tensor.view(-1).view(torch.uint8).copy_(staged)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
