@@ -94,7 +94,10 @@ static inline int64_t scale_bytes(ScaleKind kind) { return kind == ScaleKind::su
 // The header of a step: scales of its groups, and minimums where there are any, for 16 outputs.
 struct StepHeader {
     StepHeader() = default;
-    StepHeader(const WeightLayout& layout, const char* header) : scales(layout.scales), minimums(layout.minimums) {
+    StepHeader(const WeightLayout& layout, const char* header)
+        : StepHeader(layout.scales, layout.minimums, layout.step / layout.group_size, header) {}
+    StepHeader(ScaleKind scales_kind, MinimumKind minimums_kind, int groups, const char* header)
+        : scales(scales_kind), minimums(minimums_kind) {
         at = header;
         if (scales == ScaleKind::super) {
             super = load_half(reinterpret_cast<const f16_t*>(at));
@@ -104,7 +107,7 @@ struct StepHeader {
                 at += kLanes * sizeof(f16_t);
             }
         }
-        minimums_at = at + layout.step / layout.group_size * kLanes * scale_bytes(scales);
+        minimums_at = at + groups * kLanes * scale_bytes(scales);
     }
     Vec scale(int group) const {
         const Vec scale = load_scales(scales, at, group);
@@ -123,13 +126,42 @@ struct StepHeader {
     const char *at, *minimums_at;
 };
 
-// A step's scales, and its minimums if there are any, in f32: [groups][16] each.
-static inline void expand_header(const WeightLayout& layout, const char* header, float* scales, float* minimums) {
-    const StepHeader values(layout, header);
-    for (int g = 0; g < layout.step / layout.group_size; ++g) {
-        const Vec scale = values.scale(g);
-        store(scales + g * kLanes, scale);
-        if (layout.minimums != MinimumKind::none) store(minimums + g * kLanes, values.minimum(g, scale));
+// The scales of steps, and their minimums if there are any, in f32: [steps][groups][16] each. The kinds are the layout's,
+// known when this is compiled: made one by one at run time, they were an eighth of the work where 8 rows share them.
+template <ScaleKind kScales, MinimumKind kMinimums>
+static void expand_headers_of(const WeightLayout& layout, const char* header, int64_t steps, float* scales,
+                              float* minimums) {
+    const int groups = layout.step / layout.group_size;
+    for (int64_t step = 0; step < steps; ++step, header += layout.step_bytes) {
+        const StepHeader values(kScales, kMinimums, groups, header);
+        for (int g = 0; g < groups; ++g, scales += kLanes, minimums += kLanes) {
+            const Vec scale = values.scale(g);
+            store(scales, scale);
+            if constexpr (kMinimums != MinimumKind::none) store(minimums, values.minimum(g, scale));
+        }
+    }
+}
+
+template <ScaleKind kScales>
+static inline void expand_headers_of(const WeightLayout& layout, const char* header, int64_t steps, float* scales,
+                                     float* minimums) {
+    switch (layout.minimums) {
+        case MinimumKind::none:
+            return expand_headers_of<kScales, MinimumKind::none>(layout, header, steps, scales, minimums);
+        case MinimumKind::own:
+            return expand_headers_of<kScales, MinimumKind::own>(layout, header, steps, scales, minimums);
+        case MinimumKind::point:
+            return expand_headers_of<kScales, MinimumKind::point>(layout, header, steps, scales, minimums);
+    }
+}
+
+static inline void expand_headers(const WeightLayout& layout, const char* header, int64_t steps, float* scales,
+                                  float* minimums) {
+    switch (layout.scales) {
+        case ScaleKind::f16: return expand_headers_of<ScaleKind::f16>(layout, header, steps, scales, minimums);
+        case ScaleKind::bf16: return expand_headers_of<ScaleKind::bf16>(layout, header, steps, scales, minimums);
+        case ScaleKind::f32: return expand_headers_of<ScaleKind::f32>(layout, header, steps, scales, minimums);
+        case ScaleKind::super: return expand_headers_of<ScaleKind::super>(layout, header, steps, scales, minimums);
     }
 }
 

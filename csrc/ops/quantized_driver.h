@@ -181,21 +181,18 @@ private:
 
     // The scales of a block (unless null), and where the kernel needs them, its codes.
     void expand(const char* packed, int64_t steps, int tiles, float* scales, char* codes) const {
-        const int groups = scales ? groups_per_step_ : 0;
-        if (groups == 0 && !expands_) return;
-        float* minimums = scales + tiles * steps * groups * kLanes;
-        for (int t = 0; t < tiles; ++t)
-            for (int64_t step = 0; step < steps; ++step) {
-                const char* from = packed + t * tile_stride() + step * layout_.step_bytes;
-                const int64_t at = (t * steps + step) * groups * kLanes;
-                if (groups) expand_header(layout_, from, scales + at, minimums + at);
-                if (!expands_) continue;
+        const int64_t values = steps * groups_per_step_ * kLanes;
+        for (int t = 0; t < tiles; ++t, packed += tile_stride()) {
+            if (scales && values) expand_headers(layout_, packed, steps, scales + t * values, scales + (tiles + t) * values);
+            for (int64_t step = 0; expands_ && step < steps; ++step) {
+                const char* from = packed + step * layout_.step_bytes + layout_.header_bytes;
                 char* to = codes + (t * steps + step) * expanded_step_bytes_;
                 if constexpr (kIsBytes)
-                    expand_step<Kernel::kSignedCodes>(layout_, from + layout_.header_bytes, to);
+                    expand_step<Kernel::kSignedCodes>(layout_, from, to);
                 else
-                    expand_floats<typename Family::Elem>(layout_, from + layout_.header_bytes, to);
+                    expand_floats<typename Family::Elem>(layout_, from, to);
             }
+        }
     }
 
     // Where x is, from a step on, for the rows from `row` on. Without groups, 256 inputs are one.

@@ -275,7 +275,7 @@ void read_row(const QuantizedRowsArgs& args, int64_t row, Out* out) {
         scales[column] = reinterpret_cast<const float*>(weight + tiles * steps * layout.step_bytes)[row];
     for (int64_t begin = 0; begin < args.k; begin += layout.step, from += layout.step_bytes) {
         read_codes(layout, from + layout.header_bytes, column, values);
-        if (layout.group_size) expand_header(layout, from, scales, minimums);
+        if (layout.group_size) expand_headers(layout, from, 1, scales, minimums);
         const int inputs = int(args.k - begin < layout.step ? args.k - begin : layout.step);
         for (int i = 0; i < inputs; ++i) {
             const int at = (layout.group_size ? i / layout.group_size : 0) * kLanes + column;
