@@ -6,16 +6,16 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-// Measured on Zen 4, of its peak: 8x2 whole 0.92; groups of 32 bytes 6x2 0.75, 4x2 0.72, 8x2 0.73 (a group's conversion
-// and scale are two more instructions to 8; beyond 6x2 registers are spilled).
+// Measured on Zen 4, of its peak: 8x2 whole 0.92; groups of 32 bytes 6x2 0.86 (a group's scale takes the multiplier, too:
+// 8 of 9 instructions are products), where 8 rows are 4x2 twice 0.79, and 8x1 once 0.84.
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX512
-constexpr int kRowsOfWhole = 8, kRowsOfGroups = 6, kQuantizedTiles = 2;
+constexpr int kRowsOfWhole = 8, kRowsOfGroups = 6, kRowsOfOneTile = 13, kQuantizedTiles = 2;
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX_VNNI
-constexpr int kRowsOfWhole = 6, kRowsOfGroups = 3, kQuantizedTiles = 1;
+constexpr int kRowsOfWhole = 6, kRowsOfGroups = 3, kRowsOfOneTile = 3, kQuantizedTiles = 1;
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
-constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kQuantizedTiles = 1;
+constexpr int kRowsOfWhole = 4, kRowsOfGroups = 2, kRowsOfOneTile = 2, kQuantizedTiles = 1;
 #else
-constexpr int kRowsOfWhole = 2, kRowsOfGroups = 2, kQuantizedTiles = 1;
+constexpr int kRowsOfWhole = 2, kRowsOfGroups = 2, kRowsOfOneTile = 2, kQuantizedTiles = 1;
 #endif
 
 // Rows of x in 8 bits lie in chunks of so many inputs, at distances known when kernels are compiled: where these are
@@ -80,6 +80,8 @@ struct ByteFamily {
 // since GCC 12 spills a third of them otherwise (measured with groups of whole bytes: 0.92 of the rate; Q4_K 0.96).
 struct TightByteFamily : ByteFamily {
     static Acc dot(Acc acc, Units codes, Units x) { return dot_bytes_in_place(acc, codes, x); }
+    // For a single tile, which is all that meets the unit.
+    static Acc dot_unit(Acc acc, Units codes, const uint32_t* x) { return dot_unit_in_place(acc, codes, x); }
     static void settle() { asm volatile("" ::: "memory"); }
 };
 #else
@@ -266,8 +268,13 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
             }
             for (int r = 0; r < kRows; ++r) {
                 const char* its_x = x + s * step_x + r * x_stride;
-                const Units splat = splat_unit(reinterpret_cast<const uint32_t*>(its_x) + kPlace);
-                for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::dot(sums[s][r][t], w[t], splat);
+                const auto* its_unit = reinterpret_cast<const uint32_t*>(its_x) + kPlace;
+                if constexpr (kTiles == 1 && requires { &Family::dot_unit; }) {
+                    sums[s][r][0] = Family::dot_unit(sums[s][r][0], w[0], its_unit);
+                } else {
+                    const Units splat = splat_unit(its_unit);
+                    for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::dot(sums[s][r][t], w[t], splat);
+                }
             }
         };
         for (int turn = 0; turn < kSteps * Reader::kUnits / 4; ++turn) fetcher.turn();
@@ -402,8 +409,8 @@ void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
         multiply_groups<Family, Reader, kMinimum, kRows, kTiles>(block, reader, StoredScales<kTiles>(block));
 }
 
-// kMostRows: that are asked for.
-template <class FamilyType, class ReaderType, Scaling kScalingOf, int kMostRows = 8>
+// kMostRows: that are asked for. kTilesAtOnce: with one tile there are registers for more rows.
+template <class FamilyType, class ReaderType, Scaling kScalingOf, int kMostRows = 8, int kTilesAtOnce = kQuantizedTiles>
 class QuantizedKernel {
 public:
     using Family = FamilyType;
@@ -411,15 +418,18 @@ public:
     static constexpr Scaling kScaling = kScalingOf;
     // Groups of floats are long enough for their sums to be spilled between them.
     static constexpr bool kIsBytes = __is_same(typename Family::Acc, Ints);
-    static constexpr int kRowsOfRegisters = kScaling != Scaling::row && kIsBytes ? kRowsOfGroups : kRowsOfWhole;
+    static constexpr int kRowsOfRegisters = kScaling == Scaling::row || !kIsBytes ? kRowsOfWhole
+                                            : kTilesAtOnce < kQuantizedTiles      ? kRowsOfOneTile
+                                                                                  : kRowsOfGroups;
     static constexpr int kRows = kMostRows < kRowsOfRegisters ? kMostRows : kRowsOfRegisters;
+    static constexpr int kTiles = kTilesAtOnce;
     static constexpr bool kExpandsAll = false, kSignedCodes = false;
     // One row of bytes reads one stream. Sums of floats are chains that wait for the multiplier, and so need several
     // tiles, each a stream (measured: two steps of two tiles at once read a sixth less).
     static constexpr int kTilesOfOneRow = kIsBytes ? 1 : Reader::kFused ? 4 : kQuantizedTiles;
     explicit QuantizedKernel(const WeightLayout& layout) : reader_(layout) {}
 
-    // tiles: 1 or kQuantizedTiles; of one row also kTilesOfOneRow.
+    // tiles: 1 or kTiles; of one row also kTilesOfOneRow.
     void multiply(const QuantizedBlock& block, int rows, int tiles) const {
         if constexpr (kTilesOfOneRow > kQuantizedTiles)
             if (tiles == kTilesOfOneRow)
@@ -437,7 +447,7 @@ private:
         Instances instances{};
         for_each_place<kRows>([&]<int kPlace>() {
             instances.single[kPlace] = multiply_quantized<Family, Reader, kScaling, kPlace + 1, 1>;
-            instances.all[kPlace] = multiply_quantized<Family, Reader, kScaling, kPlace + 1, kQuantizedTiles>;
+            instances.all[kPlace] = multiply_quantized<Family, Reader, kScaling, kPlace + 1, kTiles>;
         });
         return instances;
     }
@@ -446,8 +456,8 @@ private:
     Reader reader_;
 };
 
-template <class Family, class Reader, Scaling kScaling, int kMostRows>
-constexpr typename QuantizedKernel<Family, Reader, kScaling, kMostRows>::Instances
-    QuantizedKernel<Family, Reader, kScaling, kMostRows>::kInstances = make();
+template <class Family, class Reader, Scaling kScaling, int kMostRows, int kTiles>
+constexpr typename QuantizedKernel<Family, Reader, kScaling, kMostRows, kTiles>::Instances
+    QuantizedKernel<Family, Reader, kScaling, kMostRows, kTiles>::kInstances = make();
 
 }  // namespace penstock::PENSTOCK_ISA

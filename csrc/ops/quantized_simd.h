@@ -21,6 +21,10 @@ static inline Ints dot_bytes_in_place(Ints acc, Units codes, Units x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(codes.v), "v"(x.v));
     return acc;
 }
+static inline Ints dot_unit_in_place(Ints acc, Units codes, const uint32_t* x) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(codes.v), "m"(*x));
+    return acc;
+}
 // (bytes >> kShift) & mask
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {

@@ -29,7 +29,7 @@ public:
     using Reader = WholeReader;
     static constexpr Scaling kScaling = Scaling::row;
     static constexpr bool kIsBytes = true, kExpandsAll = false, kSignedCodes = false;
-    static constexpr int kRows = 2 * kTileRows, kTilesOfOneRow = 1;
+    static constexpr int kRows = 2 * kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit RowTileKernel(const WeightLayout&) {}
 
     void multiply(const QuantizedBlock& block, int rows, int tiles) {
@@ -100,7 +100,7 @@ public:
     using Reader = WholeReader;
     static constexpr Scaling kScaling = kMinimum ? Scaling::minimum : Scaling::group;
     static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !kMinimum;
-    static constexpr int kRows = kTileRows, kTilesOfOneRow = 1;
+    static constexpr int kRows = kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit GroupTileKernel(const WeightLayout&) {}
 
     void multiply(const QuantizedBlock& block, int rows, int tiles) {

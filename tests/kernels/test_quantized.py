@@ -17,8 +17,11 @@ from penstock.kernels.quantized import (
     INT4,
     INT8_CHANNEL,
     NF4,
+    Q2_K,
     Q4_0,
     Q4_1,
+    Q4_K,
+    Q6_K,
     Q8_0,
     W8A8,
     W8A16,
@@ -189,6 +192,16 @@ class TestLinear:
             assert torch.equal(native.linear(x[:tokens], packed), alone[:tokens])
         assert torch.equal(native.linear(x, packed)[:19], alone)
         assert torch.equal(ops.load("native", 1, native.isa).linear(x[:19], packed), alone)
+
+    @pytest.mark.parametrize("ggml_type", [Q2_K, Q4_K, Q6_K, Q8_0])
+    def test_blocks_times_any_number_of_rows(self, native: ops.Ops, ggml_type: int) -> None:
+        """Kernels differ in the rows that they take at once, and in where scales are made f32."""
+        packed = empty_quantized(40, 512, GGUF_LAYOUTS[ggml_type], torch.bfloat16)
+        native.pack_gguf(packed, 0, random_blocks(ggml_type, 40, 512), ggml_type)
+        x = torch.randn(45, 512).to(torch.bfloat16)
+        alone = torch.cat([native.linear(row[None], packed) for row in x])
+        for rows in range(2, 46):
+            assert torch.equal(native.linear(x[:rows], packed), alone[:rows])
 
     def test_what_is_not_finite_stays_in_its_row(self, native: ops.Ops) -> None:
         packed = pack_random(native, INT4, 40, 512, torch.bfloat16)
