@@ -31,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 TEST_TIMEOUT_S = 200  # of one file
 PYTEST_NOTHING_COLLECTED = 5
+MOST_OF_TRANSFORMERS = 32
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -120,7 +121,7 @@ def main() -> int:
         "transformers": lambda: time_transformers(torch, sizes, report, options.dry),
     }
     for name, run in phases.items():
-        if name in options.skip or (options.dry and name in ("fp8", "transformers")):
+        if name in options.skip or (options.dry and name == "fp8"):
             report.notes.append(f"{name}: not run")
             continue
         started = time.perf_counter()
@@ -391,26 +392,50 @@ def time_shared_prefix(report: Report, steps: Steps, label: str, sizes: Sizes) -
 
 
 def time_transformers(torch: Any, sizes: Sizes, report: Report, dry: bool) -> None:
-    """transformers' generate on the same card, in the same shape, at the same batches."""
+    """transformers on the same card, in the same shape, at the same batches: generate, and its continuous batching."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    assert not dry
-    torch.cuda.empty_cache()
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA_8B)).to(torch.bfloat16).eval()
-    for batch in sizes.batches[:3]:
-        ids = torch.randint(3, LLAMA_8B["vocab_size"], (batch, sizes.context), device="cuda")
+    report.facts["transformers"] = importlib.metadata.version("transformers")
+    device = "cpu" if dry else "cuda"
+    with torch.device(device):
+        shape = {**LLAMA_8B, **(DRY if dry else {})}
+        model = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.float32 if dry else torch.bfloat16).eval()
+    for batch in [batch for batch in sizes.batches if batch <= MOST_OF_TRANSFORMERS]:
+        source = random.Random(batch)
+        prompts = [[source.randrange(3, shape["vocab_size"]) for _ in range(sizes.context)] for _ in range(batch)]
+        for name, step_seconds in (("generate", of_generate), ("continuous batching", of_continuous_batching)):
+            taken = step_seconds(torch, model, prompts, 4 if dry else 32)
+            report.add(f"transformers {name}, batch {batch}", taken, taken, tokens_per_s=batch / taken)
+    report.notes.append("transformers: no floor is given")
 
-        def generate(count: int, ids: Any = ids) -> float:
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
-            torch.cuda.synchronize()
-            return time.perf_counter() - started
 
-        generate(2)
-        taken = (generate(34) - generate(2)) / 32
-        report.add(f"transformers generate, batch {batch}", taken, taken, tokens_per_s=batch / taken)
+def of_generate(torch: Any, model: Any, prompts: list[list[int]], count: int) -> float:
+    """Seconds that a token of each takes: what `count` more take, over their number."""
+    ids = torch.tensor(prompts, device=model.device)
+
+    def seconds(tokens: int) -> float:
+        started = time.perf_counter()
+        found = model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        found.tolist()  # waits for it
+        assert found.shape[1] == ids.shape[1] + tokens, found.shape
+        return time.perf_counter() - started
+
+    seconds(2)
+    fewer = seconds(2)
+    return max(seconds(count + 2) - fewer, 1e-9) / count
+
+
+def of_continuous_batching(_torch: Any, model: Any, prompts: list[list[int]], count: int) -> float:
+    """Seconds between two tokens of a request, the median of all: `generate_batch` plans its memory at each call."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    batching = ContinuousBatchingConfig()
+    if model.device.type == "cpu":  # dry: it would take half of the machine's memory
+        batching = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    found = model.generate_batch(prompts, config, batching, record_timestamps=True, progress_bar=False).values()
+    assert [(each.error, len(each.generated_tokens)) for each in found] == [(None, count)] * len(prompts), found
+    return statistics.median(b - a for each in found for a, b in itertools.pairwise(each.timestamps))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def test_the_script_runs_dry_and_writes_its_report(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     told = " ".join(row["what"] for row in found["rows"])
-    for what in ("decode step, batch 3", "prefill of 40", "shared prefix"):
+    peers = ("transformers generate, batch 3", "transformers continuous batching, batch 3")
+    for what in ("decode step, batch 3", "prefill of 40", "shared prefix", *peers):
         assert what in told
     assert "a dry run" in found["facts"]["card"]
     assert "| float32 decode step, batch 1 |" in (tmp_path / "gpu.md").read_text()
