@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from structured.corpus import Case, cases, schema_case
 
 from checkpoints import write_checkpoint
 from penstock import LLM, GrammarSpec, SamplingParams
@@ -19,9 +19,6 @@ from penstock.engine.core import EngineCore
 from penstock.frontend.tokenizer import Tokenizer
 from penstock.messages import EngineRequest, FinishReason, GrammarKind
 from whole_engine import Finished, build, engine_config, request, run
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from structured.corpus import Case, cases, schema_case
 
 NUM_CASES = 150
 MAX_TOKENS = 120

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import pytest
+from fuzz_routes import SEEDS, fuzz
 
 from penstock.config.settings import Settings
 
 from .fakes import RunningServer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from fuzz_routes import SEEDS, fuzz
 
 SECONDS = 3.0
 
