@@ -8,10 +8,10 @@ import weakref
 import numpy as np
 import pytest
 
-from delayed_device import DelayedBackend, DelayedEvent
+from delayed_device import DelayedBackend, DelayedEvent, NothingIsReadBack
 from penstock.base.errors import DeviceLostError
 from penstock.messages import SamplingParams
-from penstock.runner import ModelRunner, graph_policy
+from penstock.runner import ModelRunner, graph_policy, model_runner, prompt_scores
 from penstock.runner.async_device import AsyncDevice
 from penstock.runner.staging import ALIGNMENT, Staging
 from varied_requests import KINDS, SCHEDULES, make_requests, run_with_aborts, signature
@@ -139,6 +139,22 @@ def test_copies_of_blocks_are_sent_and_not_waited_for(checkpoint, backend, monke
     monkeypatch.undo()
     alone = run(build(engine_config(checkpoint)), [request("second", [*prompt[:40], 95, 96], 4)], 1)["second"]
     assert found.token_ids == alone.token_ids
+
+
+def test_prompts_are_scored_and_not_waited_for(checkpoint, backend, monkeypatch):
+    def watched(*args):
+        with NothingIsReadBack():
+            return prompt_scores.score_prompt(*args)
+
+    monkeypatch.setattr(model_runner, "score_prompt", watched)
+    monkeypatch.setattr(prompt_scores, "ROWS_PER_PIECE", 16)
+    config = engine_config(checkpoint, max_num_batched_tokens=40)
+    requests = make_requests(["logprobs", "greedy"], 8, 4)
+    late = run(build(config), requests, 4)
+    assert "down" in backend.log
+    assert [len(each.prompt_logprobs) for each in late.values() if each.prompt_logprobs] != []
+    monkeypatch.undo()
+    assert signature(late) == signature(run(build(config), requests, 4))
 
 
 def test_tables_of_one_shape_lie_alike_and_apart():

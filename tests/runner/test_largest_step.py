@@ -149,7 +149,7 @@ def test_no_step_asks_for_more_than_the_largest_did(
     assert len(finished) == 36
     assert counted.peak - kept <= profiled
     if limits == (12, 128) and not penalised:
-        assert counted.peak - kept > 0.9 * profiled, "the largest step is larger than any that is asked for"
+        assert counted.peak - kept > 0.85 * profiled, "the largest step is larger than any that is asked for"
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ from penstock.runner.kv_pool import KVPool, cache_dtype
 from penstock.runner.loading import load_model
 from penstock.runner.memory import weights_table
 from penstock.runner.pooling import LateVectors, Pooler
+from penstock.runner.prompt_scores import LatePrompt, score_prompt
 from penstock.runner.staging import Readback
 from penstock.runner.step_device import HostDevice
 from penstock.runner.step_graphs import StepGraphs
@@ -61,8 +62,6 @@ from penstock.structured import GrammarCompiler, TokenMasks
 
 _log = logging.getLogger(__name__)
 
-# Prompt log-probabilities are computed for so many positions at a time: their logits are [rows, vocabulary] float32.
-LOGIT_ROWS_PER_PIECE: Final = 64
 _NO_NUMBERS: Final = "The model gave no usable numbers for this request."
 
 
@@ -86,11 +85,11 @@ class Computed(NamedTuple):
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step that was given to the device. late: what it drew and pooled, until `finish` has read it."""
+    """A step that was given to the device. late: what it drew, pooled and scored, until `finish` has read it."""
 
     result: StepResult
     started_s: float
-    late: list[LateDraw | LateVectors] = field(default_factory=list)
+    late: list[LateDraw | LateVectors | LatePrompt] = field(default_factory=list)
 
 
 class ModelRunner:
@@ -228,10 +227,13 @@ class ModelRunner:
         late, step.late = step.late, []
         try:
             for each in late:
-                if isinstance(each, LateVectors):
-                    self._take_vectors(each, step.result)
-                else:
-                    self._take(each, step.result)
+                match each:
+                    case LateVectors():
+                        self._take_vectors(each, step.result)
+                    case LatePrompt():
+                        step.result.prompt_logprobs[each.request_id] = each.entries()
+                    case LateDraw():
+                        self._take(each, step.result)
         except Exception as error:
             self._raise_if_lost(error)
             raise
@@ -299,10 +301,10 @@ class ModelRunner:
         tables = self._batch.prepare(scheduled)
         drawing = self._drawing(scheduled)
         computed = self._compute(scheduled, tables, drawing)
-        prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
+        scored: list[LatePrompt] = []
         pooled = None
         if computed.residual is not None:
-            prompt_logprobs = self._prompt_logprobs(scheduled, tables, computed.x, computed.residual)
+            scored = self._score_prompts(scheduled, tables, computed.x, computed.residual)
             if self._pooler:
                 pooled = self._pooler.pool(scheduled, tables.last_tokens.tolist(), computed.x, computed.residual)
         draw = computed.draw
@@ -311,7 +313,7 @@ class ModelRunner:
         if draw is not None and drawing:
             request_ids = [scheduled[index].request_id for index in drawing]
             self._draw(request_ids, tables.rows[drawing], draw, self._drawn_from(computed, draw.sources), step)
-        result.prompt_logprobs.update(prompt_logprobs)
+        step.late += scored
         if pooled is not None:
             self._pooler.keep(pooled)
             step.late += pooled.late
@@ -468,27 +470,19 @@ class ModelRunner:
         kept_D = self._device.send(np.array(kept, dtype=np.int64))
         return [drawing[place] for place in kept], DrawInputs(*(column.index_select(0, kept_D) for column in draw))
 
-    def _prompt_logprobs(
+    def _score_prompts(
         self, scheduled: Sequence[ScheduledRequest], tables: StepTables, x_TD: Tensor, residual_TD: Tensor
-    ) -> dict[str, list[TokenLogprobs]]:
+    ) -> list[LatePrompt]:
         """Log-probabilities of the prompt tokens that this step's positions predict (p predicts p + 1)."""
-        found: dict[str, list[TokenLogprobs]] = {}
+        scored: list[LatePrompt] = []
         for request, last in zip(scheduled, tables.last_tokens.tolist(), strict=True):
             wanted = self._batch.prompt_logprob_targets(request)
             if wanted is None:
                 continue
-            num_top, targets = wanted
-            first = last + 1 - request.num_tokens
-            entries: list[TokenLogprobs] = []
-            for begin in range(0, len(targets), LOGIT_ROWS_PER_PIECE):
-                end = min(begin + LOGIT_ROWS_PER_PIECE, len(targets))
-                # Clones: `logits` overwrites the residual, and sampling reads the rows again.
-                piece = slice(first + begin, first + end)
-                logits_RV = self._logits(x_TD[piece], residual_TD[piece].clone())
-                ids_R = torch.from_numpy(targets[begin:end]).to(logits_RV.device)
-                entries += token_logprobs(logits_RV, ids_R, [num_top] * (end - begin), self.ops)
-            found[request.request_id] = entries
-        return found
+            rows = slice(last + 1 - request.num_tokens, last + 1)
+            late = score_prompt(x_TD[rows], residual_TD[rows], *wanted, self._logits, self.ops, self._device)
+            scored.append(LatePrompt(request.request_id, *wanted, late))
+        return scored
 
     def _fail(self, request_id: str, error: ErrorInfo, result: StepResult) -> None:
         self._failed[request_id] = error

@@ -23,11 +23,12 @@ from torch import Tensor
 from penstock.config.engine import EngineConfig
 from penstock.messages import NewRequestData, PoolingParams, SamplingParams, ScheduledRequest, SchedulerOutput
 from penstock.messages.bounds import BOUNDS, MAX_ENTRIES
+from penstock.runner.prompt_scores import ROWS_PER_PIECE
 from penstock.sampling.deferred import MOST_PENALISED, PENALISED_NBYTES
 
 PROBE_BLOCKS: Final = 1
 TILE_TOKENS: Final = (16, 32, 64)  # the most that the smaller tiles take (kernels/triton/configs)
-_PROMPT_POSITIONS: Final = 65  # with a piece's rows (model_runner.LOGIT_ROWS_PER_PIECE) and one more
+_PROMPT_POSITIONS: Final = ROWS_PER_PIECE + 1  # the last one is not scored
 
 
 class Profiled(Protocol):
