@@ -24,10 +24,10 @@ from penstock.kernels.layouts import HostLayouts
 from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, w4a16
 from penstock.loader import read_model_config
 from penstock.loader.package import MANIFEST, WEIGHTS
-from penstock.quantization import packaged
-from penstock.quantization.staged_copies import DeviceCopies, StagedCopies, staging_for
-from penstock.runner import ModelRunner
+from penstock.runner import ModelRunner, loading
 from penstock.runner.loading import load_model, weights_nbytes, write_package
+from penstock.runner.staged_copies import StagedCopies, staging_for
+from penstock.runner.step_device import HostBackend
 
 PROMPT = [5, 17, 80, 3, 9]
 
@@ -106,7 +106,7 @@ def test_a_gguf_is_compiled_with_its_text(family, tmp_path, capsys):
         assert llm.generate(["the quick brown"], params)[0].outputs[0].token_ids
 
 
-class LateCopies(DeviceCopies):
+class LateCopies(HostBackend):
     """A device whose copies are made as late as may be: when they are waited for, and the rest in `finish`."""
 
     def __init__(self) -> None:
@@ -114,27 +114,39 @@ class LateCopies(DeviceCopies):
         self.log: list[str] = []
         self.open: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def start(self, destination, source):
+    def copy(self, destination, source):
         self.log.append("start")
-        copy = (destination, source)
-        self.open.append(copy)
+        self.open.append((destination, source))
 
-        def end() -> None:
-            # Copies end in their order.
-            assert self.open[0] is copy
-            self.log.append("waited")
-            self._make()
+    def event(self):
+        return LateEnd(self)
 
-        return end
-
-    def _make(self) -> None:
+    def make(self) -> None:
         destination, source = self.open.pop(0)
         destination.copy_(source)
         source.fill_(255)  # what is read from a piece again is wrong
 
     def finish(self) -> None:
         while self.open:
-            self._make()
+            self.make()
+
+
+class LateEnd:
+    """Of the copy before it."""
+
+    def __init__(self, copies: LateCopies) -> None:
+        self.copies = copies
+
+    def record(self) -> None:
+        self.copy = self.copies.open[-1]
+
+    def synchronize(self) -> None:
+        assert self.copies.open[0] is self.copy, "copies end in their order"
+        self.copies.log.append("waited")
+        self.copies.make()
+
+    def wait(self) -> None:
+        raise AssertionError("the host waits")
 
 
 @pytest.mark.parametrize("options", [{}, {"quantization": "q4_k_m"}], ids=str)
@@ -144,7 +156,7 @@ def test_a_device_gets_its_weights_in_pieces_beside_the_reading(tmp_path, monkey
     write_checkpoint(source)
     package = compile_to(tmp_path / "package", source, **options)
     expected = first_tokens(engine_config(package))
-    monkeypatch.setattr(packaged, "staging_for", lambda _device: StagedCopies(copies, piece_bytes))
+    monkeypatch.setattr(loading, "staging_for", lambda _device: StagedCopies(copies, piece_bytes))
     runner = ModelRunner(engine_config(package), lambda phase, fraction: None)
     assert len(copies.open) <= 2
     if copies.log.count("start") > 2:
@@ -165,7 +177,7 @@ def test_copies_to_a_device_that_is_waited_for_are_made_at_once():
     def read(first: int, memory: memoryview) -> None:
         memory[:] = data[first : first + len(memory)]
 
-    StagedCopies(DeviceCopies(torch.device("xpu")), 4).fill(target, read)
+    StagedCopies(HostBackend(torch.device("xpu")), 4).fill(target, read)
     assert bytes(target.numpy()) == data
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from penstock.loader.package import PackageReader, PackageWriter, PackedEntry
 from penstock.quantization.linear_format import EmbeddingWeight, LinearFormat, LinearWeight
 from penstock.quantization.measuring import AbsentWeight
 from penstock.quantization.packed_weight import Packed, PackedWeight, SplitWeight
-from penstock.quantization.staged_copies import StagedCopies, staging_for
 from penstock.quantization.tensor_source import TensorSource
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int64": torch.int64}
@@ -108,13 +107,24 @@ def record_tensor(writer: PackageWriter, name: str, tensor: Tensor) -> None:
     writer.add(name, entry, _bytes_of(tensor.cpu()))
 
 
+class Staging(Protocol):
+    def fill(self, target: Tensor, read: Callable[[int, memoryview], None]) -> None:
+        """target: flat uint8 on the device. read(offset, memory): fills memory with the bytes from there on."""
+
+
 class PackagedFormat:
     """The linears of a package. Raises CheckpointError where it holds something else than the model asks for."""
 
-    def __init__(self, reader: PackageReader, on_read: Callable[[int], None] = lambda _nbytes: None) -> None:
+    def __init__(
+        self,
+        reader: PackageReader,
+        on_read: Callable[[int], None] = lambda _nbytes: None,
+        staging: Staging | None = None,
+    ) -> None:
+        """staging: to a device; None: the host's own memory is filled by the file."""
         self._reader = reader
         self._on_read = on_read
-        self._staging: StagedCopies | None = None
+        self._staging = staging
 
     def load_linear(
         self, source: TensorSource, names: Sequence[str], num_rows: Sequence[int], num_columns: int, ops: Ops
@@ -154,17 +164,15 @@ class PackagedFormat:
         packed = _empty(name, entry, ops.layouts)
         if packed.data.nbytes != entry.nbytes:
             raise _mismatch(name, f"{packed.data.nbytes} bytes")
-        self._fill(name, packed.data, ops.layouts.device)
+        self._fill(name, packed.data)
         order = None
         if name + _ORDER in self._reader.manifest.entries:
             order = torch.empty(num_columns, dtype=torch.int64, device=ops.layouts.device)
-            self._fill(name + _ORDER, order, ops.layouts.device)
+            self._fill(name + _ORDER, order)
         return PackedWeight(packed, order)
 
-    def _fill(self, name: str, tensor: Tensor, device: torch.device) -> None:
+    def _fill(self, name: str, tensor: Tensor) -> None:
         """The bytes of an entry, to where they stay."""
-        if self._staging is None:
-            self._staging = staging_for(device)
         if self._staging is None:
             self._reader.read_into(name, _bytes_of(tensor))
         else:

@@ -48,6 +48,7 @@ from penstock.quantization.gguf_encode import head_name
 from penstock.quantization.measuring import MeasuringFormat
 from penstock.quantization.packaged import PackagedFormat, PackagedSource, RecordingFormat, RecordingSource
 from penstock.runner.graph_policy import GraphLimits, usual_shapes
+from penstock.runner.staged_copies import staging_for
 
 _DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -142,7 +143,7 @@ def load_model(
     """
     if _is_package(config):
         with closing(open_package(config, ops.layouts)) as package:
-            packed = PackagedFormat(package, _fractions(package, on_progress))
+            packed = PackagedFormat(package, _fractions(package, on_progress), staging_for(ops.layouts.device))
             model, held = _build(config, PackagedSource(package), packed, ops)
             on_loaded(0.0, held)
             return model
