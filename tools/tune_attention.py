@@ -14,15 +14,14 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import torch
-import triton
+from tuning import DOES_NOT_FIT_US, card_here, time_us, write_card
 
 from penstock.kernels.kv_layout import QUANTIZED_DTYPES
 from penstock.kernels.triton import aot, attention, attention_tiles, configs, kv_layout
@@ -56,23 +55,15 @@ class Heads(NamedTuple):
 
 def main() -> int:
     arguments = _arguments()
-    if not torch.cuda.is_available():
-        print("No GPU is here: nothing can be measured.", file=sys.stderr)
-        return 1
-    device = torch.device("cuda", torch.cuda.current_device())
-    name = torch.cuda.get_device_name(device)
-    card = msgspec.structs.replace(configs.of_device(device), card=name, measured=True)
+    device, card = card_here()
     fitting = fitting_labels(REPORT.read_bytes(), card.capability)
     for heads in (Heads(*map(int, each.split("x"))) for each in arguments.heads.split(",")):
         for cache in (CACHES[each] for each in arguments.caches.split(",")):
             for kind, cases in CASES.items():
                 runs = [attending(heads, cache, case, device) for case in cases]
-                card = tuned(card, (kind, heads.size, cache), fitting, partial(time_us, runs))
+                card = tuned(card, (kind, heads.size, cache), fitting, partial(mean_us, runs))
                 print(f"{heads} {kind} {cache}: {card.attention}", flush=True)
-    path = Path(configs.__file__).parent / "configs" / configs.file_name(name)
-    path = Path(arguments.out) if arguments.out else path
-    path.write_bytes(aot.to_json(card))
-    configs.parse(path.read_bytes(), str(path))
+    write_card(card, arguments.out)
     return 0
 
 
@@ -129,24 +120,10 @@ def attending(heads: Heads, cache: torch.dtype, case: Case, device: torch.device
     )  # fmt: skip
 
 
-@contextmanager
-def acting_as(card: configs.Card) -> Iterator[None]:
-    """Kernels are launched as on `card`."""
-    original, configs.of_device = configs.of_device, lambda _device: card  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        configs.of_device = original
-
-
-def time_us(runs: list[Callable[[], object]], card: configs.Card) -> float:
-    """Geometric mean of the runs; very long where a tile does not fit after all."""
-    with acting_as(card):
-        try:
-            times = [triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median") for run in runs]
-        except triton.runtime.errors.OutOfResources:
-            return 1e12
-    return 1e3 * statistics.geometric_mean(times)
+def mean_us(runs: list[Callable[[], object]], card: configs.Card) -> float:
+    """Geometric mean of the runs; very long where a tile does not fit one of them after all."""
+    times = [time_us(run, card) for run in runs]
+    return DOES_NOT_FIT_US if DOES_NOT_FIT_US in times else statistics.geometric_mean(times)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ import itertools
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import torch
-import triton
+from tuning import card_here, time_us, write_card
 
 from penstock.kernels.packed import PackedLinear
 from penstock.kernels.quantized import GGUF_LAYOUTS, W8A8, W8A16, QuantizedLinear, WeightLayout, fp8, w4a16
-from penstock.kernels.triton import aot, configs, linear, weights
+from penstock.kernels.triton import configs, linear, weights
 
 TOKENS = (1, 16, 32, 64, 256, 2048)
 SPLITS = (1, 2, 4, 8, 16)
@@ -43,24 +42,14 @@ Weight = PackedLinear | QuantizedLinear
 
 def main() -> int:
     arguments = _arguments()
-    if not torch.cuda.is_available():
-        print("No GPU is here: nothing can be measured.", file=sys.stderr)
-        return 1
-    device = torch.device("cuda", torch.cuda.current_device())
-    card = msgspec.structs.replace(configs.of_device(device), card=torch.cuda.get_device_name(device), measured=True)
+    device, card = card_here()
     shapes = [tuple(int(size) for size in shape.split("x")) for shape in arguments.weights.split(",")]
     for family in arguments.families.split(","):
         matrices = [_random_weight(LAYOUTS[family], n, k, device, card.capability) for n, k in shapes]
         card = _with_splits(card, family, matrices, device)
         card = _with_tiles(card, family, matrices, device)
         print(f"{family}: {card.splits[family]} {card.tiles[family]}", flush=True)
-    path = (
-        Path(arguments.out)
-        if arguments.out
-        else Path(configs.__file__).parent / "configs" / configs.file_name(card.card)
-    )
-    path.write_bytes(aot.to_json(card))
-    configs.parse(path.read_bytes(), str(path))
+    write_card(card, arguments.out)
     return 0
 
 
@@ -117,17 +106,9 @@ def _with_tiles(card: configs.Card, family: str, matrices: Sequence[Weight], dev
 
 
 def _time_us(card: configs.Card, weight: Weight, tokens: int, device: torch.device) -> float:
-    """Of one linear; very long where a tile does not fit the card's shared memory or registers."""
+    """Of one linear."""
     x = torch.randn(tokens, weight.k, dtype=torch.bfloat16, device=device)
-    original, configs.of_device = configs.of_device, lambda _device: card  # type: ignore[assignment]
-    try:
-        return 1e3 * triton.testing.do_bench(
-            lambda: linear.linear(x, weight, row_invariant=True), warmup=5, rep=20, return_mode="median"
-        )
-    except triton.runtime.errors.OutOfResources:
-        return 1e12
-    finally:
-        configs.of_device = original
+    return time_us(lambda: linear.linear(x, weight, row_invariant=True), card)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import check_budgets
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def budgets() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_budgets", ROOT / "tools/check_budgets.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_generated_docs_are_current() -> None:
@@ -44,12 +33,10 @@ def test_generated_docs_are_current() -> None:
         ("a.cpp", "// x\n" * 601, "601 lines"),
     ],
 )
-def test_what_is_over_budget_is_found(
-    budgets: ModuleType, tmp_path: Path, name: str, source: str, problem: str
-) -> None:
+def test_what_is_over_budget_is_found(tmp_path: Path, name: str, source: str, problem: str) -> None:
     path = tmp_path / name
     path.write_text(source)
-    check = budgets.check_python if name.endswith(".py") else budgets.check_cpp
+    check = check_budgets.check_python if name.endswith(".py") else check_budgets.check_cpp
     found = check(path)
     assert len(found) == 1
     assert problem in found[0]
@@ -64,16 +51,16 @@ def test_what_is_over_budget_is_found(
         ("a.cpp", "#define M(x) \\\n  { \\\n    x\nvoid f() {\n}\n" + "int y;\n" * 80 + "void g() {\n}\n"),
     ],
 )
-def test_what_is_within_budget_passes(budgets: ModuleType, tmp_path: Path, name: str, source: str) -> None:
+def test_what_is_within_budget_passes(tmp_path: Path, name: str, source: str) -> None:
     path = tmp_path / name
     path.write_text(source)
-    assert (budgets.check_python if name.endswith(".py") else budgets.check_cpp)(path) == []
+    assert (check_budgets.check_python if name.endswith(".py") else check_budgets.check_cpp)(path) == []
 
 
-def test_settings_are_counted(budgets: ModuleType, tmp_path: Path) -> None:
+def test_settings_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "src/penstock/config/settings.py"
     path.parent.mkdir(parents=True)
     path.write_text("MAX_SETTINGS: Final = 2\nclass Settings:\n    a: int = 1\n    b: int = 1\n")
-    assert budgets.check_settings(tmp_path) == []
+    assert check_budgets.check_settings(tmp_path) == []
     path.write_text("MAX_SETTINGS: Final = 2\nclass Settings:\n    a: int = 1\n    b: int = 1\n    c: int = 1\n")
-    assert "3 settings" in budgets.check_settings(tmp_path)[0]
+    assert "3 settings" in check_budgets.check_settings(tmp_path)[0]

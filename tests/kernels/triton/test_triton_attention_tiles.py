@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 from triton.runtime import interpreter
+from tune_attention import REPORT, Case, Heads, attending, fitting_labels, tuned
+from tuning import acting_as
 
 from penstock.base.errors import ConfigError
 from penstock.kernels.triton import aot, attention_tiles, configs
@@ -23,15 +23,6 @@ TILES = {
     "decode": configs.AttentionTile(0, 32, 8, 3),
     "prefill": configs.AttentionTile(64, 32, 4, 3),
 }
-
-
-def tuner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tune_attention", ROOT / "tools/tune_attention.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextmanager
@@ -53,14 +44,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, i
 @pytest.mark.parametrize("cache", [torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
 def test_a_cards_own_tile_is_launched(kind: str, cache: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools = tuner()
     card = configs.read("NVIDIA_H100.json")
     name = attention_tiles.tile_name(kind, 64, cache)
     own = msgspec.structs.replace(card, attention={name: TILES[kind]})
-    run = tools.attending(tools.Heads(4, 2, 64), cache, tools.Case(2, 80, 1 if kind == "decode" else 70), "cpu")
+    run = attending(Heads(4, 2, 64), cache, Case(2, 80, 1 if kind == "decode" else 70), torch.device("cpu"))
     with launched(monkeypatch) as launches:
         default = run()
-        with tools.acting_as(own):
+        with acting_as(own):
             got = run()
     tile = TILES[kind]
     assert launches[-1] == (tile.rows or 16, tile.slots, tile.num_warps, tile.num_stages)
@@ -70,7 +60,7 @@ def test_a_cards_own_tile_is_launched(kind: str, cache: torch.dtype, monkeypatch
 
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
 def test_the_fastest_of_those_that_fit_is_kept(kind: str) -> None:
-    tools, card = tuner(), configs.read("NVIDIA_H100.json")
+    card = configs.read("NVIDIA_H100.json")
     what = (kind, 128, torch.bfloat16)
     name = attention_tiles.tile_name(*what)
     tiles = list(attention_tiles.candidates(kind))
@@ -81,17 +71,16 @@ def test_the_fastest_of_those_that_fit_is_kept(kind: str) -> None:
         tried.append(trial.attention[name])
         return abs(tiles.index(tried[-1]) - 4.4)
 
-    found = tools.tuned(card, what, fitting, measure)
+    found = tuned(card, what, fitting, measure)
     assert tried == tiles[2:]
     assert found.attention == {name: tiles[4]}
     assert configs.parse(aot.to_json(found), "x.json") == found
-    assert tools.tuned(card, what, set(), measure) is card
+    assert tuned(card, what, set(), measure) is card
 
 
 def test_every_candidate_was_compiled_for_every_chip_and_enough_fit() -> None:
     """What ships is among them: the defaults, and what a card's file says."""
-    tools = tuner()
-    report = tools.REPORT.read_bytes()
+    report = REPORT.read_bytes()
     compiled = {(kernel["name"], kernel["capability"]) for kernel in json.loads(report)["kernels"]}
     wanted = {
         (each.name, capability)
@@ -101,14 +90,14 @@ def test_every_candidate_was_compiled_for_every_chip_and_enough_fit() -> None:
     }
     assert compiled == wanted
     for capability in aot.CAPABILITIES:
-        fitting = tools.fitting_labels(report, capability)
+        fitting = fitting_labels(report, capability)
         families = {label.split()[0] for label in fitting}
         assert len(families) == (8 if capability == 80 else 12)
         for path in (ROOT / "src/penstock/kernels/triton/configs").glob("*.json"):
             card = configs.read(path.name)
             own = {attention_tiles.label(name, tile) for name, tile in card.attention.items()}
             assert capability != card.capability or own <= fitting
-    assert tools.fitting_labels(report, 86) == tools.fitting_labels(report, 80)
+    assert fitting_labels(report, 86) == fitting_labels(report, 80)
 
 
 @pytest.mark.parametrize(
