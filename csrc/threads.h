@@ -1,6 +1,7 @@
 // The thread policy. One OpenMP pool serves torch and these kernels (torch is imported first, so its libgomp is the one
 // loaded); every kernel gets `num_threads` from its caller and opens its region with `num_threads(...)`, never more, so
-// that the pool is neither grown nor shrunk between calls.
+// that the pool is neither grown nor shrunk between calls. OpenMP keeps a pool for each thread that calls it; while there
+// are more threads than cores in all, they fall asleep sooner between calls (llm/llm.py).
 #pragma once
 
 #include <cstdint>

@@ -31,7 +31,7 @@ NB_MODULE(_native, m) {
     m.def("guarded_trap", [] {
         return run_guarded([]() -> bool { __builtin_trap(); });
     });
-    m.def("max_threads", [] { return omp_get_max_threads(); });
+    m.def("release_threads", [] { omp_pause_resource_all(omp_pause_soft); });
 }
 
 }  // namespace penstock

@@ -398,10 +398,104 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
     }
 }
 
+// Adds a group's products of one row of x and one tile to `sum`, from unit `unit` of a step on. kUnits: a multiple of
+// Reader::kUnits.
+template <class Family, class Reader, int kUnits>
+[[gnu::always_inline]] static inline typename Family::Acc stream_units(typename Family::Acc sum, const Reader& reader,
+                                                                       const char* codes, int64_t unit, const char* x) {
+    for_each_place<kUnits>([&]<int kPlace>() __attribute__((always_inline)) {
+        constexpr int kInReader = kPlace % Reader::kUnits, kBefore = kPlace - kInReader;
+        const Units weights =
+            reader.template unit<kInReader>(codes + kBefore * Reader::kStride, unit + kBefore);
+        const auto* its_x = reinterpret_cast<const uint32_t*>(x) + kPlace;
+        if constexpr (requires { &Family::dot_unit; })
+            sum = Family::dot_unit(sum, weights, its_x);
+        else
+            sum = Family::dot(sum, weights, splat_unit(its_x));
+    });
+    return sum;
+}
+
+// One row of x by one tile, which wait for the memory if there are few instructions: groups of a known size, scales made
+// f32 by 256 inputs, and addresses to fetch at a fixed distance from those that are read.
+template <class Family, class Reader, bool kMinimum, int kGroupUnits>
+void stream_groups(const QuantizedBlock& block, const Reader& reader) {
+    constexpr int kAtOnce = kGroupUnits ? kGroupUnits : Reader::kUnits;
+    constexpr int kFetchStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
+    constexpr int kMostGroups = kXBlock / 16;
+    alignas(kVectorBytes) float expanded[2][kMostGroups * kLanes];
+    const int64_t distance = block.ahead.lines ? block.ahead.at - block.codes : 0;
+    const int units = kGroupUnits ? kGroupUnits : block.group_units;
+    const char *codes = block.codes, *header = block.headers, *x = block.x;
+    const uint32_t* x_sums = block.x_sums;
+    const float *scales = block.scales, *minimums = block.minimums;
+    for (int64_t begin = 0, x_block = 0; begin < block.steps; begin += block.x_block_steps, ++x_block) {
+        const int64_t end = begin + block.x_block_steps < block.steps ? begin + block.x_block_steps : block.steps;
+        if (!block.scales) {
+            expand_headers(*block.layout, header, end - begin, expanded[0], expanded[1]);
+            header += (end - begin) * block.layout->step_bytes;
+            scales = expanded[0];
+            minimums = expanded[1];
+        }
+        Vec parts[1] = {zero()};
+        for (int64_t step = begin; step < end; ++step, codes += block.step_stride)
+            for (int unit = 0; unit < block.step_units; unit += units, scales += kLanes, minimums += kLanes, ++x_sums) {
+                auto sum = Family::start(kMinimum, *x_sums);
+                for (int done = 0; done < units; done += kAtOnce, x += kAtOnce * sizeof(uint32_t)) {
+                    const char* from = codes + (unit + done) * Reader::kStride;
+                    for (int line = 0; line < kAtOnce * Reader::kStride; line += kFetchStep)
+                        __builtin_prefetch(from + distance + line, 0, 2);
+                    sum = stream_units<Family, Reader, kAtOnce>(sum, reader, from, unit + done, x);
+                }
+                parts[0] = fma(to_vec(sum), load(scales), parts[0]);
+                if constexpr (kMinimum) parts[0] = fma(splat_float(x_sums), load(minimums), parts[0]);
+            }
+        add_scaled<Family, 1>(block, 0, x_block, parts);
+    }
+}
+
+// The same where a row has one scale: 256 inputs are two sums, whose order is free.
+template <class Family, class Reader>
+void stream_whole_rows(const QuantizedBlock& block, const Reader& reader) {
+    constexpr int kAtOnce = 8;
+    const int64_t distance = block.ahead.lines ? block.ahead.at - block.codes : 0;
+    const int64_t x_block_units = int64_t(block.x_block_steps) * block.step_units;
+    const int64_t units = block.steps * block.step_units;
+    const char *codes = block.codes, *x = block.x;
+    for (int64_t begin = 0, x_block = 0; begin < units; begin += x_block_units, ++x_block) {
+        const int64_t end = begin + x_block_units < units ? begin + x_block_units : units;
+        auto sum = Family::start(false, block.x_sums[x_block]), other = splat_int(0);
+        for (int64_t unit = begin; unit < end; unit += kAtOnce, codes += kAtOnce * Reader::kStride, x += kAtOnce * 4) {
+            for (int line = 0; line < kAtOnce * Reader::kStride; line += 4 * kVectorBytes)
+                __builtin_prefetch(codes + distance + line, 0, 2);
+            sum = stream_units<Family, Reader, kAtOnce / 2>(sum, reader, codes, unit, x);
+            other = stream_units<Family, Reader, kAtOnce / 2>(other, reader, codes + kAtOnce / 2 * Reader::kStride,
+                                                              unit + kAtOnce / 2, x + kAtOnce / 2 * 4);
+        }
+        const Vec parts[1] = {to_vec(sum + other)};
+        add_scaled<Family, 1>(block, 0, x_block, parts);
+    }
+}
+
+template <class Family, class Reader, Scaling kScaling>
+void multiply_stream(const QuantizedBlock& block, const Reader& reader) {
+    constexpr bool kMinimum = kScaling == Scaling::minimum;
+    if constexpr (kScaling == Scaling::row)
+        stream_whole_rows<Family, Reader>(block, reader);
+    else if (block.group_units == 8)
+        stream_groups<Family, Reader, kMinimum, 8>(block, reader);
+    else if (Reader::kUnits == 4 && block.group_units == 4)
+        stream_groups<Family, Reader, kMinimum, Reader::kUnits>(block, reader);
+    else
+        stream_groups<Family, Reader, kMinimum, 0>(block, reader);
+}
+
 template <class Family, class Reader, Scaling kScaling, int kRows, int kTiles>
 void multiply_quantized(const QuantizedBlock& block, const Reader& reader) {
     constexpr bool kMinimum = kScaling == Scaling::minimum;
-    if constexpr (kScaling == Scaling::row)
+    if constexpr (kRows == 1 && kTiles == 1 && Family::kIsScaled)
+        multiply_stream<Family, Reader, kScaling>(block, reader);
+    else if constexpr (kScaling == Scaling::row)
         multiply_whole_rows<Family, Reader, kRows, kTiles>(block, reader);
     else if (block.scales)
         multiply_groups<Family, Reader, kMinimum, kRows, kTiles>(block, reader, ExpandedScales<kTiles>(block));

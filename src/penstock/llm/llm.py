@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+from penstock._native import release_threads
 from penstock.base.errors import ConfigError, RequestFailedError
 from penstock.engine.build import build_engine
 from penstock.frontend.beam_search import BeamSearch, BeamSearchParams
@@ -57,6 +58,9 @@ class LLM:
         opened = open_checkpoint(model, revision, options, target_step_s=0.0)
         self._core, self.ready = build_engine(opened.config, on_progress or _ignore_progress)
         self._processor = opened.processor(self.ready)
+        # While OpenMP keeps the threads that loaded the model, it counts more threads than cores, and sends those of a
+        # step to sleep between two calls: a tenth of a single stream's speed. A server has other uses for the cores.
+        release_threads()
         self._lock = threading.Lock()
         self._ids = itertools.count()
 
