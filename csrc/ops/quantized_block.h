@@ -245,6 +245,16 @@ template <int kCount, class Function>
     }
 }
 
+// One unit of a tile that alone meets the unit of x.
+template <class Family, class Weights>
+[[gnu::always_inline]] static inline typename Family::Acc dot_alone(typename Family::Acc sum, const Weights& weights,
+                                                                    const uint32_t* x) {
+    if constexpr (requires { &Family::dot_unit; })
+        return Family::dot_unit(sum, weights, x);
+    else
+        return Family::dot(sum, weights, splat_unit(x));
+}
+
 // The products of a group, from unit `unit` of a step on (a multiple of 4): `sums` begins with what the family says, and
 // is fed in the order of k. With kSteps > 1, of the same group of as many steps at once: each sum is a chain, and too few
 // of them wait for the multiplier. Inlined by force: out of line, the sums would be in memory.
@@ -269,8 +279,8 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
             for (int r = 0; r < kRows; ++r) {
                 const char* its_x = x + s * step_x + r * x_stride;
                 const auto* its_unit = reinterpret_cast<const uint32_t*>(its_x) + kPlace;
-                if constexpr (kTiles == 1 && requires { &Family::dot_unit; }) {
-                    sums[s][r][0] = Family::dot_unit(sums[s][r][0], w[0], its_unit);
+                if constexpr (kTiles == 1) {
+                    sums[s][r][0] = dot_alone<Family>(sums[s][r][0], w[0], its_unit);
                 } else {
                     const Units splat = splat_unit(its_unit);
                     for (int t = 0; t < kTiles; ++t) sums[s][r][t] = Family::dot(sums[s][r][t], w[t], splat);
@@ -398,33 +408,43 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
     }
 }
 
-// Adds a group's products of one row of x and one tile to `sum`, from unit `unit` of a step on. kUnits: a multiple of
-// Reader::kUnits.
+// Where one row of x reads one tile: fetches what lies at one distance from what is read, a line or each fourth.
+template <class Reader>
+class StreamFetcher {
+public:
+    explicit StreamFetcher(const QuantizedBlock& block)
+        : distance_(block.ahead.lines ? block.ahead.at - block.codes : 0) {}
+    template <int kUnits>
+    void turn(const char* codes) const {
+        for (int at = 0; at < kUnits * Reader::kStride; at += kStep) __builtin_prefetch(codes + distance_ + at, 0, 2);
+    }
+
+private:
+    static constexpr int kStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
+    const int64_t distance_;
+};
+
+// Adds the products of one row of x and one tile to `sum`, from unit `unit` of a step on. kUnits: at most Reader::kUnits
+// or a multiple of it.
 template <class Family, class Reader, int kUnits>
 [[gnu::always_inline]] static inline typename Family::Acc stream_units(typename Family::Acc sum, const Reader& reader,
                                                                        const char* codes, int64_t unit, const char* x) {
     for_each_place<kUnits>([&]<int kPlace>() __attribute__((always_inline)) {
         constexpr int kInReader = kPlace % Reader::kUnits, kBefore = kPlace - kInReader;
-        const Units weights =
-            reader.template unit<kInReader>(codes + kBefore * Reader::kStride, unit + kBefore);
-        const auto* its_x = reinterpret_cast<const uint32_t*>(x) + kPlace;
-        if constexpr (requires { &Family::dot_unit; })
-            sum = Family::dot_unit(sum, weights, its_x);
-        else
-            sum = Family::dot(sum, weights, splat_unit(its_x));
+        const Units weights = reader.template unit<kInReader>(codes + kBefore * Reader::kStride, unit + kBefore);
+        sum = dot_alone<Family>(sum, weights, reinterpret_cast<const uint32_t*>(x) + kPlace);
     });
     return sum;
 }
 
-// One row of x by one tile, which wait for the memory if there are few instructions: groups of a known size, scales made
-// f32 by 256 inputs, and addresses to fetch at a fixed distance from those that are read.
+// One row of x by one tile, which wait for the memory if there are few instructions: groups of a known size (0: any), and
+// scales made f32 by 256 inputs.
 template <class Family, class Reader, bool kMinimum, int kGroupUnits>
 void stream_groups(const QuantizedBlock& block, const Reader& reader) {
     constexpr int kAtOnce = kGroupUnits ? kGroupUnits : Reader::kUnits;
-    constexpr int kFetchStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
     constexpr int kMostGroups = kXBlock / 16;
     alignas(kVectorBytes) float expanded[2][kMostGroups * kLanes];
-    const int64_t distance = block.ahead.lines ? block.ahead.at - block.codes : 0;
+    const StreamFetcher<Reader> fetcher(block);
     const int units = kGroupUnits ? kGroupUnits : block.group_units;
     const char *codes = block.codes, *header = block.headers, *x = block.x;
     const uint32_t* x_sums = block.x_sums;
@@ -443,8 +463,7 @@ void stream_groups(const QuantizedBlock& block, const Reader& reader) {
                 auto sum = Family::start(kMinimum, *x_sums);
                 for (int done = 0; done < units; done += kAtOnce, x += kAtOnce * sizeof(uint32_t)) {
                     const char* from = codes + (unit + done) * Reader::kStride;
-                    for (int line = 0; line < kAtOnce * Reader::kStride; line += kFetchStep)
-                        __builtin_prefetch(from + distance + line, 0, 2);
+                    fetcher.template turn<kAtOnce>(from);
                     sum = stream_units<Family, Reader, kAtOnce>(sum, reader, from, unit + done, x);
                 }
                 parts[0] = fma(to_vec(sum), load(scales), parts[0]);
@@ -457,8 +476,8 @@ void stream_groups(const QuantizedBlock& block, const Reader& reader) {
 // The same where a row has one scale: 256 inputs are two sums, whose order is free.
 template <class Family, class Reader>
 void stream_whole_rows(const QuantizedBlock& block, const Reader& reader) {
-    constexpr int kAtOnce = 8;
-    const int64_t distance = block.ahead.lines ? block.ahead.at - block.codes : 0;
+    constexpr int kAtOnce = 8, kHalf = kAtOnce / 2;
+    const StreamFetcher<Reader> fetcher(block);
     const int64_t x_block_units = int64_t(block.x_block_steps) * block.step_units;
     const int64_t units = block.steps * block.step_units;
     const char *codes = block.codes, *x = block.x;
@@ -466,11 +485,10 @@ void stream_whole_rows(const QuantizedBlock& block, const Reader& reader) {
         const int64_t end = begin + x_block_units < units ? begin + x_block_units : units;
         auto sum = Family::start(false, block.x_sums[x_block]), other = splat_int(0);
         for (int64_t unit = begin; unit < end; unit += kAtOnce, codes += kAtOnce * Reader::kStride, x += kAtOnce * 4) {
-            for (int line = 0; line < kAtOnce * Reader::kStride; line += 4 * kVectorBytes)
-                __builtin_prefetch(codes + distance + line, 0, 2);
-            sum = stream_units<Family, Reader, kAtOnce / 2>(sum, reader, codes, unit, x);
-            other = stream_units<Family, Reader, kAtOnce / 2>(other, reader, codes + kAtOnce / 2 * Reader::kStride,
-                                                              unit + kAtOnce / 2, x + kAtOnce / 2 * 4);
+            fetcher.template turn<kAtOnce>(codes);
+            sum = stream_units<Family, Reader, kHalf>(sum, reader, codes, unit, x);
+            other = stream_units<Family, Reader, kHalf>(other, reader, codes + kHalf * Reader::kStride, unit + kHalf,
+                                                        x + kHalf * 4);
         }
         const Vec parts[1] = {to_vec(sum + other)};
         add_scaled<Family, 1>(block, 0, x_block, parts);
