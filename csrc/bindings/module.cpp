@@ -3,6 +3,7 @@
 
 #include "bindings/bindings.h"
 #include "dispatch.h"
+#include "tuning.h"
 
 namespace penstock {
 
@@ -30,6 +31,11 @@ NB_MODULE(_native, m) {
     // For tests: what the probe's guard makes of an illegal instruction.
     m.def("guarded_trap", [] {
         return run_guarded([]() -> bool { __builtin_trap(); });
+    });
+    m.def("tune", [](bool halves_vectors) {
+        const bool before = tuning().halves_vectors;
+        tune({halves_vectors});
+        return before;
     });
     m.def("release_threads", [] { omp_pause_resource_all(omp_pause_soft); });
 }

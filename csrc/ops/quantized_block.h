@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/quantized_codes.h"
+#include "tuning.h"
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -408,19 +409,27 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
     }
 }
 
-// Where one row of x reads one tile: fetches what lies at one distance from what is read, a line or each fourth.
+// Where one row of x reads one tile after another: fetches each line a while before it is read, into the first level of
+// cache (measured on Zen 5: 4 KB before is as good as 8 or 16, or better, and better than into the second level). Zen 4
+// had rather be told a block before, each fourth line, and into the second level.
 template <class Reader>
 class StreamFetcher {
 public:
     explicit StreamFetcher(const QuantizedBlock& block)
-        : distance_(block.ahead.lines ? block.ahead.at - block.codes : 0) {}
+        : is_near_(!tuning().halves_vectors), distance_(block.ahead.lines ? block.ahead.at - block.codes : 0) {}
     template <int kUnits>
     void turn(const char* codes) const {
-        for (int at = 0; at < kUnits * Reader::kStride; at += kStep) __builtin_prefetch(codes + distance_ + at, 0, 2);
+        constexpr int kBytes = kUnits * Reader::kStride;
+        if (is_near_)
+            for (int at = 0; at < kBytes; at += kVectorBytes) __builtin_prefetch(codes + kNear + at, 0, 3);
+        else
+            for (int at = 0; at < kBytes; at += kFarStep) __builtin_prefetch(codes + distance_ + at, 0, 2);
     }
 
 private:
-    static constexpr int kStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
+    static constexpr int kNear = 4096;
+    static constexpr int kFarStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
+    const bool is_near_;
     const int64_t distance_;
 };
 

@@ -12,8 +12,11 @@ constexpr int64_t kRowsUnpackedTwice = 2 * kRowsOfGroups;
 // Up to so many rows, beyond a strip for two tiles, are multiplied with one tile at a time: 8 rows of nibbles, which
 // would be two strips, and with 6 and 8 bits a few taller strips, which read and unpack half as often. Measured on Zen 4,
 // of the time of two tiles: with 8 rows Q4_0 0.94, Q4_K 0.98, Q6_K 0.91, Q8_0 0.86; with 16 to 32 Q4_0 1.02, Q6_K and
-// Q8_0 0.95; with 64 Q6_K 1.15, Q8_0 1.01.
-constexpr int64_t kRowsOfOneTileOfNibbles = 8, kRowsOfOneTileOfBytes = 3 * kRowsOfOneTile;
+// Q8_0 0.95; with 64 Q6_K 1.15, Q8_0 1.01. Where products are twice as fast (tuning.h), loads hold one tile up, and only a
+// single strip of bytes pays: on Zen 5, of the rate of one tile, two had with 32 and 39 rows Q8_0 1.14 and 1.2, Q6_K 1.05
+// and 1.2.
+constexpr int64_t kRowsOfOneTileOfNibbles = 8;
+int64_t rows_of_one_tile_of_bytes() { return (tuning().halves_vectors ? 3 : 1) * kRowsOfOneTile; }
 
 #if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
 // So few wait for the memory, and tiles, whose codes are made bytes first, would not multiply them faster.
@@ -74,11 +77,11 @@ void run(const QuantizedLinearArgs& args) {
         return run_quantized<QuantizedKernel<ByteFamily, TableReader, Scaling::group>, Rows>(args);
     if (layout.bits == 8 && has_minimums)
         return run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::minimum>, Rows>(args);
-    if (layout.bits == 8 && fit_one_tile(args, kRowsOfOneTileOfBytes))
+    if (layout.bits == 8 && fit_one_tile(args, rows_of_one_tile_of_bytes()))
         return run_one_tile<Rows, TightByteFamily, WholeReader, Scaling::group>(args);
     if (layout.bits == 8) return run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::group>, Rows>(args);
     if (has_minimums) return run_narrow<Rows, Scaling::minimum>(args);
-    if (layout.bits == 6 && fit_one_tile(args, kRowsOfOneTileOfBytes))
+    if (layout.bits == 6 && fit_one_tile(args, rows_of_one_tile_of_bytes()))
         return run_one_tile<Rows, TightNarrowByteFamily, SixBitReader, Scaling::group>(args);
     if (layout.bits == 6 && rows_of_a_product(args) <= kRowsUnpackedTwice)
         return run_quantized<QuantizedKernel<NarrowByteFamily, SixBitReader, Scaling::group>, Rows>(args);

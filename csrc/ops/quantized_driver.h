@@ -11,8 +11,11 @@
 
 namespace penstock::PENSTOCK_ISA {
 
-// Inputs that the rows of x pass over before the next ones: several strips' weights stay near the first level of cache.
+// Inputs that the rows of x pass over before the next ones. A kernel's start costs a few products in a hundred; but what
+// several strips share, be it expanded, should stay near the first level of cache (measured on Zen 5, 1024 -> 2048: 1.02
+// to 1.04 of the rate, expanded codes 0.97 to 1.0; Zen 4 and AMX: not measured).
 constexpr int64_t kQuantizedBlockInputs = 1024, kOneStripInputs = 2048;
+constexpr bool kStartsAreDear = PENSTOCK_ISA_LEVEL < PENSTOCK_LEVEL_AMX;
 constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
 constexpr int64_t kRowsOfOneStream = 2;         // up to so many rows of x wait for the memory: best read as one stream
@@ -72,9 +75,11 @@ public:
     }
 
 private:
-    // One or two rows of bytes wait for the memory and read one stream.
+    // One or two rows of bytes wait for the memory and read one stream. One row of floats is better off with more tiles
+    // than fetch each line (measured on Zen 5, 4 tiles -> 2: FP8, NF4 1.08, W4A16 1.05).
     static int tiles_of_panel(int64_t rows, int64_t tiles, int threads) {
-        const int most = rows == 1                              ? Kernel::kTilesOfOneRow
+        const bool has_own = rows == 1 && (kIsBytes || kQuantizedTiles == 1 || tuning().halves_vectors);
+        const int most = has_own                               ? Kernel::kTilesOfOneRow
                          : kIsBytes && rows <= kRowsOfOneStream ? 1
                                                                 : Kernel::kTiles;
         return tiles < 2 * most * threads ? 1 : most;
@@ -88,8 +93,8 @@ private:
     }
 
     int64_t block_inputs(int64_t rows) const {
-        if (rows > Kernel::kRows) return kQuantizedBlockInputs;
-        return expands_ ? kXBlock : kOneStripInputs;
+        if (rows <= Kernel::kRows) return expands_ ? kXBlock : kOneStripInputs;
+        return kStartsAreDear && !expands_ && !tuning().halves_vectors ? 2 * kQuantizedBlockInputs : kQuantizedBlockInputs;
     }
 
     // A part of a panel's k, while all rows of a row block pass over it.
@@ -154,6 +159,7 @@ private:
             const int height = int(short_strip + (s < longer_strips));
             work.ahead = ahead.of(s);
             if (block.index == 0) memset(work.sums, 0, size_t(height) * size_t(tiles) * kLanes * sizeof(float));
+            if (block.index + 1 == k_blocks_) fetch_output(row, height, block.panel);
             if (tiles == panel_tiles_)
                 kernel.multiply(work, height, tiles);
             else
@@ -223,15 +229,16 @@ private:
     }
 
     // The last strips fetch the next block, a line or more of each tile with every four units of theirs: earlier, the
-    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time. Where
-    // its tiles are long streams it takes each fourth line: the hardware sees where that goes, and fetches the others
-    // without keeping the thread's own loads waiting (measured on Zen 4: 1.15 to 1.3 times as fast as all lines; not where
-    // little is read between two headers, in 2 and 5 bits: 0.5 and 0.8).
+    // rows of x would push it out again. A single strip, which waits for the memory anyhow, does it all the time. On
+    // Zen 4, where its tiles are long streams, it takes each fourth line: the hardware sees where that goes, and fetches
+    // the others without keeping the thread's own loads waiting (1.15 to 1.3 times as fast as all lines; not where little
+    // is read between two headers, in 2 and 5 bits: 0.5 and 0.8). On Zen 5 all lines are 1.05 to 1.4 times as fast, FP8's
+    // with 4 rows 2.4 times.
     AheadPlan plan_ahead(const PanelBlock& block, int strips, int64_t steps) const {
         if (block.ahead == nullptr) return {{}, 0, strips};
         const bool is_stream = panel_tiles_ == 1 || panel_tiles_ > kQuantizedTiles;
-        const bool is_helped = strips == 1 && !shares_scales(args_.m) && (is_stream || layout_.bits == 8) &&
-                               !Kernel::Reader::kFetchesEachLine;
+        const bool is_helped = tuning().halves_vectors && strips == 1 && !shares_scales(args_.m) &&
+                               (is_stream || layout_.bits == 8) && !Kernel::Reader::kFetchesEachLine;
         const int64_t distance = is_helped ? 4 * kVectorBytes : kVectorBytes;
         const int64_t lines = divide_up(steps * layout_.step_bytes, distance);  // of the block, for a tile
         const int64_t turns = steps * step_units_ / 4;                          // of a strip: four units each
@@ -239,6 +246,13 @@ private:
         const int64_t per_turn = divide_up(lines, turns * fetching);
         return {{block.ahead, block.ahead + steps * layout_.step_bytes, tile_stride(), distance, int(per_turn)},
                 turns * per_turn * distance, int(strips - fetching)};
+    }
+
+    // Fetches where a strip's results will be written: each row is another line, which the core has to own first.
+    void fetch_output(int64_t row, int height, int64_t panel) const {
+        const int64_t size = size_of(args_.out_dtype);
+        const char* to = static_cast<const char*>(args_.out) + (row * args_.n + panel * panel_tiles_ * kLanes) * size;
+        for (int r = 0; r < height; ++r, to += args_.n * size) __builtin_prefetch(to, 1, 3);
     }
 
     template <class Out>

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import gguf
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ from penstock.kernels.reference.gguf_blocks import BLOCKS
 from penstock.kernels.reference.quantized import dequantize, quantize_activations, values_of
 
 REFERENCE = ops.load("reference", 1)
+
 PART_LAYOUTS = [
     INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, W8A8, W8A16, NF4, w4a16(128), w4a16(32, "bf16"), w4a16(64, "f16", "point"),
     WeightLayout(8, 64, "float", "f16", "point"),
@@ -47,6 +50,14 @@ PART_LAYOUTS = [
         WeightLayout(8, 256, "float", "f32", offset=128), WeightLayout(8, 128, "float", "f16", "point"),
     )),
 ]  # fmt: skip
+
+
+@pytest.fixture(params=[True, False], ids=["halved vectors", "whole vectors"])
+def tuned(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For each of the processors that kernels are tuned for."""
+    before = _native.tune(request.param)
+    yield
+    _native.tune(before)
 
 
 def random_blocks(ggml_type: int, rows: int, k: int) -> torch.Tensor:
@@ -184,6 +195,7 @@ class TestLinear:
             assert_linear_close(out, exact_activations(x, layout), dequantize(packed), torch.zeros(n))
 
     @pytest.mark.parametrize("layout", [*PART_LAYOUTS, *(GGUF_LAYOUTS[t] for t in (3, 7, 20))], ids=str)
+    @pytest.mark.usefixtures("tuned")
     def test_a_row_is_the_same_in_any_batch(self, native: ops.Ops, layout: WeightLayout) -> None:
         packed = pack_random(native, layout, 200, 2500, torch.bfloat16)
         x = torch.randn(530, 2500).to(torch.bfloat16)
@@ -194,6 +206,7 @@ class TestLinear:
         assert torch.equal(ops.load("native", 1, native.isa).linear(x[:19], packed), alone)
 
     @pytest.mark.parametrize("ggml_type", [Q2_K, Q4_K, Q6_K, Q8_0])
+    @pytest.mark.usefixtures("tuned")
     def test_blocks_times_any_number_of_rows(self, native: ops.Ops, ggml_type: int) -> None:
         """Kernels differ in the rows that they take at once, and in where scales are made f32."""
         packed = empty_quantized(40, 512, GGUF_LAYOUTS[ggml_type], torch.bfloat16)
@@ -202,6 +215,17 @@ class TestLinear:
         alone = torch.cat([native.linear(row[None], packed) for row in x])
         for rows in range(2, 46):
             assert torch.equal(native.linear(x[:rows], packed), alone[:rows])
+
+    @pytest.mark.parametrize("layout", [INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, w4a16(128), fp8()], ids=str)
+    def test_tuning_changes_no_bit(self, native: ops.Ops, layout: WeightLayout) -> None:
+        packed = pack_random(native, layout, 200, 2560, torch.bfloat16)
+        x = torch.randn(40, 2560).to(torch.bfloat16)
+        before = _native.tune(True)
+        expected = {rows: native.linear(x[:rows], packed) for rows in (1, 2, 13, 40)}
+        assert _native.tune(False) is True
+        for rows, rows_expected in expected.items():
+            assert torch.equal(native.linear(x[:rows], packed), rows_expected)
+        _native.tune(before)
 
     def test_what_is_not_finite_stays_in_its_row(self, native: ops.Ops) -> None:
         packed = pack_random(native, INT4, 40, 512, torch.bfloat16)
