@@ -3,7 +3,6 @@
 #pragma once
 
 #include "ops/quantized_codes.h"
-#include "tuning.h"
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -28,12 +27,17 @@ constexpr int64_t kXChunkScales = kXChunkInputs / kXBlock, kXChunkSums = kXChunk
 // With so few rows, the sums of two groups of expanded floats are made at once.
 constexpr int kRowsOfTwoSteps = 2;
 
+// Up to so many rows of x wait for the memory: bytes are best read as one stream.
+constexpr int64_t kRowsOfOneStream = 2;
+
 // What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, `step` bytes
-// apart, from `at` on and not beyond `end`, where another thread's tiles may begin.
+// apart, from `at` on and not beyond `end`, where another thread's tiles may begin. Or, if is_near (kRowsOfOneStream), what
+// the call itself reads a while later, into the first level.
 struct Ahead {
     const char *at, *end;
     int64_t tile_stride, step;
     int lines;
+    bool is_near;
 };
 
 struct QuantizedBlock {
@@ -237,6 +241,17 @@ private:
     Ahead ahead_;
 };
 
+// Fetches what will be read of each tile a while after the kBytes at `codes`: a page later, which on Zen 5 is as good as two
+// or four, or better (8192 x 2048 and 2048 x 8192 from memory).
+template <int kTiles, int kBytes>
+[[gnu::always_inline]] static inline void fetch_near(const char* codes, int64_t tile_stride) {
+    constexpr int kDistance = 4096;
+    for (int t = 0; t < kTiles; ++t)
+        for (int at = 0; at < kBytes; at += kVectorBytes)
+            __builtin_prefetch(codes + t * tile_stride + kDistance + at, 0, 3);
+    asm volatile("");  // GCC 12 drops calls of what does nothing but fetch
+}
+
 // f.operator()<0>(), and so on to kCount - 1.
 template <int kCount, class Function>
 [[gnu::always_inline]] static constexpr inline void for_each_place(const Function& f) {
@@ -288,7 +303,11 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
                 }
             }
         };
-        for (int turn = 0; turn < kSteps * Reader::kUnits / 4; ++turn) fetcher.turn();
+        if (kRows <= kRowsOfOneStream && block.ahead.is_near)
+            for (int s = 0; s < kSteps; ++s)
+                fetch_near<kTiles, Reader::kUnits * Reader::kStride>(codes + s * step_stride, tile_stride);
+        else
+            for (int turn = 0; turn < kSteps * Reader::kUnits / 4; ++turn) fetcher.turn();
         for_each_place<Reader::kUnits>([&]<int kPlace>() __attribute__((always_inline)) {
             for (int s = 0; s < kSteps; ++s) multiply.template operator()<kPlace>(s);
         });
@@ -409,26 +428,21 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
     }
 }
 
-// Where one row of x reads one tile after another: fetches each line a while before it is read, into the first level of
-// cache (measured on Zen 5: 4 KB before is as good as 8 or 16, or better, and better than into the second level). Zen 4
-// had rather be told a block before, each fourth line, and into the second level.
+// Where one row of x reads one tile: fetches what lies at one distance from what is read, a line or each fourth.
 template <class Reader>
 class StreamFetcher {
 public:
     explicit StreamFetcher(const QuantizedBlock& block)
-        : is_near_(!tuning().halves_vectors), distance_(block.ahead.lines ? block.ahead.at - block.codes : 0) {}
+        : is_near_(block.ahead.is_near), distance_(block.ahead.lines ? block.ahead.at - block.codes : 0) {}
     template <int kUnits>
     void turn(const char* codes) const {
         constexpr int kBytes = kUnits * Reader::kStride;
-        if (is_near_)
-            for (int at = 0; at < kBytes; at += kVectorBytes) __builtin_prefetch(codes + kNear + at, 0, 3);
-        else
-            for (int at = 0; at < kBytes; at += kFarStep) __builtin_prefetch(codes + distance_ + at, 0, 2);
+        if (is_near_) return fetch_near<1, kBytes>(codes, 0);
+        for (int at = 0; at < kBytes; at += kStep) __builtin_prefetch(codes + distance_ + at, 0, 2);
     }
 
 private:
-    static constexpr int kNear = 4096;
-    static constexpr int kFarStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
+    static constexpr int kStep = Reader::kFetchesEachLine ? kVectorBytes : 4 * kVectorBytes;
     const bool is_near_;
     const int64_t distance_;
 };

@@ -8,6 +8,7 @@
 #include "ops/products.h"
 #include "ops/quantized_activations.h"
 #include "ops/quantized_block.h"
+#include "tuning.h"
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -18,7 +19,6 @@ constexpr int64_t kQuantizedBlockInputs = 1024, kOneStripInputs = 2048;
 constexpr bool kStartsAreDear = PENSTOCK_ISA_LEVEL < PENSTOCK_LEVEL_AMX;
 constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
-constexpr int64_t kRowsOfOneStream = 2;         // up to so many rows of x wait for the memory: best read as one stream
 constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x are converted before threads are woken
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -75,11 +75,9 @@ public:
     }
 
 private:
-    // One or two rows of bytes wait for the memory and read one stream. One row of floats is better off with more tiles
-    // than fetch each line (measured on Zen 5, 4 tiles -> 2: FP8, NF4 1.08, W4A16 1.05).
+    // One or two rows of bytes wait for the memory and read one stream.
     static int tiles_of_panel(int64_t rows, int64_t tiles, int threads) {
-        const bool has_own = rows == 1 && (kIsBytes || kQuantizedTiles == 1 || tuning().halves_vectors);
-        const int most = has_own                               ? Kernel::kTilesOfOneRow
+        const int most = rows == 1                              ? Kernel::kTilesOfOneRow
                          : kIsBytes && rows <= kRowsOfOneStream ? 1
                                                                 : Kernel::kTiles;
         return tiles < 2 * most * threads ? 1 : most;
@@ -233,8 +231,9 @@ private:
     // Zen 4, where its tiles are long streams, it takes each fourth line: the hardware sees where that goes, and fetches
     // the others without keeping the thread's own loads waiting (1.15 to 1.3 times as fast as all lines; not where little
     // is read between two headers, in 2 and 5 bits: 0.5 and 0.8). On Zen 5 all lines are 1.05 to 1.4 times as fast, FP8's
-    // with 4 rows 2.4 times.
+    // with 4 rows 2.4 times; and one or two rows had better fetch what is near, which more rows would push out again.
     AheadPlan plan_ahead(const PanelBlock& block, int strips, int64_t steps) const {
+        if (!tuning().halves_vectors && args_.m <= kRowsOfOneStream) return {{.is_near = true}, 0, 0};
         if (block.ahead == nullptr) return {{}, 0, strips};
         const bool is_stream = panel_tiles_ == 1 || panel_tiles_ > kQuantizedTiles;
         const bool is_helped = tuning().halves_vectors && strips == 1 && !shares_scales(args_.m) &&
@@ -244,7 +243,7 @@ private:
         const int64_t turns = steps * step_units_ / 4;                          // of a strip: four units each
         const int64_t fetching = smaller(strips, divide_up(lines, turns));
         const int64_t per_turn = divide_up(lines, turns * fetching);
-        return {{block.ahead, block.ahead + steps * layout_.step_bytes, tile_stride(), distance, int(per_turn)},
+        return {{block.ahead, block.ahead + steps * layout_.step_bytes, tile_stride(), distance, int(per_turn), false},
                 turns * per_turn * distance, int(strips - fetching)};
     }
 
