@@ -1,7 +1,7 @@
 #include "tuning.h"
 
 #include <cstdint>
-#include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -14,8 +14,9 @@ namespace {
 bool is_zen4() {
 #if defined(__x86_64__)
     constexpr uint32_t kBaseFamily = 0xf, kZen3And4 = 0x19;  // Zen 3 has no 512-bit vectors
-    uint32_t eax, vendor[3], ecx, edx, ebx;
-    if (!__get_cpuid(0, &eax, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12) != 0) return false;
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid(0, &eax, &ebx, &ecx, &edx)) return false;
+    if (ebx != signature_AMD_ebx || ecx != signature_AMD_ecx || edx != signature_AMD_edx) return false;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
     return (eax >> 8 & 0xf) == kBaseFamily && kBaseFamily + (eax >> 20 & 0xff) == kZen3And4;
 #else
@@ -31,6 +32,6 @@ Tuning& current() {
 }  // namespace
 
 const Tuning& tuning() { return current(); }
-void tune(const Tuning& wanted) { current() = wanted; }
+Tuning tune(Tuning wanted) { return std::exchange(current(), wanted); }
 
 }  // namespace penstock

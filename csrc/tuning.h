@@ -11,6 +11,6 @@ struct Tuning {
 
 // Of this machine, unless `tune` said otherwise (for tests and benchmarks).
 const Tuning& tuning();
-void tune(const Tuning& wanted);
+Tuning tune(Tuning wanted);  // returns what it was
 
 }  // namespace penstock

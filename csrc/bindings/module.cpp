@@ -32,11 +32,7 @@ NB_MODULE(_native, m) {
     m.def("guarded_trap", [] {
         return run_guarded([]() -> bool { __builtin_trap(); });
     });
-    m.def("tune", [](bool halves_vectors) {
-        const bool before = tuning().halves_vectors;
-        tune({halves_vectors});
-        return before;
-    });
+    m.def("tune", [](bool halves_vectors) { return tune({halves_vectors}).halves_vectors; });
     m.def("release_threads", [] { omp_pause_resource_all(omp_pause_soft); });
 }
 

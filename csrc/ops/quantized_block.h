@@ -558,7 +558,7 @@ public:
                                                                                   : kRowsOfGroups;
     static constexpr int kRows = kMostRows < kRowsOfRegisters ? kMostRows : kRowsOfRegisters;
     static constexpr int kTiles = kTilesAtOnce;
-    static constexpr bool kExpandsAll = false, kSignedCodes = false;
+    static constexpr bool kExpandsAll = false, kSignedCodes = false, kFetchesNear = true;
     // One row of bytes reads one stream. Sums of floats are chains that wait for the multiplier, and so need several
     // tiles, each a stream (measured: two steps of two tiles at once read a sixth less).
     static constexpr int kTilesOfOneRow = kIsBytes ? 1 : Reader::kFused ? 4 : kQuantizedTiles;

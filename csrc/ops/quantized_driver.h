@@ -15,8 +15,7 @@ namespace penstock::PENSTOCK_ISA {
 // Inputs that the rows of x pass over before the next ones. A kernel's start costs a few products in a hundred; but what
 // several strips share, be it expanded, should stay near the first level of cache (measured on Zen 5, 1024 -> 2048: 1.02
 // to 1.04 of the rate, expanded codes 0.97 to 1.0; Zen 4 and AMX: not measured).
-constexpr int64_t kQuantizedBlockInputs = 1024, kOneStripInputs = 2048;
-constexpr bool kStartsAreDear = PENSTOCK_ISA_LEVEL < PENSTOCK_LEVEL_AMX;
+constexpr int64_t kQuantizedBlockInputs = 1024, kLongBlockInputs = 2048;
 constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
 constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x are converted before threads are woken
@@ -91,8 +90,9 @@ private:
     }
 
     int64_t block_inputs(int64_t rows) const {
-        if (rows <= Kernel::kRows) return expands_ ? kXBlock : kOneStripInputs;
-        return kStartsAreDear && !expands_ && !tuning().halves_vectors ? 2 * kQuantizedBlockInputs : kQuantizedBlockInputs;
+        if (rows <= Kernel::kRows) return expands_ ? kXBlock : kLongBlockInputs;
+        const bool is_long = PENSTOCK_ISA_LEVEL < PENSTOCK_LEVEL_AMX && !expands_ && !tuning().halves_vectors;
+        return is_long ? kLongBlockInputs : kQuantizedBlockInputs;
     }
 
     // A part of a panel's k, while all rows of a row block pass over it.
@@ -233,7 +233,8 @@ private:
     // is read between two headers, in 2 and 5 bits: 0.5 and 0.8). On Zen 5 all lines are 1.05 to 1.4 times as fast, FP8's
     // with 4 rows 2.4 times; and one or two rows had better fetch what is near, which more rows would push out again.
     AheadPlan plan_ahead(const PanelBlock& block, int strips, int64_t steps) const {
-        if (!tuning().halves_vectors && args_.m <= kRowsOfOneStream) return {{.is_near = true}, 0, 0};
+        if (Kernel::kFetchesNear && !expands_ && !tuning().halves_vectors && args_.m <= kRowsOfOneStream)
+            return {{.is_near = true}, 0, 0};
         if (block.ahead == nullptr) return {{}, 0, strips};
         const bool is_stream = panel_tiles_ == 1 || panel_tiles_ > kQuantizedTiles;
         const bool is_helped = tuning().halves_vectors && strips == 1 && !shares_scales(args_.m) &&

@@ -28,7 +28,7 @@ public:
     using Family = ByteFamily;
     using Reader = WholeReader;
     static constexpr Scaling kScaling = Scaling::row;
-    static constexpr bool kIsBytes = true, kExpandsAll = false, kSignedCodes = false;
+    static constexpr bool kIsBytes = true, kExpandsAll = false, kSignedCodes = false, kFetchesNear = false;
     static constexpr int kRows = 2 * kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit RowTileKernel(const WeightLayout&) {}
 
@@ -99,7 +99,7 @@ public:
     using Family = ByteFamily;
     using Reader = WholeReader;
     static constexpr Scaling kScaling = kMinimum ? Scaling::minimum : Scaling::group;
-    static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !kMinimum;
+    static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !kMinimum, kFetchesNear = false;
     static constexpr int kRows = kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit GroupTileKernel(const WeightLayout&) {}
 

@@ -38,7 +38,6 @@ from penstock.kernels.reference.gguf_blocks import BLOCKS
 from penstock.kernels.reference.quantized import dequantize, quantize_activations, values_of
 
 REFERENCE = ops.load("reference", 1)
-
 PART_LAYOUTS = [
     INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, W8A8, W8A16, NF4, w4a16(128), w4a16(32, "bf16"), w4a16(64, "f16", "point"),
     WeightLayout(8, 64, "float", "f16", "point"),
@@ -52,12 +51,17 @@ PART_LAYOUTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=[True, False], ids=["halved vectors", "whole vectors"])
-def tuned(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For each of the processors that kernels are tuned for."""
-    before = _native.tune(request.param)
+@pytest.fixture
+def tuning_restored() -> Iterator[None]:
+    before = _native.tune(True)
     yield
     _native.tune(before)
+
+
+@pytest.fixture(params=[True, False], ids=["halved vectors", "whole vectors"])
+def tuned(tuning_restored: None, request: pytest.FixtureRequest) -> None:
+    """For each of the processors that kernels are tuned for."""
+    _native.tune(request.param)
 
 
 def random_blocks(ggml_type: int, rows: int, k: int) -> torch.Tensor:
@@ -217,15 +221,15 @@ class TestLinear:
             assert torch.equal(native.linear(x[:rows], packed), alone[:rows])
 
     @pytest.mark.parametrize("layout", [INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, w4a16(128), fp8()], ids=str)
+    @pytest.mark.usefixtures("tuning_restored")
     def test_tuning_changes_no_bit(self, native: ops.Ops, layout: WeightLayout) -> None:
         packed = pack_random(native, layout, 200, 2560, torch.bfloat16)
         x = torch.randn(40, 2560).to(torch.bfloat16)
-        before = _native.tune(True)
+        _native.tune(True)
         expected = {rows: native.linear(x[:rows], packed) for rows in (1, 2, 13, 40)}
         assert _native.tune(False) is True
         for rows, rows_expected in expected.items():
             assert torch.equal(native.linear(x[:rows], packed), rows_expected)
-        _native.tune(before)
 
     def test_what_is_not_finite_stays_in_its_row(self, native: ops.Ops) -> None:
         packed = pack_random(native, INT4, 40, 512, torch.bfloat16)
