@@ -4,9 +4,9 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 
 #include "isa.h"
+#include "working_memory.h"
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -24,9 +24,7 @@ public:
             free(data_);
             data_ = nullptr;
             capacity_ = 0;
-            const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
-            data_ = static_cast<T*>(aligned_alloc(64, bytes));
-            if (data_ == nullptr) throw std::bad_alloc();
+            data_ = static_cast<T*>(allocate_working_memory(size_t(count) * sizeof(T)));
             capacity_ = count;
         }
         return data_;

@@ -1,4 +1,5 @@
 // Kernel calls that are remembered and made again for other tokens: a step's calls without Python between them.
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/experts_args.h"
+#include "working_memory.h"
 
 namespace penstock {
 
@@ -180,6 +182,9 @@ private:
         int first_call, last_call;
         int slot = -1;
     };
+    struct Free {
+        void operator()(char* memory) const { free(memory); }
+    };
     struct Use {
         void** field;
         int value;
@@ -256,21 +261,22 @@ private:
     // Where everything lies in this run, into the calls.
     void place(const std::vector<Address>& inputs, Address result, int64_t tokens) {
         std::vector<int64_t> slot_offsets;
-        int64_t total = kAlignment;
+        int64_t total = 0;
         for (const int64_t row_bytes : slot_row_bytes_) {
             slot_offsets.push_back(total);
             total += (tokens * row_bytes + kAlignment - 1) / kAlignment * kAlignment;
         }
         if (total > capacity_) {
-            memory_.reset(new char[size_t(total)]);
+            memory_.reset();
+            capacity_ = 0;
+            memory_.reset(static_cast<char*>(allocate_working_memory(size_t(total))));
             capacity_ = total;
         }
-        char* memory = memory_.get() - Address(memory_.get()) % kAlignment;  // offsets begin with an alignment's space
         for (const Use& use : uses_) {
             const bool is_input = use.value < num_inputs_;
             *use.field = is_input               ? pointer<char>(inputs[size_t(use.value)]) + use.offset
                          : use.value == result_ ? pointer<char>(result) + use.offset
-                                                : memory + slot_offsets[size_t(values_[use.value].slot)] + use.offset;
+                                                : memory_.get() + slot_offsets[size_t(values_[use.value].slot)] + use.offset;
         }
     }
 
@@ -283,7 +289,7 @@ private:
     std::vector<int64_t*> token_counts_;
     std::vector<int64_t> slot_row_bytes_;
     int result_ = -1;
-    std::unique_ptr<char[]> memory_;
+    std::unique_ptr<char, Free> memory_;
     int64_t capacity_ = 0;
 };
 

@@ -28,12 +28,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def generated(runner: ModelRunner) -> list[Any]:
+def generated(runner: ModelRunner, chunk: int | None) -> list[Any]:
     """Tokens and log-probabilities; the requests end one after another, so that steps have 3, 2 and 1 rows."""
     driver = Driver(runner)
     sequences = [driver.start(str(index), prompt, logprobs=3) for index, prompt in enumerate(PROMPTS)]
     for count in range(len(sequences)):
-        driver.generate(sequences[: len(sequences) - count], 6 * (count + 1), chunk=40)
+        driver.generate(sequences[: len(sequences) - count], 6 * (count + 1), chunk)
     assert all(sequence.error is None for sequence in sequences)
     return [(sequence.output, sequence.logprobs) for sequence in sequences]
 
@@ -42,10 +42,10 @@ def is_remembered(runner: ModelRunner) -> bool:
     return runner.ops.recordings.is_made
 
 
-def compare(path: Path, **overrides: Any) -> None:
+def compare(path: Path, chunk: int | None = 40, **overrides: Any) -> None:
     remembering, plain = make_runner(path, **overrides), make_runner(path, **overrides)
     plain.ops.recordings.is_on = False
-    assert generated(remembering) == generated(plain)
+    assert generated(remembering, chunk) == generated(plain, chunk)
     assert is_remembered(remembering)
     assert not is_remembered(plain)
 
@@ -59,6 +59,12 @@ def test_families(case: str, tmp_path: Path) -> None:
 def test_quantised_in_two_threads(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", **SIZES)
     compare(tmp_path / "model", dtype="bfloat16", quantization="int4", num_threads=2)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_step_of_many_tokens(quantization: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", **SIZES)
+    compare(tmp_path / "model", chunk=None, dtype="bfloat16", quantization=quantization)
 
 
 def test_parts_of_different_formats(tmp_path: Path) -> None:
