@@ -93,7 +93,7 @@ class Bench:
         hidden, wide, heads, kv_heads, dim = 4096, 14336, 32, 8, 128
         x, residual, weight = self.random(tokens, hidden), self.random(tokens, hidden), self.random(hidden)
         size = 2.0 * tokens * hidden
-        yield Case(f"add_rms_norm {tokens}", partial(norm.add_rms_norm, x, residual, weight, 1e-5), 4 * size)
+        yield Case(f"add_rms_norm {tokens}", partial(norm.rms_norm, x, residual, weight, 1e-5), 4 * size)
         quantized = partial(norm.rms_norm_quantize, x, residual, weight, 1e-5, FP8_BLOCKS)
         yield Case(f"add_rms_norm to fp8 {tokens}", quantized, 3.5 * size)
         gate_up = self.random(tokens, 2 * wide)

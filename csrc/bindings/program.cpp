@@ -59,11 +59,12 @@ public:
     }
 
     void quantized_linear(const LayoutNumbers& layout, Address x, Address weight, Address bias, Address out, int64_t m,
-                          int64_t n, int64_t k, int dtype, int out_dtype, int num_threads) {
+                          int64_t n, int64_t k, int dtype, int out_dtype, int num_threads, bool is_gated) {
         auto& args = add<QuantizedLinearArgs>({layout_of(layout), nullptr, pointer<void>(weight), pointer<void>(bias),
-                                               nullptr, m, n, k, DType(dtype), DType(out_dtype), num_threads});
+                                               nullptr, m, n, k, DType(dtype), DType(out_dtype), num_threads, {},
+                                               is_gated});
         reads(args.x, x);
-        writes(args.out, out, n * size_of(out_dtype));
+        writes(args.out, out, (is_gated ? n / 2 : n) * size_of(out_dtype));
         counts(args.m);
     }
 

@@ -8,9 +8,11 @@ namespace penstock {
 namespace {
 
 void quantized_linear(const KernelTable& table, const LayoutNumbers& layout, Address x, Address weight, Address bias,
-                      Address out, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype, int num_threads) {
+                      Address out, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype, int num_threads,
+                      bool is_gated) {
     const QuantizedLinearArgs args = {layout_of(layout), pointer<void>(x), pointer<void>(weight), pointer<void>(bias),
-                                      pointer<void>(out), m, n, k, DType(dtype), DType(out_dtype), num_threads};
+                                      pointer<void>(out), m, n, k, DType(dtype), DType(out_dtype), num_threads, {},
+                                      is_gated};
     GilReleaseIf guard(m * n * k > 200'000);
     table.quantized.linear(args);
 }
@@ -18,12 +20,12 @@ void quantized_linear(const KernelTable& table, const LayoutNumbers& layout, Add
 // groups: (weight, x_row, out_row, rows) of each; none: `weight` is multiplied with all rows.
 void quantized_linear_emulated_tiles(const KernelTable& table, const LayoutNumbers& layout, Address x, Address weight,
                                      const std::vector<std::array<int64_t, 4>>& groups, Address out, int64_t m,
-                                     int64_t n, int64_t k, int dtype, int out_dtype, int num_threads) {
+                                     int64_t n, int64_t k, int dtype, int out_dtype, int num_threads, bool is_gated) {
     std::vector<RowGroup> row_groups;
     for (const auto& group : groups)
         row_groups.push_back({pointer<void>(Address(group[0])), group[1], group[2], group[3]});
     QuantizedLinearArgs args = {layout_of(layout), pointer<void>(x), pointer<void>(weight), nullptr, pointer<void>(out),
-                                m, n, k, DType(dtype), DType(out_dtype), num_threads};
+                                m, n, k, DType(dtype), DType(out_dtype), num_threads, {}, is_gated};
     if (!groups.empty()) args.groups = {row_groups.data(), int64_t(row_groups.size())};
     table.quantized.linear_emulated_tiles(args);
 }

@@ -1,6 +1,6 @@
 #include "ops/activation.h"
 
-#include "simd.h"
+#include "ops/silu.h"
 #include "threads.h"
 
 namespace penstock::PENSTOCK_ISA {
@@ -11,12 +11,6 @@ namespace {
 constexpr int64_t kMinThreadWork = 20'000;
 // Columns that one task takes of a row, so that a single wide row can be shared.
 constexpr int64_t kTaskColumns = 1024;
-
-template <class Elem>
-Vec silu_times(Vec gate, Vec up) {
-    const Vec one = splat(1.0f);
-    return round_to(Elem{}, gate / (one + exp(zero() - gate))) * up;
-}
 
 template <class Elem>
 void run_tasks(const SiluAndMulArgs& args, Range tasks) {

@@ -36,12 +36,13 @@ struct QuantizedLinearArgs {
     const void* x;  // [m, k] of `dtype`
     const void* weight;
     const void* bias;  // [n] of `dtype`, or null
-    void* out;         // [m, n]
+    void* out;         // [m, n]; gated: [m, n / 2]
     int64_t m, n, k;
     DType dtype;      // f32 or bf16
-    DType out_dtype;  // f32 or `dtype`
+    DType out_dtype;  // f32 or `dtype`; gated: `dtype`
     int num_threads;
-    RowGroups groups = {};  // then without a bias; m: the rows of x
+    RowGroups groups = {};  // then without a bias, and not gated; m: the rows of x
+    bool is_gated = false;  // what silu_and_mul makes of the n columns
 };
 
 // What rows are packed from.

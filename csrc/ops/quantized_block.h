@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/quantized_codes.h"
+#include "ops/quantized_fetch.h"
 
 namespace penstock::PENSTOCK_ISA {
 
@@ -26,19 +27,6 @@ constexpr int64_t kXChunkScales = kXChunkInputs / kXBlock, kXChunkSums = kXChunk
 
 // With so few rows, the sums of two groups of expanded floats are made at once.
 constexpr int kRowsOfTwoSteps = 2;
-
-// Up to so many rows of x wait for the memory: bytes are best read as one stream.
-constexpr int64_t kRowsOfOneStream = 2;
-
-// What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, `step` bytes
-// apart, from `at` on and not beyond `end`, where another thread's tiles may begin. Or, if is_near (kRowsOfOneStream), what
-// the call itself reads a while later, into the first level.
-struct Ahead {
-    const char *at, *end;
-    int64_t tile_stride, step;
-    int lines;
-    bool is_near;
-};
 
 struct QuantizedBlock {
     const char* x;  // the first row's units
@@ -226,31 +214,6 @@ struct FloatByteReader : Reader {
 
 // What a group's sum is multiplied with and given: nothing (one scale a row), a scale, or a scale and a minimum.
 enum class Scaling { row, group, minimum };
-
-// Fetches what is ahead, a few lines at a time.
-template <int kTiles>
-class Fetcher {
-public:
-    explicit Fetcher(const Ahead& ahead) : ahead_(ahead) {}
-    void turn() {
-        for (int line = 0; line < ahead_.lines && ahead_.at < ahead_.end; ++line, ahead_.at += ahead_.step)
-            for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead_.at + t * ahead_.tile_stride, 0, 2);
-    }
-
-private:
-    Ahead ahead_;
-};
-
-// Fetches what will be read of each tile a while after the `bytes` at `at`: a page later, which on Zen 5 is as good as two
-// or four, or better (8192 x 2048 and 2048 x 8192 from memory). Headers as well as codes: where these alone were fetched,
-// one line of Q8_0 in seventeen, one row took 1.2 times as long, and one of Q4_K 1.12.
-[[gnu::always_inline]] static inline void fetch_near(const char* at, int bytes, int tiles, int64_t tile_stride) {
-    constexpr int kDistance = 4096;
-    for (int t = 0; t < tiles; ++t)
-        for (int line = 0; line < bytes; line += kVectorBytes)
-            __builtin_prefetch(at + t * tile_stride + kDistance + line, 0, 3);
-    asm volatile("");  // GCC 12 drops calls of what does nothing but fetch
-}
 
 // f.operator()<0>(), and so on to kCount - 1.
 template <int kCount, class Function>

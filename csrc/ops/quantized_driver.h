@@ -5,12 +5,16 @@
 // the second.
 #pragma once
 
+#include "ops/activation.h"
 #include "ops/products.h"
 #include "ops/quantized_activations.h"
 #include "ops/quantized_block.h"
+#include "ops/silu.h"
 #include "tuning.h"
 
 namespace penstock::PENSTOCK_ISA {
+
+extern const ActivationKernels activation_kernels;
 
 // Inputs that the rows of x pass over before the next ones. A kernel's start costs a few products in a hundred; but what
 // several strips share, be it expanded, should stay near the first level of cache (measured on Zen 5, 1024 -> 2048: 1.02
@@ -28,8 +32,15 @@ class QuantizedJob {
     using Family = typename Kernel::Family;
     static constexpr bool kIsBytes = Kernel::kIsBytes;
     static constexpr bool kIsWhole = Kernel::kScaling == Scaling::row;  // nothing is prepared for a block
+    static constexpr int kTilesOfGated = 2;  // a gate's and what it gates
 
 public:
+    // Whether gated results are written at once, of panels of a gate's tile and what it gates. Rows that wait for the memory
+    // had better read one stream, which these two are not.
+    static bool writes_gated(const QuantizedLinearArgs& args) {
+        return Kernel::kTiles == kTilesOfGated && args.m > kRowsOfOneStream && args.n % (2 * kLanes) == 0;
+    }
+
     QuantizedJob(const QuantizedLinearArgs& args, const Activations& x, int threads)
         : args_(args),
           layout_(args.layout),
@@ -38,8 +49,10 @@ public:
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
           threads_(threads),
-          panel_tiles_(tiles_of_panel(args.m, tiles_, threads)),
+          panel_tiles_(args.is_gated ? kTilesOfGated : tiles_of_panel(args.m, tiles_, threads)),
           panels_(divide_up(tiles_, panel_tiles_)),
+          tiles_apart_(args.is_gated ? panels_ : 1),
+          out_columns_(args.is_gated ? args.n / 2 : args.n),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
           expands_(Kernel::kExpandsAll ||
                    (!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes))),
@@ -125,10 +138,15 @@ private:
         } while (!__atomic_compare_exchange_n(&next_item_, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
         return {begin, end};
     }
-    int64_t tile_stride() const { return steps_ * layout_.step_bytes; }
-    const char* tile(int64_t index) const { return static_cast<const char*>(args_.weight) + index * tile_stride(); }
+    // From a tile of a panel to the next.
+    int64_t tile_stride() const { return tiles_apart_ * steps_ * layout_.step_bytes; }
+    int64_t first_tile(int64_t panel) const { return tiles_apart_ > 1 ? panel : panel * panel_tiles_; }
+    int64_t first_column(int64_t panel, int tile) const { return (first_tile(panel) + tile * tiles_apart_) * kLanes; }
+    const char* tile(int64_t index) const {
+        return static_cast<const char*>(args_.weight) + index * steps_ * layout_.step_bytes;
+    }
     const char* address(int64_t panel, int64_t block) const {
-        return tile(panel * panel_tiles_) + block * block_steps_ * layout_.step_bytes;
+        return tile(first_tile(panel)) + block * block_steps_ * layout_.step_bytes;
     }
 
     void multiply(Kernel& kernel, const PanelBlock& block, float* scales, char* codes, float* sums) const {
@@ -162,12 +180,7 @@ private:
                 kernel.multiply(work, height, tiles);
             else
                 multiply_single_tiles(kernel, work, height, tiles);
-            if (block.index + 1 == k_blocks_) {
-                if (args_.out_dtype == DType::f32)
-                    write(static_cast<float*>(args_.out), row, height, block.panel, tiles, work.sums);
-                else
-                    write(static_cast<bf16_t*>(args_.out), row, height, block.panel, tiles, work.sums);
-            }
+            if (block.index + 1 == k_blocks_) write_any(row, height, block.panel, tiles, work.sums);
             row += height;
             work.skip_rows(height);
             work.sums += height * panel_tiles_ * kLanes;
@@ -251,18 +264,28 @@ private:
     // Fetches where a strip's results will be written: each row is another line, which the core has to own first.
     void fetch_output(int64_t row, int height, int64_t panel) const {
         const int64_t size = size_of(args_.out_dtype);
-        const char* to = static_cast<const char*>(args_.out) + (row * args_.n + panel * panel_tiles_ * kLanes) * size;
-        for (int r = 0; r < height; ++r, to += args_.n * size) __builtin_prefetch(to, 1, 3);
+        const char* to = static_cast<const char*>(args_.out) + (row * out_columns_ + first_column(panel, 0)) * size;
+        for (int r = 0; r < height; ++r, to += out_columns_ * size) __builtin_prefetch(to, 1, 3);
+    }
+
+    void write_any(int64_t row, int height, int64_t panel, int tiles, const float* sums) const {
+        auto* floats = static_cast<float*>(args_.out);
+        auto* halves = static_cast<bf16_t*>(args_.out);
+        if (args_.is_gated)
+            args_.dtype == DType::f32 ? write_gated<F32>(floats, row, height, panel, sums)
+                                      : write_gated<Bf16>(halves, row, height, panel, sums);
+        else
+            args_.out_dtype == DType::f32 ? write(floats, row, height, panel, tiles, sums)
+                                          : write(halves, row, height, panel, tiles, sums);
     }
 
     template <class Out>
     void write(Out* out, int64_t row, int height, int64_t panel, int tiles, const float* sums) const {
         const bool is_whole = tiles == panel_tiles_;
         for (int t = 0; t < tiles; ++t) {
-            const int64_t column = (panel * panel_tiles_ + t) * kLanes;
+            const int64_t column = first_column(panel, t);
             const int columns = int(smaller(kLanes, args_.n - column));
-            const Vec bias = load_bias(column, columns);
-            const Vec scale = Kernel::kScaling == Scaling::row ? load(row_scales() + column) : splat(1.0f);
+            const Vec bias = load_bias(column, columns), scale = load_scale(column);
             for (int r = 0; r < height; ++r) {
                 const float* sum = sums + (is_whole ? r * tiles + t : t * height + r) * kLanes;
                 const Vec value = load(sum) * scale + bias;
@@ -272,6 +295,21 @@ private:
         }
     }
 
+    // As write, and silu_and_mul after it.
+    template <class Elem>
+    void write_gated(typename Elem::Storage* out, int64_t row, int height, int64_t panel, const float* sums) const {
+        const int64_t gate = first_column(panel, 0), up = first_column(panel, 1);
+        const Vec biases[] = {load_bias(gate, kLanes), load_bias(up, kLanes)};
+        const Vec scales[] = {load_scale(gate), load_scale(up)};
+        for (int r = 0; r < height; ++r) {
+            Vec values[kTilesOfGated];
+            for (int t = 0; t < kTilesOfGated; ++t, sums += kLanes)
+                values[t] = round_to(Elem{}, load(sums) * scales[t] + biases[t]);
+            store(out + (row + r) * out_columns_ + gate, silu_times<Elem>(values[0], values[1]));
+        }
+    }
+
+    Vec load_scale(int64_t column) const { return kIsWhole ? load(row_scales() + column) : splat(1.0f); }
     const float* row_scales() const { return reinterpret_cast<const float*>(tile(tiles_)); }
 
     Vec load_bias(int64_t column, int columns) const {
@@ -286,7 +324,7 @@ private:
     const int groups_per_step_;
     const int64_t steps_, tiles_;
     const int threads_, panel_tiles_;
-    const int64_t panels_;
+    const int64_t panels_, tiles_apart_, out_columns_;
     const int row_blocks_;
     const bool expands_;
     const int64_t block_steps_, k_blocks_;
@@ -296,8 +334,20 @@ private:
     int64_t next_item_ = 0;
 };
 
+// A gated linear in two passes.
+template <class Linear>
+void run_and_gate(const QuantizedLinearArgs& args, const Linear& linear) {
+    static thread_local Scratch<char> gate_up;
+    QuantizedLinearArgs plain = args;
+    plain.is_gated = false;
+    plain.out = gate_up.at_least(args.m * args.n * size_of(args.dtype));
+    linear(plain);
+    activation_kernels.silu_and_mul({plain.out, args.out, args.m, args.n / 2, args.dtype, args.num_threads});
+}
+
 template <class Kernel, class Rows>
 void run_quantized(const QuantizedLinearArgs& args) {
+    if (args.is_gated && !QuantizedJob<Kernel>::writes_gated(args)) return run_and_gate(args, run_quantized<Kernel, Rows>);
     const int threads = threads_for(output_rows(args) * args.n * args.k, kQuantizedMinWork, args.num_threads);
     const Rows rows(args, divide_up(args.k, args.layout.step) * args.layout.step);
     Products<QuantizedJob<Kernel>, QuantizedLinearArgs, Activations> products(

@@ -70,6 +70,7 @@ class Kernels:
         dtype: int,
         out_dtype: int,
         num_threads: int,
+        is_gated: bool,
         /,
     ) -> None: ...
     def quantized_linear_emulated_tiles(
@@ -85,6 +86,7 @@ class Kernels:
         dtype: int,
         out_dtype: int,
         num_threads: int,
+        is_gated: bool,
         /,
     ) -> None: ...
     def quantized_pack(

@@ -272,16 +272,36 @@ def pack_any(table: ops.Ops, layout: WeightLayout, n: int, k: int, dtype: torch.
     return packed
 
 
+class TestGated:
+    @pytest.mark.usefixtures("tuned")
+    @pytest.mark.parametrize("layout", [*PART_LAYOUTS, *GGUF_LAYOUTS.values()], ids=str)
+    def test_the_bits_are_those_of_two_ops(self, native: ops.Ops, layout: WeightLayout) -> None:
+        for n, k, dtype in [(96, 2560, torch.bfloat16), (32, 256, torch.float32), (40, 512, torch.bfloat16)]:
+            packed = pack_any(native, layout, n, k, dtype)
+            x, bias = torch.randn(80, k).to(dtype), torch.randn(n).to(dtype)
+            expected = native.silu_and_mul(native.linear(x, packed, bias))
+            for rows in (1, 2, 3, 8, 14, 33, 80):
+                assert torch.equal(native.gated_linear(x[:rows], packed, bias), expected[:rows])
+
+    def test_none_of_nothing(self, native: ops.Ops) -> None:
+        packed = pack_random(native, INT4, 32, 64, torch.float32)
+        assert native.gated_linear(torch.empty(0, 64), packed).shape == (0, 16)
+
+
 class TestTilesEmulated:
     """The loops of the AMX kernels, over tiles that are emulated: the machines that test this have no AMX."""
 
     @staticmethod
     def linear(
-        native: ops.Ops, x: torch.Tensor, weights: list[QuantizedLinear], rows: list[int] | None = None
+        native: ops.Ops,
+        x: torch.Tensor,
+        weights: list[QuantizedLinear],
+        rows: list[int] | None = None,
+        is_gated: bool = False,
     ) -> torch.Tensor:
         """rows: of x that each weight is multiplied with; None: there is one weight, of all."""
         (m, k), first = x.shape, weights[0]
-        out = torch.full((m, first.n), torch.nan, dtype=x.dtype)
+        out = torch.full((m, first.n // (1 + is_gated)), torch.nan, dtype=x.dtype)
         begins = [sum(rows[:i]) for i in range(len(rows))] if rows else []
         groups = [
             (weight.data.data_ptr(), begin, m - begin - count, count)
@@ -289,7 +309,7 @@ class TestTilesEmulated:
         ]
         _native.kernels(native.isa).quantized_linear_emulated_tiles(
             layout_numbers(first.layout, x.dtype), x.data_ptr(), first.data.data_ptr(), groups, out.data_ptr(), m,
-            first.n, k, DTYPE_CODE[x.dtype], DTYPE_CODE[x.dtype], 2,
+            first.n, k, DTYPE_CODE[x.dtype], DTYPE_CODE[x.dtype], 2, is_gated,
         )  # fmt: skip
         return out
 
@@ -318,6 +338,14 @@ class TestTilesEmulated:
             packed = pack_random(native, layout, n, k, torch.bfloat16)
             x = torch.randn(rows, k).to(torch.bfloat16)
             assert torch.equal(self.linear(native, x, [packed]), native.linear(x, packed))
+
+    @pytest.mark.parametrize("layout", [INT4, W8A8, GGUF_LAYOUTS[Q4_1]], ids=str)
+    def test_gated(self, native: ops.Ops, layout: WeightLayout) -> None:
+        packed = pack_random(native, layout, 96, 600, torch.bfloat16)
+        x = torch.randn(70, 600).to(torch.bfloat16)
+        expected = native.silu_and_mul(native.linear(x, packed))
+        for rows in (1, 3, 17, 70):
+            assert torch.equal(self.linear(native, x[:rows], [packed], is_gated=True), expected[:rows])
 
     @pytest.mark.parametrize("layout", [INT4, INT8_CHANNEL, GGUF_LAYOUTS[Q4_1]], ids=str)
     def test_groups_of_rows(self, native: ops.Ops, layout: WeightLayout) -> None:

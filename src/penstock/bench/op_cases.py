@@ -16,7 +16,18 @@ from torch import Tensor
 from penstock.kernels.expert_stack import ExpertStack
 from penstock.kernels.kv_layout import BLOCK_SLOTS, key_cache_shape, value_cache_shape
 from penstock.kernels.ops import Ops, pack_linear
-from penstock.kernels.quantized import GGUF_LAYOUTS, INT8_CHANNEL, Q4_0, Q4_K, Q6_K, Q8_0, empty_quantized, fp8, w4a16
+from penstock.kernels.quantized import (
+    GGUF_LAYOUTS,
+    INT8_CHANNEL,
+    Q4_0,
+    Q4_K,
+    Q6_K,
+    Q8_0,
+    QuantizedLinear,
+    empty_quantized,
+    fp8,
+    w4a16,
+)
 from penstock.kernels.reference.experts import expert_by_expert
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -140,6 +151,31 @@ def quantized_linears(ops: Ops) -> Iterator[Case]:
                 )
 
 
+def gated_linears(ops: Ops) -> Iterator[Case]:
+    """Beside the same in two passes, which is what torch has, too."""
+    n, k = 2 * LLAMA_1B.inner, LLAMA_1B.hidden
+
+    def in_two(x: Tensor, weight: QuantizedLinear) -> Tensor:
+        return ops.silu_and_mul(ops.linear(x, weight))
+
+    for kind in ("int8", "Q8_0", "Q4_0", "Q4_K"):
+        weights = [empty_quantized(n, k, QUANTIZED[kind], BF16) for _ in range(4)]
+        for weight in weights:
+            weight.data.random_(0, 60)
+        for m in (8, 64, 512):
+            x = torch.randn(m, k).to(BF16)
+            yield Case(
+                "gated_linear",
+                f"{m} x {k} -> {n} {kind}",
+                in_turn(partial(ops.gated_linear, x), weights),
+                in_turn(partial(in_two, x), weights),
+                weights[0].nbytes + (m * k + m * n // 2) * 2,
+                torch.int8,
+                2 * m * n * k,
+                is_from_memory=True,
+            )
+
+
 def mixtures(ops: Ops) -> Iterator[Case]:
     """A layer of Qwen3-30B-A3B with 32 of its 128 experts; torch goes from one expert to the next, in bf16."""
     hidden, inner, count, top_k = 2048, 768, 32, 8
@@ -211,8 +247,8 @@ def elementwise(ops: Ops, reference: Ops) -> Iterator[Case]:
         yield Case(
             "add_rms_norm",
             shape,
-            partial(ops.add_rms_norm, x, residual, weight, 1e-5),
-            partial(reference.add_rms_norm, x, residual, weight, 1e-5),
+            partial(ops.rms_norm, x, residual, weight, 1e-5),
+            partial(reference.rms_norm, x, residual, weight, 1e-5),
             4 * x.nbytes,
         )
         yield Case(
@@ -374,6 +410,7 @@ def all_cases(ops: Ops, reference: Ops) -> Iterator[Case]:
     """Made one after another, so that only one op's weights are in memory."""
     yield from linears(ops)
     yield from quantized_linears(ops)
+    yield from gated_linears(ops)
     yield from mixtures(ops)
     yield from embeddings(ops, reference)
     yield from elementwise(ops, reference)

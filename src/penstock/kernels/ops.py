@@ -115,7 +115,7 @@ class RoundedOps(Protocol):
     def rms_norm(
         self, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float, form: ActivationForm
     ) -> RoundedActivations:
-        """Ops.rms_norm, with a residual Ops.add_rms_norm, rounded."""
+        """Ops.rms_norm, rounded."""
         ...
 
     def silu_and_mul(self, gate_up_TJ: Tensor, form: ActivationForm) -> RoundedActivations:
@@ -180,6 +180,12 @@ class Ops(ABC):
         Where a quantised weight's layout asks for it, x is rounded to 8 bits first (kernels/quantized.py).
         """
 
+    def gated_linear(
+        self, x_TK: Tensor, weight: PackedLinear | QuantizedLinear, bias_N: Tensor | None = None
+    ) -> Tensor:
+        """silu_and_mul of linear's columns -> [T, N / 2], bit for bit. An implementation may do both in one pass."""
+        return self.silu_and_mul(self.linear(x_TK, weight, bias_N))
+
     @abstractmethod
     def embedding(self, ids_T: Tensor, weight: PackedLinear | QuantizedLinear) -> Tensor:
         """Rows of a packed [V, K] -> [T, K] of the weight's dtype. ids: int64, each in [0, V)."""
@@ -215,15 +221,12 @@ class Ops(ABC):
     # ---- norms and activation (norm, activation in kernels/native, kernels/reference, csrc/ops)
 
     @abstractmethod
-    def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * weight in float32, rounded once -> [T, K].
+    def rms_norm(self, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float) -> Tensor:
+        """y / sqrt(mean(y^2) + eps) * weight in float32, rounded once -> [T, K].
 
-        Published model code rounds before the weight too, which costs several times the divergence from float.
+        y: x; or the residual, after residual += x in place, rounded to its dtype. Published model code rounds before
+        the weight too, which costs several times the divergence from float.
         """
-
-    @abstractmethod
-    def add_rms_norm(self, x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        """residual += x, in place and rounded to its dtype; then the norm of that sum -> [T, K]."""
 
     @abstractmethod
     def layer_norm(

@@ -30,6 +30,13 @@ class Linear:
             return ops.rounded.linear(x_TK, self.weight.packed, self.bias_N, out_dtype)
         return self.weight.multiply(x_TK, self.bias_N, out_dtype, ops)
 
+    def gated(self, x_TK: Activations, ops: Ops) -> Tensor:
+        """silu_and_mul of what a call gives -> [T, N / 2]."""
+        weight = self.weight
+        if isinstance(x_TK, Tensor) and isinstance(weight, PackedWeight) and weight.input_order is None:
+            return ops.gated_linear(x_TK, weight.packed, self.bias_N)
+        return ops.silu_and_mul(self(x_TK, ops))
+
     def form(self, ops: Ops) -> ActivationForm | None:
         """What the op before can round x to, where this linear would round it anyway; None: x stays as it is."""
         if ops.rounded is None or not isinstance(self.weight, PackedWeight) or self.weight.input_order is not None:

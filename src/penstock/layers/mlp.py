@@ -53,7 +53,7 @@ class GatedMLP:
         """As `down` takes it. Nothing holds the widest of all activations any longer."""
         form = self.down.form(ops)
         if form is None:
-            return ops.silu_and_mul(self.gate_up(x_TD, ops))
+            return self.gate_up.gated(x_TD, ops)
         assert ops.rounded is not None
         return ops.rounded.silu_and_mul(self.gate_up(x_TD, ops), form)
 

@@ -18,7 +18,7 @@ class RMSNorm:
         self.eps = eps
 
     def __call__(self, x_TK: Tensor, ops: Ops) -> Tensor:
-        return ops.rms_norm(x_TK, self.weight_K, self.eps)
+        return ops.rms_norm(x_TK, None, self.weight_K, self.eps)
 
     def into(self, form: ActivationForm | None, x_TK: Tensor, residual_TK: Tensor | None, ops: Ops) -> Activations:
         """The norm of x, or with a residual `add`, as a linear of that form (Linear.form) takes it."""
@@ -29,7 +29,7 @@ class RMSNorm:
 
     def add(self, x_TK: Tensor, residual_TK: Tensor, ops: Ops) -> Tensor:
         """residual += x, in place; the norm of the sum."""
-        return ops.add_rms_norm(x_TK, residual_TK, self.weight_K, self.eps)
+        return ops.rms_norm(x_TK, residual_TK, self.weight_K, self.eps)
 
 
 class LayerNorm:

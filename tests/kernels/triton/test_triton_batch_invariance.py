@@ -78,10 +78,10 @@ def row_ops() -> dict[str, Rows]:
 
     def summed(ids: torch.Tensor) -> torch.Tensor:
         residual = y[ids].clone()
-        return torch.cat([OPS.add_rms_norm(x[ids].clone(), residual, w, 1e-5), residual], dim=1)
+        return torch.cat([OPS.rms_norm(x[ids].clone(), residual, w, 1e-5), residual], dim=1)
 
     return {
-        "rms_norm": lambda ids: OPS.rms_norm(x[ids], w, 1e-5),
+        "rms_norm": lambda ids: OPS.rms_norm(x[ids], None, w, 1e-5),
         "add_rms_norm": summed,
         "layer_norm": lambda ids: OPS.layer_norm(x[ids], y[ids], w, bias, 1e-5),
         "gelu": lambda ids: OPS.gelu(x[ids]),

@@ -29,8 +29,8 @@ def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_rms_norm(dtype: torch.dtype, size: int) -> None:
     x, weight = rows(3, size, dtype), rows(1, size, dtype, 1)[0]
-    close(norm.rms_norm(x, weight, 1e-5), torch_norm.rms_norm(x, weight, 1e-5))
-    assert norm.rms_norm(x[:0], weight, 1e-5).shape == (0, size)
+    close(norm.rms_norm(x, None, weight, 1e-5), torch_norm.rms_norm(x, None, weight, 1e-5))
+    assert norm.rms_norm(x[:0], None, weight, 1e-5).shape == (0, size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -38,8 +38,8 @@ def test_rms_norm(dtype: torch.dtype, size: int) -> None:
 def test_add_rms_norm_changes_the_residual(dtype: torch.dtype, size: int) -> None:
     x, residual, weight = rows(3, size, dtype), rows(3, size, dtype, 1), rows(1, size, dtype, 2)[0]
     expected_residual = residual.clone()
-    wanted = torch_norm.add_rms_norm(x, expected_residual, weight, 1e-6)
-    close(norm.add_rms_norm(x, residual, weight, 1e-6), wanted)
+    wanted = torch_norm.rms_norm(x, expected_residual, weight, 1e-6)
+    close(norm.rms_norm(x, residual, weight, 1e-6), wanted)
     assert torch.equal(residual, expected_residual)
 
 
@@ -104,7 +104,7 @@ def test_a_norm_rounds_as_the_linear_behind_it_would(form: ActivationForm, size:
     residual = rows(4, size, torch.bfloat16, 1) if with_residual else None
     x[1], x[3, size // 2] = 0.0, 3e4
     copy = None if residual is None else residual.clone()
-    normed = norm.rms_norm(x, weight, 1e-5) if copy is None else norm.add_rms_norm(x, copy, weight, 1e-5)
+    normed = norm.rms_norm(x, copy, weight, 1e-5)
     same(norm.rms_norm_quantize(x, residual, weight, 1e-5, form), activation.quantize(normed, form))
     assert residual is None or torch.equal(residual, copy)
     assert norm.rms_norm_quantize(x[:0], None, weight, 1e-5, form).codes.shape[0] == 0
@@ -132,4 +132,5 @@ def test_what_is_not_finite_has_a_scale_that_is_nan(form: ActivationForm, bad: f
     for part in (0, 2):
         assert torch.equal(rounded.codes[part].view(torch.uint8), expected.codes[part].view(torch.uint8))
         assert torch.equal(rounded.scales[part], expected.scales[part])
-    same(norm.rms_norm_quantize(x, None, weight, 1e-5, form), activation.quantize(norm.rms_norm(x, weight, 1e-5), form))
+    normed = norm.rms_norm(x, None, weight, 1e-5)
+    same(norm.rms_norm_quantize(x, None, weight, 1e-5, form), activation.quantize(normed, form))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def rms_norm(
     kernels: Kernels, num_threads: int, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float
 ) -> Tensor:
-    """See Ops.rms_norm and, with a residual, Ops.add_rms_norm."""
+    """See Ops.rms_norm."""
     dtype = x_TK.dtype
     tokens, size = x_TK.shape
     assert x_TK.is_contiguous() and weight_K.dtype is dtype and weight_K.shape == (size,), (x_TK.shape, weight_K.shape)

@@ -162,9 +162,10 @@ def linear(
     x_TK: Tensor,
     weight: QuantizedLinear,
     bias_N: Tensor | None,
-    out_dtype: torch.dtype | None,
+    out_dtype: torch.dtype | None = None,
+    is_gated: bool = False,
 ) -> Tensor:
-    """See Ops.linear."""
+    """See Ops.linear and, if is_gated, Ops.gated_linear."""
     dtype = x_TK.dtype
     m, k = x_TK.shape
     assert x_TK.is_contiguous(), x_TK.stride()
@@ -175,9 +176,10 @@ def linear(
         assert bias_N.dtype is dtype and bias_N.shape == (weight.n,) and bias_N.is_contiguous(), bias_N.shape
         bias = bias_N.data_ptr()
     assert out_dtype in (None, dtype, torch.float32), out_dtype
-    out = torch.empty((m, weight.n), dtype=dtype if out_dtype is None else out_dtype)
+    out_columns = weight.n // 2 if is_gated else weight.n
+    out = torch.empty((m, out_columns), dtype=dtype if out_dtype is None else out_dtype)
     kernels.quantized_linear(
         _numbers(weight.layout, dtype), x_TK.data_ptr(), weight.data.data_ptr(), bias, out.data_ptr(), m, weight.n, k,
-        DTYPE_CODE[dtype], DTYPE_CODE[out.dtype], num_threads,
+        DTYPE_CODE[dtype], DTYPE_CODE[out.dtype], num_threads, is_gated,
     )  # fmt: skip
     return out

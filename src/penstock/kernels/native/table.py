@@ -61,6 +61,13 @@ class NativeOps(Ops):
             return quantized.linear(self.kernels, self.num_threads, x_TK, weight, bias_N, out_dtype)
         return linear.linear(self.kernels, self.num_threads, x_TK, weight, bias_N, out_dtype)
 
+    def gated_linear(
+        self, x_TK: Tensor, weight: PackedLinear | QuantizedLinear, bias_N: Tensor | None = None
+    ) -> Tensor:
+        if isinstance(weight, QuantizedLinear):
+            return quantized.linear(self.kernels, self.num_threads, x_TK, weight, bias_N, is_gated=True)
+        return super().gated_linear(x_TK, weight, bias_N)
+
     def embedding(self, ids_T: Tensor, weight: PackedLinear | QuantizedLinear) -> Tensor:
         if isinstance(weight, QuantizedLinear):
             return quantized.embedding(self.kernels, self.num_threads, ids_T, weight)
@@ -85,10 +92,7 @@ class NativeOps(Ops):
     def dequantize(self, packed: QuantizedLinear, first_row: int = 0, rows: int | None = None) -> Tensor:
         return quantized.dequantize(self.kernels, self.num_threads, packed, first_row, rows)
 
-    def rms_norm(self, x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        return norm.rms_norm(self.kernels, self.num_threads, x_TK, None, weight_K, eps)
-
-    def add_rms_norm(self, x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(self.kernels, self.num_threads, x_TK, residual_TK, weight_K, eps)
 
     def layer_norm(

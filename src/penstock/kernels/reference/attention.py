@@ -51,7 +51,7 @@ def rope_and_cache(
     q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if qk_norm is not None:
         q_weight, k_weight, eps = qk_norm
-        q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
+        q, k = rms_norm(q, None, q_weight, eps), rms_norm(k, None, k_weight, eps)
     heads[:, :num_heads] = _rotate(q, cos_TE, sin_TE)
     k = _rotate(k, cos_TE, sin_TE)
     written = slot_mapping_T >= 0

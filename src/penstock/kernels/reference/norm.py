@@ -10,17 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def rms_norm(x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+def rms_norm(x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float) -> Tensor:
     """See Ops.rms_norm."""
-    wide = x_TK.float()
+    wide = (x_TK if residual_TK is None else residual_TK.add_(x_TK)).float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (scaled * weight_K.float()).to(x_TK.dtype)
-
-
-def add_rms_norm(x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-    """See Ops.add_rms_norm."""
-    residual_TK.add_(x_TK)
-    return rms_norm(residual_TK, weight_K, eps)
 
 
 def layer_norm(x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, bias_K: Tensor, eps: float) -> Tensor:

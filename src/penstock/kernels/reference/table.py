@@ -31,7 +31,6 @@ class ReferenceOps(Ops):
     quantize_into = staticmethod(quantized_family.quantize_into)
     dequantize = staticmethod(quantized_family.dequantize)
     rms_norm = staticmethod(norm_family.rms_norm)
-    add_rms_norm = staticmethod(norm_family.add_rms_norm)
     layer_norm = staticmethod(norm_family.layer_norm)
     gelu = staticmethod(activation_family.gelu)
     silu_and_mul = staticmethod(activation_family.silu_and_mul)

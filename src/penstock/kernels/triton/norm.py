@@ -89,15 +89,8 @@ def row_warps(size: int) -> int:
     return min(max(warps, 1), _MAX_WARPS)
 
 
-def rms_norm(x_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+def rms_norm(x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float) -> Tensor:
     """See Ops.rms_norm."""
-    out = torch.empty_like(x_TK)
-    _launch_rms_norm(x_TK, None, weight_K, eps, out)
-    return out
-
-
-def add_rms_norm(x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-    """See Ops.add_rms_norm."""
     out = torch.empty_like(x_TK)
     _launch_rms_norm(x_TK, residual_TK, weight_K, eps, out)
     return out
@@ -106,7 +99,7 @@ def add_rms_norm(x_TK: Tensor, residual_TK: Tensor, weight_K: Tensor, eps: float
 def rms_norm_quantize(
     x_TK: Tensor, residual_TK: Tensor | None, weight_K: Tensor, eps: float, form: ActivationForm
 ) -> RoundedActivations:
-    """rms_norm, with a residual add_rms_norm, rounded as activation.quantize rounds it."""
+    """rms_norm, rounded as activation.quantize rounds it."""
     rounded = empty_rounded(x_TK.shape[0], x_TK.shape[1], form, x_TK.device)
     _launch_rms_norm(x_TK, residual_TK, weight_K, eps, rounded.codes, (form.block, rounded.scales))
     return rounded

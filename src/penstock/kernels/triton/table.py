@@ -42,7 +42,6 @@ class TritonOps(ReferenceOps):
     linear = staticmethod(linear_family.linear)
     embedding = staticmethod(linear_family.embedding)
     rms_norm = staticmethod(norm.rms_norm)
-    add_rms_norm = staticmethod(norm.add_rms_norm)
     layer_norm = staticmethod(norm.layer_norm)
     gelu = staticmethod(activation.gelu)
     silu_and_mul = staticmethod(activation.silu_and_mul)
