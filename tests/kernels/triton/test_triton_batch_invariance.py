@@ -62,7 +62,7 @@ def linears() -> dict[str, Rows]:
 def row_ops() -> dict[str, Rows]:
     x, y = torch.randn(FEW_ROWS, 200).to(BF16), torch.randn(FEW_ROWS, 200).to(BF16)
     w, bias = torch.randn(200).to(BF16), torch.randn(200).to(BF16)
-    table = weight_of(BF16, 50, 64)
+    table, gate_up = weight_of(BF16, 50, 64), weight_of(BF16, 96, 200)
     token_ids = torch.arange(FEW_ROWS) % 50
     logits = torch.randn(FEW_ROWS, 100) * 3
     temperature, uniform = torch.linspace(0, 2, FEW_ROWS), torch.rand(FEW_ROWS, dtype=torch.float64)
@@ -82,10 +82,11 @@ def row_ops() -> dict[str, Rows]:
 
     return {
         "rms_norm": lambda ids: OPS.rms_norm(x[ids], None, w, 1e-5),
-        "add_rms_norm": summed,
+        "rms_norm of a sum": summed,
         "layer_norm": lambda ids: OPS.layer_norm(x[ids], y[ids], w, bias, 1e-5),
         "gelu": lambda ids: OPS.gelu(x[ids]),
         "silu_and_mul": lambda ids: OPS.silu_and_mul(x[ids]),
+        "gated_linear": lambda ids: OPS.gated_linear(x[ids], gate_up),
         "embedding": lambda ids: OPS.embedding(token_ids[ids], table),
         "mask_logits": masked,
         "sample": lambda ids: OPS.sample(*(part[ids] for part in parameters))[:, None],
