@@ -408,8 +408,8 @@ public:
         if (is_near_) return fetch_near(codes, kBytes, 1, 0);
         for (int at = 0; at < kBytes; at += kStep) __builtin_prefetch(codes + distance_ + at, 0, 2);
     }
-    void begin_step(const char* codes) const {
-        if (is_near_) fetch_near(codes - header_bytes_, header_bytes_, 1, 0);
+    void begin_step(const char* header) const {
+        if (is_near_) fetch_near(header, header_bytes_, 1, 0);
     }
 
 private:
@@ -433,37 +433,31 @@ template <class Family, class Reader, int kUnits>
 }
 
 // One row of x by one tile, which wait for the memory if there are few instructions: groups of a known size (0: any), and
-// scales made f32 by 256 inputs.
+// headers read where the stream comes to them. Reading those of 256 inputs at once, Q8_0's four a kilobyte apart, waited
+// for the memory: 0.84 of its rate, as it is 0.91 (Zen 5).
 template <class Family, class Reader, bool kMinimum, int kGroupUnits>
 void stream_groups(const QuantizedBlock& block, const Reader& reader) {
     constexpr int kAtOnce = kGroupUnits ? kGroupUnits : Reader::kUnits;
-    constexpr int kMostGroups = kXBlock / 16;
-    alignas(kVectorBytes) float expanded[2][kMostGroups * kLanes];
     const StreamFetcher<Reader> fetcher(block);
-    const int units = kGroupUnits ? kGroupUnits : block.group_units;
+    const int units = kGroupUnits ? kGroupUnits : block.group_units, groups = block.step_units / units;
     const char *codes = block.codes, *header = block.headers, *x = block.x;
     const uint32_t* x_sums = block.x_sums;
-    const float *scales = block.scales, *minimums = block.minimums;
     for (int64_t begin = 0, x_block = 0; begin < block.steps; begin += block.x_block_steps, ++x_block) {
         const int64_t end = begin + block.x_block_steps < block.steps ? begin + block.x_block_steps : block.steps;
-        if (!block.scales) {
-            expand_headers(*block.layout, header, end - begin, expanded[0], expanded[1]);
-            header += (end - begin) * block.layout->step_bytes;
-            scales = expanded[0];
-            minimums = expanded[1];
-        }
         Vec parts[1] = {zero()};
-        for (int64_t step = begin; step < end; ++step, codes += block.step_stride) {
-            fetcher.begin_step(codes);
-            for (int unit = 0; unit < block.step_units; unit += units, scales += kLanes, minimums += kLanes, ++x_sums) {
+        for (int64_t step = begin; step < end; ++step, codes += block.step_stride, header += block.layout->step_bytes) {
+            fetcher.begin_step(header);
+            const StepHeader values(*block.layout, header);
+            for (int group = 0; group < groups; ++group, ++x_sums) {
                 auto sum = Family::start(kMinimum, *x_sums);
-                for (int done = 0; done < units; done += kAtOnce, x += kAtOnce * sizeof(uint32_t)) {
-                    const char* from = codes + (unit + done) * Reader::kStride;
+                for (int unit = group * units, last = unit + units; unit < last; unit += kAtOnce, x += kAtOnce * 4) {
+                    const char* from = codes + unit * Reader::kStride;
                     fetcher.template turn<kAtOnce>(from);
-                    sum = stream_units<Family, Reader, kAtOnce>(sum, reader, from, unit + done, x);
+                    sum = stream_units<Family, Reader, kAtOnce>(sum, reader, from, unit, x);
                 }
-                parts[0] = fma(to_vec(sum), load(scales), parts[0]);
-                if constexpr (kMinimum) parts[0] = fma(splat_float(x_sums), load(minimums), parts[0]);
+                const Vec scale = values.scale(group);
+                parts[0] = fma(to_vec(sum), scale, parts[0]);
+                if constexpr (kMinimum) parts[0] = fma(splat_float(x_sums), values.minimum(group, scale), parts[0]);
             }
         }
         add_scaled<Family, 1>(block, 0, x_block, parts);
