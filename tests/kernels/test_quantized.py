@@ -38,6 +38,7 @@ from penstock.kernels.reference.gguf_blocks import BLOCKS
 from penstock.kernels.reference.quantized import dequantize, quantize_activations, values_of
 
 REFERENCE = ops.load("reference", 1)
+
 PART_LAYOUTS = [
     INT4, GGUF_LAYOUTS[Q8_0], INT8_CHANNEL, W8A8, W8A16, NF4, w4a16(128), w4a16(32, "bf16"), w4a16(64, "f16", "point"),
     WeightLayout(8, 64, "float", "f16", "point"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from penstock.kernels.ops import Ops
 from penstock.kernels.rounded import ActivationForm, Activations, RoundedActivations
 from penstock.quantization import EmbeddingWeight, LinearWeight, PackedWeight
+from penstock.quantization.packed_weight import Packed
 
 
 class Linear:
@@ -32,16 +33,20 @@ class Linear:
 
     def gated(self, x_TK: Activations, ops: Ops) -> Tensor:
         """silu_and_mul of what a call gives -> [T, N / 2]."""
-        weight = self.weight
-        if isinstance(x_TK, Tensor) and isinstance(weight, PackedWeight) and weight.input_order is None:
-            return ops.gated_linear(x_TK, weight.packed, self.bias_N)
-        return ops.silu_and_mul(self(x_TK, ops))
+        packed = self._packed()
+        if packed is None or isinstance(x_TK, RoundedActivations):
+            return ops.silu_and_mul(self(x_TK, ops))
+        return ops.gated_linear(x_TK, packed, self.bias_N)
 
     def form(self, ops: Ops) -> ActivationForm | None:
         """What the op before can round x to, where this linear would round it anyway; None: x stays as it is."""
-        if ops.rounded is None or not isinstance(self.weight, PackedWeight) or self.weight.input_order is not None:
-            return None
-        return ops.rounded.form(self.weight.packed)
+        packed = self._packed()
+        return None if ops.rounded is None or packed is None else ops.rounded.form(packed)
+
+    def _packed(self) -> Packed | None:
+        """The weight, if it is one matrix whose inputs are in the order of x."""
+        weight = self.weight
+        return weight.packed if isinstance(weight, PackedWeight) and weight.input_order is None else None
 
 
 class Embedding:

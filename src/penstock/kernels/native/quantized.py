@@ -176,6 +176,7 @@ def linear(
         assert bias_N.dtype is dtype and bias_N.shape == (weight.n,) and bias_N.is_contiguous(), bias_N.shape
         bias = bias_N.data_ptr()
     assert out_dtype in (None, dtype, torch.float32), out_dtype
+    assert not is_gated or (weight.n % 2 == 0 and out_dtype is None), (weight.n, out_dtype)
     out_columns = weight.n // 2 if is_gated else weight.n
     out = torch.empty((m, out_columns), dtype=dtype if out_dtype is None else out_dtype)
     kernels.quantized_linear(
