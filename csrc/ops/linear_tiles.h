@@ -76,6 +76,7 @@ private:
         for (int i = 0; i < prefetch.lines; ++i)
             for (int64_t u = 0; u < kTileRows; ++u)
                 __builtin_prefetch(at + i * prefetch.distance + u * prefetch.step, 0, 2);
+        asm volatile("");  // GCC 12 drops calls of what does nothing but fetch
     }
 
     ShapedTiles<Tiles> tiles_;

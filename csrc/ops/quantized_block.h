@@ -266,7 +266,7 @@ template <class Family, class Reader, int kRows, int kTiles, int kSteps>
                 }
             }
         };
-        if (kRows <= kRowsOfOneStream && block.ahead.is_near)
+        if (kRows <= kRowsFetchedNear && block.ahead.is_near)
             for (int s = 0; s < kSteps; ++s)
                 fetch_near(codes + s * step_stride, Reader::kUnits * Reader::kStride, kTiles, tile_stride);
         else
@@ -363,7 +363,7 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
                                                               sums);
         for (int s = 0; s < kSteps; ++s, x += int64_t(block.group_units) * 4, ++x_sums) {
             if (unit == 0) scales.begin_step(step + s);
-            if (kRows <= kRowsOfOneStream && unit == 0 && block.ahead.is_near)
+            if (kRows <= kRowsFetchedNear && unit == 0 && block.ahead.is_near)
                 fetch_near(codes + s * block.step_stride - block.layout->header_bytes, block.layout->header_bytes, kTiles,
                            block.tile_stride);
             scales.begin_group(group);
@@ -401,7 +401,7 @@ public:
     explicit StreamFetcher(const QuantizedBlock& block)
         : is_near_(block.ahead.is_near),
           header_bytes_(block.layout->header_bytes),
-          distance_(block.ahead.lines ? block.ahead.at - block.codes : 0) {}
+          distance_(block.ahead.pace ? block.ahead.at - block.codes : 0) {}
     template <int kUnits>
     void turn(const char* codes) const {
         constexpr int kBytes = kUnits * Reader::kStride;
@@ -526,7 +526,7 @@ public:
                                                                                   : kRowsOfGroups;
     static constexpr int kRows = kMostRows < kRowsOfRegisters ? kMostRows : kRowsOfRegisters;
     static constexpr int kTiles = kTilesAtOnce;
-    static constexpr bool kExpandsAll = false, kSignedCodes = false, kFetchesNear = true;
+    static constexpr bool kExpandsAll = false, kSignedCodes = false, kIsVectors = true;
     // One row of bytes reads one stream. Sums of floats are chains that wait for the multiplier, and so need several
     // tiles, each a stream (measured: two steps of two tiles at once read a sixth less).
     static constexpr int kTilesOfOneRow = kIsBytes ? 1 : Reader::kFused ? 4 : kQuantizedTiles;

@@ -35,10 +35,10 @@ class QuantizedJob {
     static constexpr int kTilesOfGated = 2;  // a gate's and what it gates
 
 public:
-    // Whether gated results are written at once, of panels of a gate's tile and what it gates. Rows that wait for the memory
-    // had better read one stream, which these two are not.
+    // Whether gated results are written at once, of panels of a gate's tile and what it gates. Rows that had better read one
+    // stream do not: these are two.
     static bool writes_gated(const QuantizedLinearArgs& args) {
-        return Kernel::kTiles == kTilesOfGated && args.m > kRowsOfOneStream && args.n % (2 * kLanes) == 0;
+        return Kernel::kTiles == kTilesOfGated && args.m > rows_of_one_stream(args.layout) && args.n % (2 * kLanes) == 0;
     }
 
     QuantizedJob(const QuantizedLinearArgs& args, const Activations& x, int threads)
@@ -49,13 +49,12 @@ public:
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
           threads_(threads),
-          panel_tiles_(args.is_gated ? kTilesOfGated : tiles_of_panel(args.m, tiles_, threads)),
+          panel_tiles_(args.is_gated ? kTilesOfGated : tiles_of_panel(args, tiles_, threads)),
           panels_(divide_up(tiles_, panel_tiles_)),
           tiles_apart_(args.is_gated ? panels_ : 1),
           out_columns_(args.is_gated ? args.n / 2 : args.n),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
-          expands_(Kernel::kExpandsAll ||
-                   (!Kernel::Reader::kFused && (layout_.bits != 8 || layout_.table != nullptr || !kIsBytes))),
+          expands_(expands(layout_)),
           block_steps_(block_inputs(args.m) / layout_.step),
           k_blocks_(divide_up(steps_, block_steps_)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
@@ -87,18 +86,31 @@ public:
     }
 
 private:
-    // One or two rows of bytes wait for the memory and read one stream.
-    static int tiles_of_panel(int64_t rows, int64_t tiles, int threads) {
-        const int most = rows == 1                              ? Kernel::kTilesOfOneRow
-                         : kIsBytes && rows <= kRowsOfOneStream ? 1
-                                                                : Kernel::kTiles;
+    // Whether the kernel does not take a weight's codes as they are.
+    static bool expands(const WeightLayout& layout) {
+        return Kernel::kExpandsAll ||
+               (!Kernel::Reader::kFused && (layout.bits != 8 || layout.table != nullptr || !kIsBytes));
+    }
+
+    // Rows of bytes that wait for the memory read one stream: where products are twice as fast (tuning.h), a whole strip of
+    // them. Measured on Zen 5 beside two tiles, from memory: 3 to 8 rows of whole rows' scales 1.01 to 1.05 times as fast,
+    // 3 to 6 rows of Q8_0 1.03 to 1.1, of Q4_0 1.02 to 1.13, of Q4_K 1.03 to 1.1, of Q6_K 0.99 to 1.03.
+    static int64_t rows_of_one_stream(const WeightLayout& layout) {
+        const bool is_strip = Kernel::kIsVectors && kIsBytes && !tuning().halves_vectors && !expands(layout);
+        return is_strip ? Kernel::kRows : kRowsOfOneStream;
+    }
+    static int tiles_of_panel(const QuantizedLinearArgs& args, int64_t tiles, int threads) {
+        const int most = args.m == 1                                             ? Kernel::kTilesOfOneRow
+                         : kIsBytes && args.m <= rows_of_one_stream(args.layout) ? 1
+                                                                                 : Kernel::kTiles;
         return tiles < 2 * most * threads ? 1 : most;
     }
 
-    // Whether a single strip of rows shares scales made f32, as several do. Rows that wait for the memory had better read
-    // headers in passing, unless these hold minimums, too (measured on Zen 4: Q4_K with 4 rows takes half the time).
+    // Whether a single strip of rows shares scales made f32, as several do, unless these hold minimums, too (measured on
+    // Zen 4: Q4_K with 4 rows takes half the time). Others had better be read in passing: those of a whole block, before
+    // it, wait for what is fetched last (Zen 5, of the rate of a plain sum: 8 rows of Q8_0 0.85, as it is 0.9).
     static bool shares_scales(int64_t rows) {
-        constexpr int64_t kWaiting = Kernel::kScaling == Scaling::minimum ? kRowsOfOneStream : kRowsOfGroups;
+        constexpr int64_t kWaiting = Kernel::kScaling == Scaling::minimum ? kRowsOfOneStream : kRowsOfOneTile;
         return Kernel::kExpandsAll || (kIsBytes && !kIsWhole && rows > kWaiting);
     }
 
@@ -199,7 +211,6 @@ private:
             }
             part.headers += part.header_tile_stride;
             part.ahead.at += tile_stride();
-            part.ahead.end += tile_stride();
         }
     }
 
@@ -244,28 +255,36 @@ private:
     // Zen 4, where its tiles are long streams, it takes each fourth line: the hardware sees where that goes, and fetches
     // the others without keeping the thread's own loads waiting (1.15 to 1.3 times as fast as all lines; not where little
     // is read between two headers, in 2 and 5 bits: 0.5 and 0.8). On Zen 5 all lines are 1.05 to 1.4 times as fast, FP8's
-    // with 4 rows 2.4 times; and one or two rows had better fetch what is near, which more rows would push out again.
+    // with 4 rows 2.4 times; evenly, which Zen 4 has not been asked; and a few rows of bytes, where these come as fast as
+    // they are read, had better fetch what is near, which more rows would push out again.
     AheadPlan plan_ahead(const PanelBlock& block, int strips, int64_t steps) const {
-        if (Kernel::kFetchesNear && !expands_ && !tuning().halves_vectors && args_.m <= kRowsOfOneStream)
-            return {{.is_near = true}, 0, 0};
+        if (fetches_near()) return {{.is_near = true}, 0, 0};
         if (block.ahead == nullptr) return {{}, 0, strips};
         const bool is_stream = panel_tiles_ == 1 || panel_tiles_ > kQuantizedTiles;
         const bool is_helped = tuning().halves_vectors && strips == 1 && !shares_scales(args_.m) &&
                                (is_stream || layout_.bits == 8) && !Kernel::Reader::kFetchesEachLine;
         const int64_t distance = is_helped ? 4 * kVectorBytes : kVectorBytes;
-        const int64_t lines = divide_up(steps * layout_.step_bytes, distance);  // of the block, for a tile
-        const int64_t turns = steps * step_units_ / 4;                          // of a strip: four units each
-        const int64_t fetching = smaller(strips, divide_up(lines, turns));
-        const int64_t per_turn = divide_up(lines, turns * fetching);
-        return {{block.ahead, block.ahead + steps * layout_.step_bytes, tile_stride(), distance, int(per_turn), false},
-                turns * per_turn * distance, int(strips - fetching)};
+        const int64_t bytes = steps * layout_.step_bytes, turns = steps * step_units_ / 4;  // of a strip: four units each
+        const int64_t fetching = smaller(strips, divide_up(bytes, turns * distance));
+        const int64_t even = divide_up(bytes, turns * fetching);
+        const int64_t pace = tuning().halves_vectors ? divide_up(even, distance) * distance : even;
+        return {{block.ahead, tile_stride(), distance, pace, false}, turns * pace, int(strips - fetching)};
+    }
+    // Not floats: W4A16 on Zen 5, of the rate of a plain sum, near 0.67 (one row) and 0.44 (two), as it is 0.77 and 0.56.
+    bool fetches_near() const {
+        const int64_t most = Kernel::Reader::kFused ? kRowsOfOneStream : kRowsFetchedNear;
+        return Kernel::kIsVectors && kIsBytes && !expands_ && !tuning().halves_vectors && args_.m <= most &&
+               !shares_scales(args_.m);
     }
 
-    // Fetches where a strip's results will be written: each row is another line, which the core has to own first.
+    // Fetches where a strip's results will be written: each row is another line, which the core has to own first. And what
+    // they are scaled with, a line for each tile, which lies behind all tiles.
     void fetch_output(int64_t row, int height, int64_t panel) const {
         const int64_t size = size_of(args_.out_dtype);
         const char* to = static_cast<const char*>(args_.out) + (row * out_columns_ + first_column(panel, 0)) * size;
         for (int r = 0; r < height; ++r, to += out_columns_ * size) __builtin_prefetch(to, 1, 3);
+        for (int t = 0; kIsWhole && t < panel_tiles_; ++t) __builtin_prefetch(row_scales() + first_column(panel, t), 0, 3);
+        asm volatile("");  // GCC 12 drops calls of what does nothing but fetch
     }
 
     void write_any(int64_t row, int height, int64_t panel, int tiles, const float* sums) const {

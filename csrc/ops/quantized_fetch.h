@@ -9,29 +9,31 @@ namespace penstock::PENSTOCK_ISA {
 
 // Up to so many rows of x wait for the memory: bytes are best read as one stream.
 constexpr int64_t kRowsOfOneStream = 2;
+// Up to so many, where what they read as it is is best fetched shortly before.
+constexpr int64_t kRowsFetchedNear = 4;
 
-// What a call fetches into the second-level cache: of each tile `lines` with each four units of its own, `step` bytes
-// apart, from `at` on and not beyond `end`, where another thread's tiles may begin. Or, if is_near (kRowsOfOneStream), what
-// the call itself reads a while later, into the first level.
+// What a call fetches into the second-level cache: of each tile from `at` on, `pace` bytes with each four units of its own,
+// a line in every `step` bytes. Or, if is_near, what the call itself reads a while later, into the first level.
 struct Ahead {
-    const char *at, *end;
-    int64_t tile_stride, step;
-    int lines;
+    const char* at;
+    int64_t tile_stride, step, pace;
     bool is_near;
 };
 
-// Fetches what is ahead, a few lines at a time.
+// Fetches what is ahead as evenly as it will be read. In whole lines with each four units, of which Q8_0 has 4.25, the
+// memory had nothing to do at the end of each block (Zen 5, 8 rows: 0.82 of the rate of a plain sum, as it is 0.85).
 template <int kTiles>
 class Fetcher {
 public:
-    explicit Fetcher(const Ahead& ahead) : ahead_(ahead) {}
+    explicit Fetcher(const Ahead& ahead) : ahead_(ahead), due_(ahead.at) {}
     void turn() {
-        for (int line = 0; line < ahead_.lines && ahead_.at < ahead_.end; ++line, ahead_.at += ahead_.step)
+        for (due_ += ahead_.pace; ahead_.at < due_; ahead_.at += ahead_.step)
             for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead_.at + t * ahead_.tile_stride, 0, 2);
     }
 
 private:
     Ahead ahead_;
+    const char* due_;
 };
 
 // Fetches what will be read of each tile a while after the `bytes` at `at`: a page later, which on Zen 5 is as good as two

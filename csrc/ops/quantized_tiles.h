@@ -28,7 +28,7 @@ public:
     using Family = ByteFamily;
     using Reader = WholeReader;
     static constexpr Scaling kScaling = Scaling::row;
-    static constexpr bool kIsBytes = true, kExpandsAll = false, kSignedCodes = false, kFetchesNear = false;
+    static constexpr bool kIsBytes = true, kExpandsAll = false, kSignedCodes = false, kIsVectors = false;
     static constexpr int kRows = 2 * kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit RowTileKernel(const WeightLayout&) {}
 
@@ -99,7 +99,7 @@ public:
     using Family = ByteFamily;
     using Reader = WholeReader;
     static constexpr Scaling kScaling = kMinimum ? Scaling::minimum : Scaling::group;
-    static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !kMinimum, kFetchesNear = false;
+    static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !kMinimum, kIsVectors = false;
     static constexpr int kRows = kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit GroupTileKernel(const WeightLayout&) {}
 
@@ -119,7 +119,6 @@ private:
     static void multiply_tile(ShapedTiles<Tiles>& tiles, const QuantizedBlock& block, int tile, int num_tiles) {
         Ahead ahead = block.ahead;
         ahead.at += tile * ahead.tile_stride;
-        ahead.end += tile * ahead.tile_stride;
         Fetcher<1> fetcher(ahead);
         const int64_t units = block.group_units, x_stride = block.x_stride;
         const int64_t step_groups = block.step_units / units;
