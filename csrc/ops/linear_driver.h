@@ -29,6 +29,7 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A part of a panel's k, while all rows of a row block pass over it.
 struct PanelBlock {
+    const uint32_t* x;
     Range rows;
     int64_t panel;
     Range units;
@@ -41,9 +42,8 @@ class Linear {
     using T = typename Elem::Storage;
 
 public:
-    Linear(const LinearArgs& args, const void* x, int threads)
+    Linear(const LinearArgs& args, int threads)
         : args_(args),
-          x_(static_cast<const uint32_t*>(x)),
           weight_(static_cast<const char*>(args.weight)),
           units_(ceil_div(args.k, Elem::kPerUnit)),
           tiles_(ceil_div(args.n, kTileColumns)),
@@ -56,7 +56,7 @@ public:
 
     // What one thread does: draw items (a panel for one row block) until none is left, always knowing the next one, so
     // that it can be prefetched.
-    void run() {
+    void run(const void* x) {
         static thread_local Scratch<float> scratch;
         const int64_t rows_kept = k_blocks_ > 1 ? min_of(kMaxRows, args_.m) : Kernel::kRows;
         float* sums = scratch.at_least(rows_kept * Kernel::kTiles * kTileColumns);
@@ -71,7 +71,7 @@ public:
                 const char* next = b + 1 < k_blocks_   ? address(panel, units.end)
                                    : next_item < items ? address(next_item % panels_, 0)
                                                        : nullptr;
-                multiply(kernel, {rows, panel, units, next}, sums);
+                multiply(kernel, {static_cast<const uint32_t*>(x), rows, panel, units, next}, sums);
             }
             item = next_item;
         }
@@ -100,7 +100,7 @@ private:
             const int height = int(strip.end - strip.begin);
             const int64_t row = block.rows.begin + strip.begin;
             float* strip_sums = first && last ? sums : sums + strip.begin * tiles * kTileColumns;
-            kernel.multiply({x_ + row * units_ + block.units.begin, units_, address(block.panel, block.units.begin),
+            kernel.multiply({block.x + row * units_ + block.units.begin, units_, address(block.panel, block.units.begin),
                              tile_stride(), units, strip_sums, first, plan_prefetch(block, s, strips)},
                             height, tiles);
             if (!last) continue;
@@ -140,7 +140,6 @@ private:
     }
 
     const LinearArgs& args_;
-    const uint32_t* x_;
     const char* weight_;
     const int64_t units_, tiles_;
     const int panel_tiles_;
@@ -153,11 +152,11 @@ template <class Kernel>
 void run_linear(const LinearArgs& args, const void* x) {
     const int threads = threads_for(output_rows(args) * args.n * args.k, kMinWorkPerThread, args.num_threads);
     const int64_t row_bytes = ceil_div(args.k, Kernel::Elem::kPerUnit) * int64_t(sizeof(uint32_t));
-    Products<Linear<Kernel>, LinearArgs, const void*> products(
-        args, threads, [&](int64_t row) { return static_cast<const char*>(x) + row * row_bytes; });
-    if (threads == 1) return products.run();
+    const auto x_from = [&](int64_t row) { return static_cast<const char*>(x) + row * row_bytes; };
+    Products<Linear<Kernel>, LinearArgs> products(args, threads);
+    if (threads == 1) return products.run(x_from);
 #pragma omp parallel num_threads(threads)
-    products.run();
+    products.run(x_from);
 }
 
 }  // namespace penstock::PENSTOCK_ISA

@@ -25,34 +25,33 @@ int64_t rows_of_a_product(const Args& args) {
     return args.groups.count > 1 ? output_rows(args) / args.groups.count : output_rows(args);
 }
 
-// Job: made of (const Args&, const X&, threads), all of which it may refer to; run() draws panels in any thread.
-template <class Job, class Args, class X>
+// Job: made of (const Args&, threads), which it may refer to; run(x) draws panels in any thread.
+template <class Job, class Args>
 class Products {
 public:
-    // x_from(row): what a job reads instead of args.x, from that row of x on.
-    template <class XFrom>
-    Products(const Args& args, int threads, const XFrom& x_from) : count_(args.groups.first ? args.groups.count : 1) {
+    Products(const Args& args, int threads) : count_(args.groups.first ? args.groups.count : 1) {
         static thread_local Scratch<Product> scratch;
         products_ = scratch.at_least(count_);
         for (int64_t i = 0; i < count_; ++i) {
             const RowGroup all = {args.weight, 0, 0, args.m};
-            const RowGroup& group = args.groups.first ? args.groups.first[i] : all;
-            new (&products_[i]) Product(args, group, x_from(group.x_row), threads);
+            new (&products_[i]) Product(args, args.groups.first ? args.groups.first[i] : all, threads);
         }
     }
 
-    void run() {
-        for (int64_t i = 0; i < count_; ++i) products_[i].job.run();
+    // What each thread does. x_from(row): what a job reads instead of args.x, from that row of x on.
+    template <class XFrom>
+    void run(const XFrom& x_from) {
+        for (int64_t i = 0; i < count_; ++i) products_[i].job.run(x_from(products_[i].x_row));
     }
 
 private:
     struct Product {
         Args args;
-        X x;
+        int64_t x_row;
         Job job;
 
-        Product(const Args& all, const RowGroup& group, const X& its_x, int threads)
-            : args(of_group(all, group)), x(its_x), job(args, x, threads) {}
+        Product(const Args& all, const RowGroup& group, int threads)
+            : args(of_group(all, group)), x_row(group.x_row), job(args, threads) {}
         Product(const Product&) = delete;
 
         static Args of_group(const Args& all, const RowGroup& group) {

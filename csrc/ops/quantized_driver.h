@@ -22,7 +22,7 @@ extern const ActivationKernels activation_kernels;
 constexpr int64_t kQuantizedBlockInputs = 1024, kLongBlockInputs = 2048;
 constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
-constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x are converted before threads are woken
+constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x each thread converts for itself
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -41,10 +41,9 @@ public:
         return Kernel::kTiles == kTilesOfGated && args.m > rows_of_one_stream(args.layout) && args.n % (2 * kLanes) == 0;
     }
 
-    QuantizedJob(const QuantizedLinearArgs& args, const Activations& x, int threads)
+    QuantizedJob(const QuantizedLinearArgs& args, int threads)
         : args_(args),
           layout_(args.layout),
-          x_(x),
           groups_per_step_(layout_.group_size ? layout_.step / layout_.group_size : 0),
           steps_(divide_up(args.k, layout_.step)),
           tiles_(divide_up(args.n, kLanes)),
@@ -62,7 +61,7 @@ public:
           x_block_steps_(kXBlock / layout_.step),
           expanded_step_bytes_(int64_t(step_units_) * kVectorBytes) {}
 
-    void run() {
+    void run(const Activations& x) {
         static thread_local Scratch<float> sums_scratch, scales_scratch;
         static thread_local Scratch<char> codes_scratch;
         const int64_t block_groups = block_steps_ * groups_per_step_;
@@ -78,7 +77,7 @@ public:
                 const char* ahead = b + 1 < k_blocks_       ? address(item % panels_, b + 1)
                                     : next.begin < next.end ? address(next.begin % panels_, 0)
                                                             : nullptr;
-                multiply(kernel, {split(args_.m, row_blocks_, int(item / panels_)), item % panels_, b, ahead}, scales,
+                multiply(kernel, {x, split(args_.m, row_blocks_, int(item / panels_)), item % panels_, b, ahead}, scales,
                          codes, sums);
             }
             items = next;
@@ -122,6 +121,7 @@ private:
 
     // A part of a panel's k, while all rows of a row block pass over it.
     struct PanelBlock {
+        const Activations& x;
         Range rows;
         int64_t panel, index;
         const char* ahead;  // the block after it, or null
@@ -169,7 +169,7 @@ private:
         const int strips = int(divide_up(rows, Kernel::kRows));
         if (strips == 1 && !shares_scales(rows)) scales = nullptr;
         expand(packed, steps, tiles, scales, codes);
-        QuantizedBlock work = locate(block.rows.begin, first_step);
+        QuantizedBlock work = locate(block.x, block.rows.begin, first_step);
         work.codes = expands_ ? codes : packed + layout_.header_bytes;
         work.step_stride = expands_ ? expanded_step_bytes_ : layout_.step_bytes;
         work.tile_stride = expands_ ? steps * expanded_step_bytes_ : tile_stride();
@@ -231,18 +231,18 @@ private:
     }
 
     // Where x is, from a step on, for the rows from `row` on. Without groups, 256 inputs are one.
-    QuantizedBlock locate(int64_t row, int64_t step) const {
-        const int64_t chunk = x_.chunk_rows ? step * layout_.step / kXChunkInputs : 0;
+    QuantizedBlock locate(const Activations& x, int64_t row, int64_t step) const {
+        const int64_t chunk = x.chunk_rows ? step * layout_.step / kXChunkInputs : 0;
         const int64_t input = step * layout_.step - chunk * kXChunkInputs;
-        row += chunk * x_.chunk_rows;
+        row += chunk * x.chunk_rows;
         QuantizedBlock work{};
-        work.x = x_.x + row * x_.x_stride + input / unit_inputs_ * int64_t(sizeof(uint32_t));
-        work.x_stride = x_.x_stride;
-        work.x_scales = x_.scales ? x_.scales + row * x_.scale_stride + input / kXBlock : nullptr;
-        work.x_scale_stride = x_.scale_stride;
+        work.x = x.x + row * x.x_stride + input / unit_inputs_ * int64_t(sizeof(uint32_t));
+        work.x_stride = x.x_stride;
+        work.x_scales = x.scales ? x.scales + row * x.scale_stride + input / kXBlock : nullptr;
+        work.x_scale_stride = x.scale_stride;
         const int group = layout_.group_size ? layout_.group_size : kXBlock;
-        work.x_sums = x_.sums ? x_.sums + row * x_.sum_stride + input / group : nullptr;
-        work.x_sum_stride = x_.sum_stride;
+        work.x_sums = x.sums ? x.sums + row * x.sum_stride + input / group : nullptr;
+        work.x_sum_stride = x.sum_stride;
         work.layout = &layout_;
         work.x_block_steps = x_block_steps_;
         work.step_units = step_units_;
@@ -339,7 +339,6 @@ private:
 
     const QuantizedLinearArgs& args_;
     const WeightLayout& layout_;
-    const Activations& x_;
     const int groups_per_step_;
     const int64_t steps_, tiles_;
     const int threads_, panel_tiles_;
@@ -368,19 +367,27 @@ template <class Kernel, class Rows>
 void run_quantized(const QuantizedLinearArgs& args) {
     if (args.is_gated && !QuantizedJob<Kernel>::writes_gated(args)) return run_and_gate(args, run_quantized<Kernel, Rows>);
     const int threads = threads_for(output_rows(args) * args.n * args.k, kQuantizedMinWork, args.num_threads);
-    const Rows rows(args, divide_up(args.k, args.layout.step) * args.layout.step);
-    Products<QuantizedJob<Kernel>, QuantizedLinearArgs, Activations> products(
-        args, threads, [&](int64_t row) { return rows.result().from(row); });
-    if (threads == 1 || args.m <= kRowsConvertedAlone)
+    const int64_t padded_k = divide_up(args.k, args.layout.step) * args.layout.step;
+    Products<QuantizedJob<Kernel>, QuantizedLinearArgs> products(args, threads);
+    const auto run = [&](const Rows& rows) { products.run([&](int64_t row) { return rows.result().from(row); }); };
+    // What one thread writes, another would wait for: first to be allowed to go on, and then for each line.
+    const auto run_alone = [&] {
+        const Rows rows(args, padded_k);
         for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
-    if (threads == 1) return products.run();
+        run(rows);
+    };
+    if (threads == 1) return run_alone();
+    if (args.m <= kRowsConvertedAlone) {
+#pragma omp parallel num_threads(threads)
+        run_alone();
+        return;
+    }
+    const Rows rows(args, padded_k);
 #pragma omp parallel num_threads(threads)
     {
-        if (args.m > kRowsConvertedAlone) {
 #pragma omp for schedule(static)
-            for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
-        }
-        products.run();
+        for (int64_t row = 0; row < args.m; ++row) rows.convert(row);
+        run(rows);
     }
 }
 
