@@ -95,8 +95,10 @@ private:
     // them. Measured on Zen 5 beside two tiles, from memory: 3 to 8 rows of whole rows' scales 1.01 to 1.05 times as fast,
     // 3 to 6 rows of Q8_0 1.03 to 1.1, of Q4_0 1.02 to 1.13, of Q4_K 1.03 to 1.1, of Q6_K 0.99 to 1.03.
     static int64_t rows_of_one_stream(const WeightLayout& layout) {
-        const bool is_strip = Kernel::kIsVectors && kIsBytes && !tuning().halves_vectors && !expands(layout);
-        return is_strip ? Kernel::kRows : kRowsOfOneStream;
+        return reads_strips(layout) ? Kernel::kRows : kRowsOfOneStream;
+    }
+    static bool reads_strips(const WeightLayout& layout) {
+        return Kernel::kIsVectors && kIsBytes && !tuning().halves_vectors && !expands(layout);
     }
     static int tiles_of_panel(const QuantizedLinearArgs& args, int64_t tiles, int threads) {
         const int most = args.m == 1                                             ? Kernel::kTilesOfOneRow
@@ -211,6 +213,7 @@ private:
             }
             part.headers += part.header_tile_stride;
             part.ahead.at += tile_stride();
+            part.ahead.end += tile_stride();
         }
     }
 
@@ -268,13 +271,13 @@ private:
         const int64_t fetching = smaller(strips, divide_up(bytes, turns * distance));
         const int64_t even = divide_up(bytes, turns * fetching);
         const int64_t pace = tuning().halves_vectors ? divide_up(even, distance) * distance : even;
-        return {{block.ahead, tile_stride(), distance, pace, false}, turns * pace, int(strips - fetching)};
+        return {{block.ahead, block.ahead + bytes, tile_stride(), distance, pace, false}, turns * pace,
+                int(strips - fetching)};
     }
     // Not floats: W4A16 on Zen 5, of the rate of a plain sum, near 0.67 (one row) and 0.44 (two), as it is 0.77 and 0.56.
     bool fetches_near() const {
         const int64_t most = Kernel::Reader::kFused ? kRowsOfOneStream : kRowsFetchedNear;
-        return Kernel::kIsVectors && kIsBytes && !expands_ && !tuning().halves_vectors && args_.m <= most &&
-               !shares_scales(args_.m);
+        return reads_strips(layout_) && args_.m <= most && !shares_scales(args_.m);
     }
 
     // Fetches where a strip's results will be written: each row is another line, which the core has to own first. And what

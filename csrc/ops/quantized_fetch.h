@@ -13,9 +13,10 @@ constexpr int64_t kRowsOfOneStream = 2;
 constexpr int64_t kRowsFetchedNear = 4;
 
 // What a call fetches into the second-level cache: of each tile from `at` on, `pace` bytes with each four units of its own,
-// a line in every `step` bytes. Or, if is_near, what the call itself reads a while later, into the first level.
+// a line in every `step` bytes, and not beyond `end`, where another thread's tiles may begin. Or, if is_near, what the call
+// itself reads a while later, into the first level.
 struct Ahead {
-    const char* at;
+    const char *at, *end;
     int64_t tile_stride, step, pace;
     bool is_near;
 };
@@ -27,7 +28,8 @@ class Fetcher {
 public:
     explicit Fetcher(const Ahead& ahead) : ahead_(ahead), due_(ahead.at) {}
     void turn() {
-        for (due_ += ahead_.pace; ahead_.at < due_; ahead_.at += ahead_.step)
+        due_ = due_ + ahead_.pace < ahead_.end ? due_ + ahead_.pace : ahead_.end;
+        for (; ahead_.at < due_; ahead_.at += ahead_.step)
             for (int t = 0; t < kTiles; ++t) __builtin_prefetch(ahead_.at + t * ahead_.tile_stride, 0, 2);
     }
 

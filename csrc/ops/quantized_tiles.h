@@ -119,6 +119,7 @@ private:
     static void multiply_tile(ShapedTiles<Tiles>& tiles, const QuantizedBlock& block, int tile, int num_tiles) {
         Ahead ahead = block.ahead;
         ahead.at += tile * ahead.tile_stride;
+        ahead.end += tile * ahead.tile_stride;
         Fetcher<1> fetcher(ahead);
         const int64_t units = block.group_units, x_stride = block.x_stride;
         const int64_t step_groups = block.step_units / units;
