@@ -8,6 +8,8 @@
 
 namespace penstock::PENSTOCK_ISA {
 
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Rows of x as the block kernels read them. Bytes lie in chunks of kXChunkInputs, [chunk][chunk_rows], with what belongs
 // to them; floats, with chunk_rows 0, are one chunk.
 struct Activations {
@@ -48,52 +50,54 @@ public:
 
     const Activations& result() const { return out_; }
 
+    // First all scales, so that no block waits for its own.
     void convert(int64_t row) const {
         const T* x = static_cast<const T*>(args_.x) + row * args_.k;
-        float row_most = 0.0f;
-        if (args_.layout.x_per_token) row_most = largest(x, 0, args_.k);
-        for (int64_t begin = 0; begin < padded_k_; begin += kXBlock) {
-            const int64_t end = begin + kXBlock < padded_k_ ? begin + kXBlock : padded_k_;
-            const int64_t filled = end < args_.k ? end : args_.k;
-            const float most = args_.layout.x_per_token ? row_most : largest(x, begin, filled);
-            convert_block(begin / kXChunkInputs * args_.m + row, x, {begin, end}, most);
-        }
+        const float row_most = args_.layout.x_per_token ? largest(x, 0, args_.k) : 0.0f;
+        for (int64_t begin = 0; begin < padded_k_; begin += kXBlock)
+            *scale_of(row, begin) = args_.layout.x_per_token ? row_most : largest(x, begin, smaller(begin + kXBlock, args_.k));
+        for (int64_t begin = 0; begin < padded_k_; begin += kXBlock)
+            convert_block(row, x, {begin, smaller(begin + kXBlock, padded_k_)});
     }
 
 private:
-    // The largest magnitude; NaN if there is one (as bits, it is larger than all numbers).
-    static float largest(const T* x, int64_t begin, int64_t end) {
-        Vec most = zero();
-        uint32_t unusual = 0;
-        for (int64_t i = begin; i < end; i += kLanes) {
-            const Vec value = magnitude(end - i >= kLanes ? load(x + i) : load_n(x + i, int(end - i)));
-            unusual |= mask_nan(value);
-            most = max(value, most);
-        }
-        return unusual ? NAN : reduce_max(most);
+    static Vec load_up_to(const T* x, int64_t count) {
+        return count >= kLanes ? load(x) : count > 0 ? load_n(x, int(count)) : zero();
+    }
+    // The row of its chunk that an input of a row is in.
+    int64_t chunk_row(int64_t row, int64_t input) const { return input / kXChunkInputs * args_.m + row; }
+    float* scale_of(int64_t row, int64_t input) const {
+        return out_.scales + chunk_row(row, input) * kXChunkScales + input % kXChunkInputs / kXBlock;
     }
 
-    // Writes codes, sums and the scale of inputs [begin, end), of which those from k on are zero, to a row of their chunk.
-    void convert_block(int64_t row, const T* x, Range inputs, float most) const {
-        const bool is_finite = most <= 3.4028234e38f, is_zero = most < 1e-30f;
-        const Vec inverse = splat(is_finite && !is_zero ? 127.0f / most : 0.0f);
-        const int64_t chunk = inputs.begin / kXChunkInputs * kXChunkInputs;
-        auto* codes = reinterpret_cast<int8_t*>(out_.x + row * kXChunkStride);
-        uint32_t* sums = out_.sums + row * kXChunkSums;
-        int32_t sum = 0;
-        for (int64_t i = inputs.begin; i < inputs.end; i += kLanes) {
-            const int64_t left = args_.k - i;
-            Vec value = left >= kLanes ? load(x + i) : left > 0 ? load_n(x + i, int(left)) : zero();
-            if (!is_finite) value = zero();
-            sum += store_int8(codes + i - chunk, round_nearest(value * inverse));
-            if ((i + kLanes) % group_ != 0 && i + kLanes < inputs.end) continue;
-            // A group larger than a block of x never comes here: groups are of 256 inputs at most.
-            sums[(i - chunk) / group_] = args_.layout.minimums == MinimumKind::none ? uint32_t(-args_.layout.offset * sum)
-                                                                         : bits_of(float(sum));
-            sum = 0;
+    // The largest magnitude; NaN if there is one.
+    static float largest(const T* x, int64_t begin, int64_t end) {
+        Vec most = zero();
+        for (int64_t i = begin; i < end; i += kLanes) most = larger_bits(magnitude(load_up_to(x + i, end - i)), most);
+        return mask_nan(most) ? NAN : reduce_max(most);
+    }
+
+    // Writes codes and sums of inputs [begin, end), of which those from k on are zero, and their scale over their largest.
+    void convert_block(int64_t row, const T* x, Range inputs) const {
+        const int64_t k = args_.k, group = group_, chunk_row = this->chunk_row(row, inputs.begin);
+        const int64_t in_chunk = inputs.begin % kXChunkInputs;
+        auto* codes = reinterpret_cast<int8_t*>(out_.x + chunk_row * kXChunkStride) + in_chunk;
+        uint32_t* sums = out_.sums + chunk_row * kXChunkSums + in_chunk / group;
+        float* scale = scale_of(row, inputs.begin);
+        const bool is_finite = *scale <= 3.4028234e38f, is_zero = *scale < 1e-30f;
+        const Vec inverse = splat(is_zero ? 0.0f : 127.0f / *scale);
+        *scale = !is_finite ? NAN : is_zero ? 0.0f : *scale / 127.0f;
+        // A group larger than a block of x never comes here: groups are of 256 inputs at most.
+        for (int64_t i = inputs.begin; i < inputs.end; ++sums) {
+            Ints sum = splat_int(0);
+            for (const int64_t end = smaller(i + group, inputs.end); i < end; i += kLanes, codes += kLanes) {
+                const Ints whole = is_finite ? to_nearest_ints(load_up_to(x + i, k - i) * inverse) : splat_int(0);
+                store_int8(codes, whole);
+                sum = sum + whole;
+            }
+            const float total = reduce_sum(to_vec(sum));  // exact
+            *sums = args_.layout.minimums == MinimumKind::none ? uint32_t(-args_.layout.offset * int32_t(total)) : bits_of(total);
         }
-        const int64_t scale = row * kXChunkScales + (inputs.begin - chunk) / kXBlock;
-        out_.scales[scale] = !is_finite ? NAN : is_zero ? 0.0f : most / 127.0f;
     }
 
     const QuantizedLinearArgs& args_;

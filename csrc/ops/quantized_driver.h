@@ -24,7 +24,6 @@ constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
 constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x each thread converts for itself
 
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Kernel>

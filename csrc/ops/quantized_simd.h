@@ -53,13 +53,14 @@ static inline Vec load_uint8(const uint8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
 }
 static inline Vec load_half(const f16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
-// Whole numbers of at most 127 in magnitude; returns their sum.
-static inline int32_t store_int8(int8_t* p, Vec x) {
-    const __m512i whole = _mm512_cvtps_epi32(x.v);
-    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(whole));
-    return _mm512_reduce_add_epi32(whole);
-}
+static inline Ints to_nearest_ints(Vec x) { return {_mm512_cvtps_epi32(x.v)}; }
+// Of at most 127 in magnitude.
+static inline void store_int8(int8_t* p, Ints x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x.v)); }
 static inline Vec magnitude(Vec x) { return {_mm512_abs_ps(x.v)}; }
+// Of magnitudes; a NaN is larger than all numbers.
+static inline Vec larger_bits(Vec a, Vec b) {
+    return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
 
 #elif PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AVX2
 
@@ -145,21 +146,20 @@ static inline Vec load_uint8(const uint8_t* p) {
 static inline Vec load_half(const f16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
-static inline int32_t store_int8(int8_t* p, Vec x) {
-    alignas(32) int32_t whole[16];
-    _mm256_store_si256((__m256i*)whole, _mm256_cvtps_epi32(x.low));
-    _mm256_store_si256((__m256i*)(whole + 8), _mm256_cvtps_epi32(x.high));
-    int32_t sum = 0;
-    for (int i = 0; i < 16; ++i) {
-        p[i] = int8_t(whole[i]);
-        sum += whole[i];
-    }
-    return sum;
+static inline Ints to_nearest_ints(Vec x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+static inline void store_int8(int8_t* p, Ints x) {
+    const __m256i pairs = _mm256_packs_epi32(x.low, x.high);  // of each half of 128 bits: four of x.low, four of x.high
+    const __m256i ordered = _mm256_permute4x64_epi64(pairs, 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
 static inline Vec magnitude(Vec x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
 }
+static inline __m256 larger_bits8(__m256 a, __m256 b) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+static inline Vec larger_bits(Vec a, Vec b) { return {larger_bits8(a.low, b.low), larger_bits8(a.high, b.high)}; }
 
 #else
 
@@ -238,17 +238,22 @@ static inline Vec load_half(const f16_t* p) {
     for (int i = 0; i < 16; ++i) lanes[i] = f32_of_f16(p[i]);
     return load(lanes);
 }
-static inline int32_t store_int8(int8_t* p, Vec x) {
-    int32_t sum = 0;
-    for (int i = 0; i < 16; ++i) {
-        p[i] = int8_t(x.lane(i));
-        sum += p[i];
-    }
-    return sum;
+static inline Ints to_nearest_ints(Vec x) {
+    const Vec whole = round_nearest(x);
+    Ints result;
+    for (int i = 0; i < 4; ++i) result.part[i] = __builtin_convertvector(whole.part[i], Int4);
+    return result;
+}
+static inline void store_int8(int8_t* p, Ints x) {
+    for (int i = 0; i < 16; ++i) p[i] = int8_t(x.part[i / 4][i % 4]);
 }
 static inline Vec magnitude(Vec x) {
     for (int i = 0; i < 4; ++i) x.part[i] = (Float4)((Uint4)x.part[i] & 0x7fffffffu);
     return x;
+}
+static inline Vec larger_bits(Vec a, Vec b) {
+    for (int i = 0; i < 4; ++i) a.part[i] = (Uint4)a.part[i] > (Uint4)b.part[i] ? a.part[i] : b.part[i];
+    return a;
 }
 
 #endif
