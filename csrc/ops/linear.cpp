@@ -8,12 +8,6 @@ namespace penstock::PENSTOCK_ISA {
 
 namespace {
 
-#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
-using Bf16Kernel = TileKernel<AmxTiles>;
-#else
-using Bf16Kernel = VectorKernel<Bf16>;
-#endif
-
 // x in whole pairs: rows of an odd number of bf16 are copied and padded with a zero.
 const void* whole_pairs(const LinearArgs& args) {
     if (args.k % 2 == 0) return args.x;
@@ -26,12 +20,23 @@ const void* whole_pairs(const LinearArgs& args) {
     return padded;
 }
 
+void linear_of_bf16(const LinearArgs& args, const void* x) {
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_AMX
+    run_linear<TileKernel<AmxTiles>>(args, x);
+#else
+#if PENSTOCK_ISA_LEVEL >= PENSTOCK_LEVEL_BF16
+    if (!tuning().halves_vectors) return run_linear<VectorKernel<Bf16, kTallShape>>(args, x);
+#endif
+    run_linear<VectorKernel<Bf16>>(args, x);
+#endif
+}
+
 void linear(const LinearArgs& args) {
     if (args.m == 0) return;
     if (args.dtype == DType::f32)
         run_linear<VectorKernel<F32>>(args, args.x);
     else
-        run_linear<Bf16Kernel>(args, whole_pairs(args));
+        linear_of_bf16(args, whole_pairs(args));
 }
 
 void linear_emulated_tiles(const LinearArgs& args) {

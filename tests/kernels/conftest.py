@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from penstock import _native
@@ -16,3 +18,16 @@ def native(request: pytest.FixtureRequest) -> ops.Ops:
     if request.param not in WORKING:
         pytest.skip(f"{request.param} does not run here")
     return ops.load("native", 2, isa=request.param)
+
+
+@pytest.fixture
+def tuning_restored() -> Iterator[None]:
+    before = _native.tune(True)
+    yield
+    _native.tune(before)
+
+
+@pytest.fixture(params=[True, False], ids=["halved vectors", "whole vectors"])
+def tuned(tuning_restored: None, request: pytest.FixtureRequest) -> None:
+    """For each of the processors that kernels are tuned for."""
+    _native.tune(request.param)

@@ -43,6 +43,7 @@ def assert_linear_close(actual: torch.Tensor, x: torch.Tensor, weight: torch.Ten
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 class TestLinear:
+    @pytest.mark.usefixtures("tuned")
     @pytest.mark.parametrize("shape", [*EDGES, *random_shapes(12)], ids=str)
     def test_parity(self, native: ops.Ops, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
         tokens, n, k = shape
@@ -55,6 +56,7 @@ class TestLinear:
         assert_linear_close(with_bias, x, weight, bias)
         assert_linear_close(REFERENCE.linear(x, packed, bias, torch.float32), x, weight, bias)
 
+    @pytest.mark.usefixtures("tuned")
     @pytest.mark.parametrize("k", [64, 1000, 2049, 6000])
     def test_a_row_is_the_same_in_any_batch(self, native: ops.Ops, dtype: torch.dtype, k: int) -> None:
         n = 200
@@ -66,6 +68,16 @@ class TestLinear:
             assert torch.equal(native.linear(x[:tokens], packed, bias), alone[:tokens])
         assert torch.equal(native.linear(x, packed, bias)[:40], alone)
         assert torch.equal(native.linear(x[500:], packed, bias), native.linear(x, packed, bias)[500:])
+
+    @pytest.mark.usefixtures("tuning_restored")
+    def test_tuning_changes_no_bit(self, native: ops.Ops, dtype: torch.dtype) -> None:
+        packed = ops.pack_linear(native, [torch.randn(200, 2050)], dtype)
+        x = torch.randn(40, 2050).to(dtype)
+        _native.tune(True)
+        expected = {rows: native.linear(x[:rows], packed) for rows in (1, 7, 16, 40)}
+        assert _native.tune(False) is True
+        for rows, rows_expected in expected.items():
+            assert torch.equal(native.linear(x[:rows], packed), rows_expected)
 
     def test_one_thread_gives_the_same(self, native: ops.Ops, dtype: torch.dtype) -> None:
         single = ops.load("native", 1, native.isa)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import gguf
 import numpy as np
 import pytest
@@ -50,19 +48,6 @@ PART_LAYOUTS = [
         WeightLayout(8, 256, "float", "f32", offset=128), WeightLayout(8, 128, "float", "f16", "point"),
     )),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def tuning_restored() -> Iterator[None]:
-    before = _native.tune(True)
-    yield
-    _native.tune(before)
-
-
-@pytest.fixture(params=[True, False], ids=["halved vectors", "whole vectors"])
-def tuned(tuning_restored: None, request: pytest.FixtureRequest) -> None:
-    """For each of the processors that kernels are tuned for."""
-    _native.tune(request.param)
 
 
 def random_blocks(ggml_type: int, rows: int, k: int) -> torch.Tensor:
