@@ -17,7 +17,9 @@ struct Activations {
     int64_t x_stride;  // bytes
     float* scales;     // [chunk][row][scale_stride]; null for floats
     int64_t scale_stride;
-    uint32_t* sums;  // likewise: int32 to begin a group's sum with, or f32 to multiply a minimum with; or null
+    // Likewise, or null: int32 to begin a group's sum with; or to multiply minimums with, f32, or int16 (where these are whole
+    // numbers, has_whole_minimums), two of a row in each place.
+    uint32_t* sums;
     int64_t sum_stride;
     int64_t chunk_rows;
 
@@ -32,7 +34,11 @@ class BytesOfRows {
     using T = typename Elem::Storage;
 
 public:
-    BytesOfRows(const QuantizedLinearArgs& args, int64_t padded_k) : args_(args), padded_k_(padded_k) {
+    BytesOfRows(const QuantizedLinearArgs& args, int64_t padded_k)
+        : args_(args),
+          padded_k_(padded_k),
+          has_minimums_(args.layout.minimums != MinimumKind::none),
+          has_whole_minimums_(has_whole_minimums(args.layout)) {
         const WeightLayout& layout = args.layout;
         group_ = layout.group_size ? layout.group_size : kXBlock;
         out_.x_stride = kXChunkStride;
@@ -82,26 +88,37 @@ private:
         const int64_t k = args_.k, group = group_, chunk_row = this->chunk_row(row, inputs.begin);
         const int64_t in_chunk = inputs.begin % kXChunkInputs;
         auto* codes = reinterpret_cast<int8_t*>(out_.x + chunk_row * kXChunkStride) + in_chunk;
-        uint32_t* sums = out_.sums + chunk_row * kXChunkSums + in_chunk / group;
+        uint32_t* sums = out_.sums + chunk_row * kXChunkSums;
+        int64_t group_index = in_chunk / group;
         float* scale = scale_of(row, inputs.begin);
         const bool is_finite = *scale <= 3.4028234e38f, is_zero = *scale < 1e-30f;
         const Vec inverse = splat(is_zero ? 0.0f : 127.0f / *scale);
         *scale = !is_finite ? NAN : is_zero ? 0.0f : *scale / 127.0f;
         // A group larger than a block of x never comes here: groups are of 256 inputs at most.
-        for (int64_t i = inputs.begin; i < inputs.end; ++sums) {
+        for (int64_t i = inputs.begin; i < inputs.end; ++group_index) {
             Ints sum = splat_int(0);
             for (const int64_t end = smaller(i + group, inputs.end); i < end; i += kLanes, codes += kLanes) {
                 const Ints whole = is_finite ? to_nearest_ints(load_up_to(x + i, k - i) * inverse) : splat_int(0);
                 store_int8(codes, whole);
                 sum = sum + whole;
             }
-            const float total = reduce_sum(to_vec(sum));  // exact
-            *sums = args_.layout.minimums == MinimumKind::none ? uint32_t(-args_.layout.offset * int32_t(total)) : bits_of(total);
+            write_sum(sums, group_index, reduce_sum(to_vec(sum)));
         }
+    }
+
+    // sum: a whole number.
+    void write_sum(uint32_t* sums, int64_t group, float sum) const {
+        if (!has_minimums_)
+            sums[group] = uint32_t(-args_.layout.offset * int32_t(sum));
+        else if (has_whole_minimums_)
+            reinterpret_cast<int16_t*>(sums)[group] = int16_t(sum);
+        else
+            sums[group] = bits_of(sum);
     }
 
     const QuantizedLinearArgs& args_;
     int64_t padded_k_;
+    bool has_minimums_, has_whole_minimums_;
     int group_;
     Activations out_{};
 };

@@ -80,6 +80,7 @@ void run(const QuantizedLinearArgs& args) {
     if (layout.bits == 8 && fit_one_tile(args, rows_of_one_tile_of_bytes()))
         return run_one_tile<Rows, TightByteFamily, WholeReader, Scaling::group>(args);
     if (layout.bits == 8) return run_quantized<QuantizedKernel<TightByteFamily, WholeReader, Scaling::group>, Rows>(args);
+    if (has_whole_minimums(layout)) return run_narrow<Rows, Scaling::whole_minimum>(args);
     if (has_minimums) return run_narrow<Rows, Scaling::minimum>(args);
     if (layout.bits == 6 && fit_one_tile(args, rows_of_one_tile_of_bytes()))
         return run_one_tile<Rows, TightNarrowByteFamily, SixBitReader, Scaling::group>(args);

@@ -14,9 +14,11 @@ void run(const QuantizedLinearArgs& args) {
     if (args.layout.group_size == 0)
         run_quantized<RowTileKernel<Tiles>, Rows>(args);
     else if (args.layout.minimums == MinimumKind::none)
-        run_quantized<GroupTileKernel<Tiles, false>, Rows>(args);
+        run_quantized<GroupTileKernel<Tiles, Scaling::group>, Rows>(args);
+    else if (has_whole_minimums(args.layout))
+        run_quantized<GroupTileKernel<Tiles, Scaling::whole_minimum>, Rows>(args);
     else
-        run_quantized<GroupTileKernel<Tiles, true>, Rows>(args);
+        run_quantized<GroupTileKernel<Tiles, Scaling::minimum>, Rows>(args);
 }
 
 template <class Tiles>

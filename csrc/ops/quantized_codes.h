@@ -120,6 +120,12 @@ struct StepHeader {
         return scales == ScaleKind::super ? super_minimum * minimum : minimum;
     }
 
+    // Of two groups, where minimums are whole.
+    Units minimum_pair(int pair) const {
+        const auto* from = reinterpret_cast<const int8_t*>(minimums_at) + pair * 2 * kLanes;
+        return load_pairs(from, from + kLanes);
+    }
+
     ScaleKind scales;
     MinimumKind minimums;
     Vec super = splat(1.0f), super_minimum = splat(1.0f);
@@ -162,6 +168,26 @@ static inline void expand_headers(const WeightLayout& layout, const char* header
         case ScaleKind::bf16: return expand_headers_of<ScaleKind::bf16>(layout, header, steps, scales, minimums);
         case ScaleKind::f32: return expand_headers_of<ScaleKind::f32>(layout, header, steps, scales, minimums);
         case ScaleKind::super: return expand_headers_of<ScaleKind::super>(layout, header, steps, scales, minimums);
+    }
+}
+
+// Whether a step's minimums are whole numbers with one scale: their products with sums of 8-bit x are exact then.
+static inline bool has_whole_minimums(const WeightLayout& layout) {
+    return !layout.is_float && layout.bits < 8 && layout.scales == ScaleKind::super && layout.minimums == MinimumKind::own;
+}
+
+// Then: scales as above, and of each step units of two groups' minimums in 16 bits, and what they are scaled with,
+// [steps][groups / 2 + 1][16].
+static inline void expand_whole_minimums(const WeightLayout& layout, const char* header, int64_t steps, float* scales,
+                                         float* minimums) {
+    const int groups = layout.step / layout.group_size;
+    for (int64_t step = 0; step < steps; ++step, header += layout.step_bytes) {
+        const StepHeader values(ScaleKind::super, MinimumKind::own, groups, header);
+        for (int g = 0; g < groups; ++g, scales += kLanes) store(scales, values.scale(g));
+        for (int pair = 0; pair < groups / 2; ++pair, minimums += kLanes)
+            store_units(reinterpret_cast<uint32_t*>(minimums), values.minimum_pair(pair));
+        store(minimums, values.super_minimum);
+        minimums += kLanes;
     }
 }
 

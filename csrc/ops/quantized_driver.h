@@ -53,6 +53,7 @@ public:
           out_columns_(args.is_gated ? args.n / 2 : args.n),
           row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
           expands_(expands(layout_)),
+          has_whole_minimums_(has_whole_minimums(layout_)),
           block_steps_(block_inputs(args.m) / layout_.step),
           k_blocks_(divide_up(steps_, block_steps_)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
@@ -110,7 +111,7 @@ private:
     // Zen 4: Q4_K with 4 rows takes half the time). Others had better be read in passing: those of a whole block, before
     // it, wait for what is fetched last (Zen 5, of the rate of a plain sum: 8 rows of Q8_0 0.85, as it is 0.9).
     static bool shares_scales(int64_t rows) {
-        constexpr int64_t kWaiting = Kernel::kScaling == Scaling::minimum ? kRowsOfOneStream : kRowsOfOneTile;
+        constexpr int64_t kWaiting = has_minimum(Kernel::kScaling) ? kRowsOfOneStream : kRowsOfOneTile;
         return Kernel::kExpandsAll || (kIsBytes && !kIsWhole && rows > kWaiting);
     }
 
@@ -220,7 +221,8 @@ private:
     void expand(const char* packed, int64_t steps, int tiles, float* scales, char* codes) const {
         const int64_t values = steps * groups_per_step_ * kLanes;
         for (int t = 0; t < tiles; ++t, packed += tile_stride()) {
-            if (scales && values) expand_headers(layout_, packed, steps, scales + t * values, scales + (tiles + t) * values);
+            const auto expand_any = has_whole_minimums_ ? expand_whole_minimums : expand_headers;
+            if (scales && values) expand_any(layout_, packed, steps, scales + t * values, scales + (tiles + t) * values);
             for (int64_t step = 0; expands_ && step < steps; ++step) {
                 const char* from = packed + step * layout_.step_bytes + layout_.header_bytes;
                 char* to = codes + (t * steps + step) * expanded_step_bytes_;
@@ -243,12 +245,13 @@ private:
         work.x_scales = x.scales ? x.scales + row * x.scale_stride + input / kXBlock : nullptr;
         work.x_scale_stride = x.scale_stride;
         const int group = layout_.group_size ? layout_.group_size : kXBlock;
-        work.x_sums = x.sums ? x.sums + row * x.sum_stride + input / group : nullptr;
+        work.x_sums = x.sums ? x.sums + row * x.sum_stride + input / group / (has_whole_minimums_ ? 2 : 1) : nullptr;
         work.x_sum_stride = x.sum_stride;
         work.layout = &layout_;
         work.x_block_steps = x_block_steps_;
         work.step_units = step_units_;
         work.group_units = layout_.group_size / unit_inputs_;
+        work.minimum_pairs = has_whole_minimums_ ? groups_per_step_ / 2 : 0;
         return work;
     }
 
@@ -346,7 +349,7 @@ private:
     const int threads_, panel_tiles_;
     const int64_t panels_, tiles_apart_, out_columns_;
     const int row_blocks_;
-    const bool expands_;
+    const bool expands_, has_whole_minimums_;
     const int64_t block_steps_, k_blocks_;
     const int unit_inputs_, step_units_;
     const int x_block_steps_;

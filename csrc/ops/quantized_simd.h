@@ -25,6 +25,16 @@ static inline Ints dot_unit_in_place(Ints acc, Units codes, const uint32_t* x) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(codes.v), "m"(*x));
     return acc;
 }
+// Units of two 16-bit integers, of two rows of lanes; and a product with one such unit for all lanes.
+static inline Units load_pairs(const int8_t* first, const int8_t* second) {
+    const __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)first));
+    const __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)second));
+    return {_mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16))};
+}
+static inline Ints dot_pairs_in_place(Ints acc, Units pairs, const uint32_t* x) {
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(pairs.v), "m"(*x));
+    return acc;
+}
 // (bytes >> kShift) & mask
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
@@ -101,6 +111,19 @@ static inline __m256i dot_narrow_bytes8(__m256i acc, __m256i codes, __m256i x) {
 }
 static inline Ints dot_narrow_bytes(Ints acc, Units codes, Units x) {
     return {dot_narrow_bytes8(acc.low, codes.low, x.low), dot_narrow_bytes8(acc.high, codes.high, x.high)};
+}
+static inline __m256i load_pairs8(const int8_t* first, const int8_t* second) {
+    const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)first));
+    const __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)second));
+    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+}
+static inline Units load_pairs(const int8_t* first, const int8_t* second) {
+    return {load_pairs8(first, second), load_pairs8(first + 8, second + 8)};
+}
+static inline Ints dot_pairs_in_place(Ints acc, Units pairs, const uint32_t* x) {
+    const __m256i unit = _mm256_set1_epi32(int(*x));
+    return {_mm256_add_epi32(acc.low, _mm256_madd_epi16(pairs.low, unit)),
+            _mm256_add_epi32(acc.high, _mm256_madd_epi16(pairs.high, unit))};
 }
 template <int kShift, int kMask>
 static inline Units field(Units bytes) {
@@ -189,6 +212,16 @@ static inline Ints dot_bytes(Ints acc, Units codes, Units x) {
     for (int i = 0; i < 4; ++i)
         for (int byte = 0; byte < 4; ++byte)
             acc.part[i] += (Int4)((codes.part[i] >> (8 * byte)) & 255u) * ((Int4)(x.part[i] << (24 - 8 * byte)) >> 24);
+    return acc;
+}
+static inline Units load_pairs(const int8_t* first, const int8_t* second) {
+    Units pairs;
+    for (int i = 0; i < 16; ++i) pairs.part[i / 4][i % 4] = uint16_t(first[i]) | uint32_t(uint16_t(second[i])) << 16;
+    return pairs;
+}
+static inline Ints dot_pairs_in_place(Ints acc, Units pairs, const uint32_t* x) {
+    for (int i = 0; i < 4; ++i)
+        acc.part[i] += ((Int4)(pairs.part[i] << 16) >> 16) * int32_t(int16_t(*x)) + ((Int4)pairs.part[i] >> 16) * (int32_t(*x) >> 16);
     return acc;
 }
 template <int kShift, int kMask>

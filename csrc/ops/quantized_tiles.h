@@ -9,8 +9,8 @@
 // computed with, and one stored. A product's sums pass through memory, 16 vectors of them.
 //   one scale a row: 64 of products for 256 inputs, 56 of loads: 1024 multiply-adds a cycle (with vectors 128)
 //   groups of 32: 20 of loads (8 of x, 4 of codes, 8 of sums), 16 of products, of stores, and of conversions and scales:
-//     410 (102); with minimums 28, since sums of x are loaded, too: 290 (93)
-//   groups of 16: 18, with minimums 26, for half the inputs: 230 (85), 160 (73)
+//     410 (102); with minimums 28, since sums of x are loaded, too: 290 (93); whole ones 25: 330 (97)
+//   groups of 16: 18, with whole minimums 22, for half the inputs: 230 (85), 190 (79)
 // The offset of codes would be one more load and addition for each vector of sums, 28 cycles for groups of 32: codes of
 // groups lose it as they are made bytes.
 #pragma once
@@ -93,13 +93,13 @@ private:
 
 // A scale for each group: 16 rows of x by 1 tile of 16 outputs, whose scaled sums stay in vector registers. While a group
 // is multiplied, the sums of the one before are scaled and added; they take turns with the registers.
-template <class Tiles, bool kMinimum>
+template <class Tiles, Scaling kScalingOf>
 class GroupTileKernel {
 public:
     using Family = ByteFamily;
     using Reader = WholeReader;
-    static constexpr Scaling kScaling = kMinimum ? Scaling::minimum : Scaling::group;
-    static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !kMinimum, kIsVectors = false;
+    static constexpr Scaling kScaling = kScalingOf;
+    static constexpr bool kIsBytes = true, kExpandsAll = true, kSignedCodes = !has_minimum(kScaling), kIsVectors = false;
     static constexpr int kRows = kTileRows, kTilesOfOneRow = 1, kTiles = kQuantizedTiles;
     explicit GroupTileKernel(const WeightLayout&) {}
 
@@ -141,13 +141,16 @@ private:
         for (int64_t group = 0, x_block = 0; group < groups; ++x_block) {
             Vec parts[kHeight];
             for (int r = 0; r < kHeight; ++r) parts[r] = zero();
+            if constexpr (kScaling == Scaling::whole_minimum)
+                begin_with_minimums(block, minimums + x_block * (block.minimum_pairs + 1) * kLanes,
+                                    block.x_sums + x_block * block.minimum_pairs, parts);
             const int64_t end = group + x_block_groups < groups ? group + x_block_groups : groups;
             for (; group < end; ++group) {
                 if (group + 1 < groups) multiply_group(group + 1);
                 const int32_t* sum = sums[group % 2][0];
                 const Vec scale = load(scales + group * kLanes);
                 for (int r = 0; r < kHeight; ++r) parts[r] = fma(to_vec(load_ints(sum + r * kLanes)), scale, parts[r]);
-                if constexpr (kMinimum) {
+                if constexpr (kScaling == Scaling::minimum) {
                     const Vec minimum = load(minimums + group * kLanes);
                     for (int r = 0; r < kHeight; ++r)
                         parts[r] = fma(splat_float(block.x_sums + r * block.x_sum_stride + group), minimum, parts[r]);
@@ -159,6 +162,20 @@ private:
                 store(to, fma(parts[r], x_scale, load(to)));
             }
         }
+    }
+
+    // What minimums add to 256 inputs' scaled sums. x_sums: of the first row.
+    template <int kHeight>
+    static void begin_with_minimums(const QuantizedBlock& block, const float* minimums, const uint32_t* x_sums,
+                                    Vec (&parts)[kHeight]) {
+        Ints sums[kHeight];
+        for (int r = 0; r < kHeight; ++r) sums[r] = splat_int(0);
+        for (int pair = 0; pair < block.minimum_pairs; ++pair, minimums += kLanes) {
+            const Units units = load_units(reinterpret_cast<const uint32_t*>(minimums));
+            for (int r = 0; r < kHeight; ++r)
+                sums[r] = dot_pairs_in_place(sums[r], units, x_sums + r * block.x_sum_stride + pair);
+        }
+        for (int r = 0; r < kHeight; ++r) parts[r] = to_vec(sums[r]) * load(minimums);
     }
 
     // The sums of a group, with the registers 0, 2, 4 or 1, 3, 5.
@@ -184,8 +201,7 @@ private:
     ShapedTiles<Tiles> tiles_;
 };
 
-template <class Tiles, bool kMinimum>
-constexpr typename GroupTileKernel<Tiles, kMinimum>::Instances GroupTileKernel<Tiles, kMinimum>::kInstances =
-    GroupTileKernel<Tiles, kMinimum>::make();
+template <class Tiles, Scaling kScalingOf>
+constexpr typename GroupTileKernel<Tiles, kScalingOf>::Instances GroupTileKernel<Tiles, kScalingOf>::kInstances = make();
 
 }  // namespace penstock::PENSTOCK_ISA
