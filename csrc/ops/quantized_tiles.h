@@ -9,8 +9,8 @@
 // computed with, and one stored. A product's sums pass through memory, 16 vectors of them.
 //   one scale a row: 64 of products for 256 inputs, 56 of loads: 1024 multiply-adds a cycle (with vectors 128)
 //   groups of 32: 20 of loads (8 of x, 4 of codes, 8 of sums), 16 of products, of stores, and of conversions and scales:
-//     410 (102); with minimums 28, since sums of x are loaded, too: 290 (93); whole ones 25: 330 (97)
-//   groups of 16: 18, with whole minimums 22, for half the inputs: 230 (85), 190 (79)
+//     410 (102); with minimums 28, since sums of x are loaded, too: 290 (93); whole ones 24: 340 (95)
+//   groups of 16: 18, with whole minimums 22, for half the inputs: 230 (85), 186 (78)
 // The offset of codes would be one more load and addition for each vector of sums, 28 cycles for groups of 32: codes of
 // groups lose it as they are made bytes.
 #pragma once
