@@ -88,7 +88,7 @@ def overhead(model: str, rounds: int = 4, steps: int = 24, rows: int = 32) -> No
     grammars = {"200 keys": GrammarSpec.json_schema(schema), "any object": GrammarSpec.json_object()}
     with LLM(model, max_num_seqs=rows, max_model_len=1024) as llm:
         core: EngineCore = llm._core
-        core.set_vocabulary(llm._processor.tokenizer.vocabulary(llm.ready.vocab_size))
+        core.set_vocabulary(llm._processor.tokenizer.vocabulary().of_size(llm.ready.vocab_size))
         masks = core.executor.runner._batch.masks  # type: ignore[attr-defined]
         for name, grammar in grammars.items():
             modes = (("free", None, False), ("drawn", grammar, False), ("jumps", grammar, True))

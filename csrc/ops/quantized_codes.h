@@ -135,7 +135,7 @@ struct StepHeader {
 // The scales of steps, and their minimums if there are any, in f32: [steps][groups][16] each. The kinds are the layout's,
 // known when this is compiled: made one by one at run time, they were an eighth of the work where 8 rows share them.
 template <ScaleKind kScales, MinimumKind kMinimums>
-static void expand_headers_of(const WeightLayout& layout, const char* header, int64_t steps, float* scales,
+[[gnu::flatten]] static void expand_headers_of(const WeightLayout& layout, const char* header, int64_t steps, float* scales,
                               float* minimums) {
     const int groups = layout.step / layout.group_size;
     for (int64_t step = 0; step < steps; ++step, header += layout.step_bytes) {

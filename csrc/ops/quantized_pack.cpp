@@ -295,7 +295,8 @@ void pack_quantized(const QuantizedPackArgs& args) {
     const int64_t end_row = args.first_row + args.rows;
     const int64_t first_tile = args.first_row / kTileRows, end_tile = (end_row + kTileRows - 1) / kTileRows;
     const int threads = threads_for(args.rows * args.k, kMinCodesPerThread, args.num_threads);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+    // Most of the time is the first touch of pages, which keeps one thread longer than another.
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 4) if (threads > 1)
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
         const int64_t begin = tile * kTileRows > args.first_row ? tile * kTileRows : args.first_row;
         const int64_t end = (tile + 1) * kTileRows < end_row ? (tile + 1) * kTileRows : end_row;

@@ -104,7 +104,7 @@ def test_no_output_depends_on_jumping_over_forced_text(checkpoint: Path) -> None
 
 def engine(path: Path, **settings: object) -> EngineCore:
     core = build(engine_config(path, **settings))  # type: ignore[arg-type]
-    core.set_vocabulary(Tokenizer.load(path).vocabulary(400))
+    core.set_vocabulary(Tokenizer.load(path).vocabulary().of_size(400))
     return core
 
 

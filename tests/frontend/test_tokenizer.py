@@ -149,6 +149,20 @@ def test_vocabulary_size_is_the_checkpoints(tokenizer_of: Callable, reference_of
             assert tokenizer_of(name).vocab_size == len(reference_of(name))
 
 
+def test_a_model_may_have_more_or_fewer_tokens_than_its_tokenizer(tokenizer_of: Callable) -> None:
+    tokenizer = tokenizer_of("llama3")
+    whole, num_tokens = tokenizer.vocabulary(), tokenizer.vocab_size
+    assert whole.token_bytes == [tokenizer.token_bytes(token_id) for token_id in range(num_tokens)]
+    assert whole.eos_token_ids
+    assert set(whole.eos_token_ids) <= set(whole.special_token_ids)
+    padded, first_special = whole.of_size(num_tokens + 3), min(whole.special_token_ids)
+    assert padded.token_bytes == [*whole.token_bytes, b"", b"", b""]
+    assert (padded.special_token_ids, padded.eos_token_ids) == (whole.special_token_ids, whole.eos_token_ids)
+    cut = whole.of_size(first_special)
+    assert cut.token_bytes == whole.token_bytes[:first_special]
+    assert (cut.special_token_ids, cut.eos_token_ids) == ([], [])
+
+
 def test_half_a_surrogate_pair_is_the_users_error(tokenizer_of: Callable) -> None:
     with pytest.raises(ValidationError, match="surrogate"):
         tokenizer_of("llama3").encode_user("a\ud800b", add_special_tokens=False)

@@ -17,7 +17,7 @@ from penstock.messages import Vocabulary
 from penstock.structured.spelling import Spelling
 
 BUNDLED = Tokenizer.load(Path(penstock.assets.__file__).parent / "model")
-SPELLING = Spelling(BUNDLED.vocabulary(BUNDLED.vocab_size))
+SPELLING = Spelling(BUNDLED.vocabulary())
 
 
 @given(st.text(max_size=40))
@@ -28,7 +28,7 @@ def test_it_is_the_tokenizers(text: str) -> None:
 
 
 def test_what_is_kept_is_what_was_spelled() -> None:
-    spelling = Spelling(BUNDLED.vocabulary(BUNDLED.vocab_size))
+    spelling = Spelling(BUNDLED.vocabulary())
     for index in (*range(5000), 0, 4999, 10**300):
         text = f'"key {index}": '
         assert spelling(text.encode()) == BUNDLED.encode_user(text, add_special_tokens=False)

@@ -162,7 +162,7 @@ class ServerStart:
         self._phases.begin("wait for tokenizer")  # it was loaded beside the engine
         parts = await self._text_parts
         ready = engine.ready
-        engine.send(await asyncio.to_thread(parts.tokenizer.vocabulary, ready.vocab_size))
+        engine.send(parts.vocabulary.of_size(ready.vocab_size))
         state.info = ServerInfo(
             version=__version__, model=self.model_name, dtype=ready.dtype, instruction_set=ready.instruction_set
         )

@@ -55,7 +55,8 @@ class AsyncLLM:
 
         client = await EngineClient.start(opened.config, report)
         processor = opened.processor(client.ready)
-        client.send(await asyncio.to_thread(processor.tokenizer.vocabulary, client.ready.vocab_size))
+        vocabulary = await asyncio.to_thread(processor.tokenizer.vocabulary)
+        client.send(vocabulary.of_size(client.ready.vocab_size))
         return cls(client, processor)
 
     @property

@@ -262,7 +262,7 @@ class LLM:
                 generation.outputs.append(completion)
                 jobs.append(_Job(request, self._processor.output_state(prompt, sampling), generation, completion))
         if any(job.request.sampling.grammar is not None for job in jobs) and not self._core.has_vocabulary:
-            self._core.set_vocabulary(self._processor.tokenizer.vocabulary(self.ready.vocab_size))
+            self._core.set_vocabulary(self._processor.tokenizer.vocabulary().of_size(self.ready.vocab_size))
         with self._lock:
             self._run(jobs, _Progress(len(generations), on_progress))
         return generations

@@ -159,3 +159,13 @@ class Vocabulary(msgspec.Struct, tag="vocabulary", array_like=True):
     special_token_ids: list[int]
     eos_token_ids: list[int]
     tokenizer: str = ""
+
+    def of_size(self, vocab_size: int) -> Vocabulary:
+        """What a model with `vocab_size` tokens can say of these; what only the model has is no text."""
+        token_bytes = self.token_bytes[:vocab_size]
+        return Vocabulary(
+            token_bytes=token_bytes + [b""] * (vocab_size - len(token_bytes)),
+            special_token_ids=[token_id for token_id in self.special_token_ids if token_id < vocab_size],
+            eos_token_ids=[token_id for token_id in self.eos_token_ids if token_id < vocab_size],
+            tokenizer=self.tokenizer,
+        )

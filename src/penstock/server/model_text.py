@@ -27,6 +27,7 @@ class TextParts:
     def __init__(self, path: Path) -> None:
         files = TextFiles.read(path)
         self.tokenizer = Tokenizer.from_files(files)
+        self.vocabulary = self.tokenizer.vocabulary()
         self.chat_template = ChatTemplate.from_files(files)
         self.facts = ModelFacts.read(path, files.model_type)
 
