@@ -12,6 +12,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/experts_args.h"
+#include "division.h"
 #include "working_memory.h"
 
 namespace penstock {
@@ -265,7 +266,7 @@ private:
         int64_t total = 0;
         for (const int64_t row_bytes : slot_row_bytes_) {
             slot_offsets.push_back(total);
-            total += (tokens * row_bytes + kAlignment - 1) / kAlignment * kAlignment;
+            total += round_up(tokens * row_bytes, kAlignment);
         }
         if (total > capacity_) {
             memory_.reset();

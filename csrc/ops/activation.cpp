@@ -1,5 +1,6 @@
 #include "ops/activation.h"
 
+#include "division.h"
 #include "ops/silu.h"
 #include "threads.h"
 
@@ -15,7 +16,7 @@ constexpr int64_t kTaskColumns = 1024;
 template <class Elem>
 void run_tasks(const SiluAndMulArgs& args, Range tasks) {
     using Storage = typename Elem::Storage;
-    const int64_t tasks_per_row = (args.size + kTaskColumns - 1) / kTaskColumns;
+    const int64_t tasks_per_row = ceil_div(args.size, kTaskColumns);
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
         const int64_t row = task / tasks_per_row, first = task % tasks_per_row * kTaskColumns;
         const int64_t end = first + kTaskColumns < args.size ? first + kTaskColumns : args.size;
@@ -65,7 +66,7 @@ void gelu(const GeluArgs& args) {
 
 void silu_and_mul(const SiluAndMulArgs& args) {
     const auto run = args.dtype == DType::bf16 ? run_tasks<Bf16> : run_tasks<F32>;
-    const int64_t tasks = args.tokens * ((args.size + kTaskColumns - 1) / kTaskColumns);
+    const int64_t tasks = args.tokens * (ceil_div(args.size, kTaskColumns));
     const int threads = threads_for(args.tokens * args.size, kMinThreadWork, args.num_threads);
     if (threads == 1) return run(args, {0, tasks});
 #pragma omp parallel for num_threads(threads) schedule(static)

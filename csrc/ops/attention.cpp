@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "division.h"
 #include "ops/attention_tile.h"
 #include "scratch.h"
 #include "threads.h"
@@ -34,8 +35,6 @@ constexpr int64_t kTasksPerThread = 4;
 // Contexts so many times as long as a full tile has tokens lose a hundredth by its height, and gain two to four where
 // keys and values are kept in 8 bits.
 constexpr int64_t kContextOfFullTiles = 64;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t cost_of(const Tile& tile) {
     return int64_t(tile.segment_end - tile.segment_begin) * kSegmentSlots * (kSlotCost + tile.rows);
@@ -208,7 +207,7 @@ void run_plan(const AttentionArgs& args, const Plan& plan) {
 
 void paged_attention(const AttentionArgs& args) {
     thread_local PlanMemory memory;
-    const int64_t padded_dim = ceil_div(args.head_dim, kLanes) * kLanes;
+    const int64_t padded_dim = round_up(args.head_dim, kLanes);
     const Plan plan = make_plan(args, memory, padded_dim);
     if (plan.num_tasks == 0) return;
     args.dtype == DType::bf16 ? run_plan<Bf16>(args, plan) : run_plan<F32>(args, plan);

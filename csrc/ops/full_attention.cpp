@@ -2,6 +2,7 @@
 // at a time take their scores, the softmax and the weighted sum, each in the order of the tokens.
 #include "ops/full_attention.h"
 
+#include "division.h"
 #include "scratch.h"
 #include "simd.h"
 #include "threads.h"
@@ -16,8 +17,6 @@ constexpr int kVectors = 2;
 constexpr int64_t kWidth = kVectors * kLanes;
 // Multiply-adds below which another thread does not pay.
 constexpr int64_t kMinThreadWork = 200'000;
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // One head of one text. stride: elements from a token to the next in qkv.
 template <class Storage>

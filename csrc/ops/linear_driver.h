@@ -5,6 +5,7 @@
 // up, and the other then does more.
 #pragma once
 
+#include "division.h"
 #include "ops/linear_block.h"
 #include "ops/products.h"
 #include "scratch.h"
@@ -23,9 +24,6 @@ constexpr int64_t kUnitAlignment = 16;  // blocks of k begin at multiples of it:
 
 // Multiply-adds worth waking one more thread for.
 constexpr int64_t kMinWorkPerThread = 200'000;
-
-static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A part of a panel's k, while all rows of a row block pass over it.
 struct PanelBlock {

@@ -2,6 +2,7 @@
 // checkpoint is this, so it has to run at the speed of the memory.
 #include "ops/linear_pack.h"
 
+#include "division.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -116,7 +117,7 @@ void pack_rows(const PackArgs& args) {
     using T = typename Source::Storage;
     const int64_t units = (args.k + Elem::kPerUnit - 1) / Elem::kPerUnit;
     const int64_t end_row = args.first_row + args.rows;
-    const int64_t first_tile = args.first_row / kTile, end_tile = (end_row + kTile - 1) / kTile;
+    const int64_t first_tile = args.first_row / kTile, end_tile = ceil_div(end_row, kTile);
     const int threads = threads_for(args.rows * units * 4, kMinBytesPerThread, args.num_threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {

@@ -2,13 +2,12 @@
 // itself, padded; and the sums of its groups, which offsets and minimums of the codes are multiplied with.
 #pragma once
 
+#include "division.h"
 #include "ops/quantized_block.h"
 #include "scratch.h"
 #include "threads.h"
 
 namespace penstock::PENSTOCK_ISA {
-
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Rows of x as the block kernels read them. Bytes lie in chunks of kXChunkInputs, [chunk][chunk_rows], with what belongs
 // to them; floats, with chunk_rows 0, are one chunk.
@@ -48,7 +47,7 @@ public:
         static thread_local Scratch<char> bytes;
         static thread_local Scratch<float> scales;
         static thread_local Scratch<uint32_t> sums;
-        const int64_t rows = (padded_k + kXChunkInputs - 1) / kXChunkInputs * args.m;
+        const int64_t rows = ceil_div(padded_k, kXChunkInputs) * args.m;
         out_.x = bytes.at_least(rows * out_.x_stride);
         out_.scales = scales.at_least(rows * out_.scale_stride);
         out_.sums = sums.at_least(rows * out_.sum_stride);
@@ -61,9 +60,9 @@ public:
         const T* x = static_cast<const T*>(args_.x) + row * args_.k;
         const float row_most = args_.layout.x_per_token ? largest(x, 0, args_.k) : 0.0f;
         for (int64_t begin = 0; begin < padded_k_; begin += kXBlock)
-            *scale_of(row, begin) = args_.layout.x_per_token ? row_most : largest(x, begin, smaller(begin + kXBlock, args_.k));
+            *scale_of(row, begin) = args_.layout.x_per_token ? row_most : largest(x, begin, min_of(begin + kXBlock, args_.k));
         for (int64_t begin = 0; begin < padded_k_; begin += kXBlock)
-            convert_block(row, x, {begin, smaller(begin + kXBlock, padded_k_)});
+            convert_block(row, x, {begin, min_of(begin + kXBlock, padded_k_)});
     }
 
 private:
@@ -97,7 +96,7 @@ private:
         // A group larger than a block of x never comes here: groups are of 256 inputs at most.
         for (int64_t i = inputs.begin; i < inputs.end; ++group_index) {
             Ints sum = splat_int(0);
-            for (const int64_t end = smaller(i + group, inputs.end); i < end; i += kLanes, codes += kLanes) {
+            for (const int64_t end = min_of(i + group, inputs.end); i < end; i += kLanes, codes += kLanes) {
                 const Ints whole = is_finite ? to_nearest_ints(load_up_to(x + i, k - i) * inverse) : splat_int(0);
                 store_int8(codes, whole);
                 sum = sum + whole;

@@ -171,9 +171,11 @@ static inline void expand_headers(const WeightLayout& layout, const char* header
     }
 }
 
-// Whether a step's minimums are whole numbers with one scale: their products with sums of 8-bit x are exact then.
+// Whether a step's minimums are whole numbers with one scale: their products with sums of 8-bit x are exact then. Block
+// kernels take those of 8 groups at once.
 static inline bool has_whole_minimums(const WeightLayout& layout) {
-    return !layout.is_float && layout.bits < 8 && layout.scales == ScaleKind::super && layout.minimums == MinimumKind::own;
+    return !layout.is_float && layout.bits < 8 && layout.scales == ScaleKind::super && layout.minimums == MinimumKind::own &&
+           layout.step % (8 * layout.group_size) == 0;
 }
 
 // Then: scales as above, and of each step units of two groups' minimums in 16 bits, and what they are scaled with,

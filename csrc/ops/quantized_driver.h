@@ -5,6 +5,7 @@
 // the second.
 #pragma once
 
+#include "division.h"
 #include "ops/activation.h"
 #include "ops/products.h"
 #include "ops/quantized_activations.h"
@@ -24,8 +25,6 @@ constexpr int64_t kQuantizedMaxRows = 512;
 constexpr int64_t kQuantizedMinWork = 300'000;  // multiply-adds worth waking one more thread for
 constexpr int64_t kRowsConvertedAlone = 8;      // up to so many rows of x each thread converts for itself
 
-static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class Kernel>
 class QuantizedJob {
     using Family = typename Kernel::Family;
@@ -44,18 +43,18 @@ public:
         : args_(args),
           layout_(args.layout),
           groups_per_step_(layout_.group_size ? layout_.step / layout_.group_size : 0),
-          steps_(divide_up(args.k, layout_.step)),
-          tiles_(divide_up(args.n, kLanes)),
+          steps_(ceil_div(args.k, layout_.step)),
+          tiles_(ceil_div(args.n, kLanes)),
           threads_(threads),
           panel_tiles_(args.is_gated ? kTilesOfGated : tiles_of_panel(args, tiles_, threads)),
-          panels_(divide_up(tiles_, panel_tiles_)),
+          panels_(ceil_div(tiles_, panel_tiles_)),
           tiles_apart_(args.is_gated ? panels_ : 1),
           out_columns_(args.is_gated ? args.n / 2 : args.n),
-          row_blocks_(int(divide_up(args.m, kQuantizedMaxRows))),
+          row_blocks_(int(ceil_div(args.m, kQuantizedMaxRows))),
           expands_(expands(layout_)),
           has_whole_minimums_(has_whole_minimums(layout_)),
           block_steps_(block_inputs(args.m) / layout_.step),
-          k_blocks_(divide_up(steps_, block_steps_)),
+          k_blocks_(ceil_div(steps_, block_steps_)),
           unit_inputs_(kIsBytes ? 4 : args.dtype == DType::bf16 ? 2 : 1),
           step_units_(layout_.step / unit_inputs_),
           x_block_steps_(kXBlock / layout_.step),
@@ -66,7 +65,7 @@ public:
         static thread_local Scratch<char> codes_scratch;
         const int64_t block_groups = block_steps_ * groups_per_step_;
         float* scales = scales_scratch.at_least(2 * panel_tiles_ * block_groups * kLanes + kLanes);
-        float* sums = sums_scratch.at_least(smaller(kQuantizedMaxRows, args_.m) * panel_tiles_ * kLanes);
+        float* sums = sums_scratch.at_least(min_of(kQuantizedMaxRows, args_.m) * panel_tiles_ * kLanes);
         char* codes = expands_ ? codes_scratch.at_least(panel_tiles_ * block_steps_ * expanded_step_bytes_) : nullptr;
         Kernel kernel(layout_);
         for (Range items = draw(); items.begin < items.end;) {
@@ -148,7 +147,7 @@ private:
         int64_t begin = __atomic_load_n(&next_item_, __ATOMIC_RELAXED), end;
         do {
             const int64_t fair = (items - begin) / (2 * threads_);
-            end = smaller(items, begin + (fair > 1 ? fair : 1));
+            end = min_of(items, begin + (fair > 1 ? fair : 1));
         } while (!__atomic_compare_exchange_n(&next_item_, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
         return {begin, end};
     }
@@ -164,11 +163,11 @@ private:
     }
 
     void multiply(Kernel& kernel, const PanelBlock& block, float* scales, char* codes, float* sums) const {
-        const int64_t first_step = block.index * block_steps_, steps = smaller(block_steps_, steps_ - first_step);
-        const int tiles = int(smaller(panel_tiles_, tiles_ - block.panel * panel_tiles_));
+        const int64_t first_step = block.index * block_steps_, steps = min_of(block_steps_, steps_ - first_step);
+        const int tiles = int(min_of(panel_tiles_, tiles_ - block.panel * panel_tiles_));
         const char* packed = address(block.panel, block.index);
         const int64_t rows = block.rows.end - block.rows.begin;
-        const int strips = int(divide_up(rows, Kernel::kRows));
+        const int strips = int(ceil_div(rows, Kernel::kRows));
         if (strips == 1 && !shares_scales(rows)) scales = nullptr;
         expand(packed, steps, tiles, scales, codes);
         QuantizedBlock work = locate(block.x, block.rows.begin, first_step);
@@ -270,9 +269,9 @@ private:
                                (is_stream || layout_.bits == 8) && !Kernel::Reader::kFetchesEachLine;
         const int64_t distance = is_helped ? 4 * kVectorBytes : kVectorBytes;
         const int64_t bytes = steps * layout_.step_bytes, turns = steps * step_units_ / 4;  // of a strip: four units each
-        const int64_t fetching = smaller(strips, divide_up(bytes, turns * distance));
-        const int64_t even = divide_up(bytes, turns * fetching);
-        const int64_t pace = tuning().halves_vectors ? divide_up(even, distance) * distance : even;
+        const int64_t fetching = min_of(strips, ceil_div(bytes, turns * distance));
+        const int64_t even = ceil_div(bytes, turns * fetching);
+        const int64_t pace = tuning().halves_vectors ? round_up(even, distance) : even;
         return {{block.ahead, block.ahead + bytes, tile_stride(), distance, pace, false}, turns * pace,
                 int(strips - fetching)};
     }
@@ -308,7 +307,7 @@ private:
         const bool is_whole = tiles == panel_tiles_;
         for (int t = 0; t < tiles; ++t) {
             const int64_t column = first_column(panel, t);
-            const int columns = int(smaller(kLanes, args_.n - column));
+            const int columns = int(min_of(kLanes, args_.n - column));
             const Vec bias = load_bias(column, columns), scale = load_scale(column);
             for (int r = 0; r < height; ++r) {
                 const float* sum = sums + (is_whole ? r * tiles + t : t * height + r) * kLanes;
@@ -372,7 +371,7 @@ template <class Kernel, class Rows>
 void run_quantized(const QuantizedLinearArgs& args) {
     if (args.is_gated && !QuantizedJob<Kernel>::writes_gated(args)) return run_and_gate(args, run_quantized<Kernel, Rows>);
     const int threads = threads_for(output_rows(args) * args.n * args.k, kQuantizedMinWork, args.num_threads);
-    const int64_t padded_k = divide_up(args.k, args.layout.step) * args.layout.step;
+    const int64_t padded_k = round_up(args.k, args.layout.step);
     Products<QuantizedJob<Kernel>, QuantizedLinearArgs> products(args, threads);
     const auto run = [&](const Rows& rows) { products.run([&](int64_t row) { return rows.result().from(row); }); };
     // What one thread writes, another would wait for: first to be allowed to go on, and then for each line.

@@ -1,5 +1,6 @@
 // Packing quantised weights, tile by tile and step by step: a step of 16 rows is taken apart (GGUF), rounded (floats) or
 // just read (parts), and then laid out. And reading rows back.
+#include "division.h"
 #include "ops/quantized_codes.h"
 #include "ops/quantized_gguf.h"
 #include "ops/quantized_parts.h"
@@ -31,7 +32,7 @@ f16_t to_f16(float value) {
 class RowReader {
 public:
     explicit RowReader(const QuantizedPackArgs& args) : args_(args), layout_(args.layout) {
-        if (layout_.group_size) groups_ = (args.k + layout_.group_size - 1) / layout_.group_size;
+        if (layout_.group_size) groups_ = ceil_div(args.k, layout_.group_size);
     }
 
     // Inputs [step * layout.step, ...) of a row; what lies beyond k has code 0 and scale 0. Where a row has one scale,
@@ -223,7 +224,7 @@ void write_header(const WeightLayout& layout, const RowStep& row, int column, ch
 // Rows [begin, end) of the weight, all of one tile.
 void pack_tile(const QuantizedPackArgs& args, const RowReader& reader, int64_t begin, int64_t end) {
     const WeightLayout& layout = args.layout;
-    const int64_t steps = (args.k + layout.step - 1) / layout.step, tile = begin / kTileRows;
+    const int64_t steps = ceil_div(args.k, layout.step), tile = begin / kTileRows;
     const int first = int(begin % kTileRows), count = int(end - begin);
     char* to = static_cast<char*>(args.packed) + tile * steps * layout.step_bytes;
     RowStep rows[kTileRows];
@@ -238,7 +239,7 @@ void pack_tile(const QuantizedPackArgs& args, const RowReader& reader, int64_t b
         write_codes(layout, rows, first, count, to + layout.header_bytes);
     }
     if (layout.group_size) return;
-    const int64_t tiles = (args.n + kTileRows - 1) / kTileRows;
+    const int64_t tiles = ceil_div(args.n, kTileRows);
     auto* scales = reinterpret_cast<float*>(static_cast<char*>(args.packed) + tiles * steps * layout.step_bytes);
     for (int64_t row = begin; row < end; ++row) scales[row] = rows[first + (row - begin)].scales[0];
 }
@@ -264,13 +265,13 @@ void read_codes(const WeightLayout& layout, const char* codes, int column, float
 template <class Out>
 void read_row(const QuantizedRowsArgs& args, int64_t row, Out* out) {
     const WeightLayout& layout = args.layout;
-    const int64_t steps = (args.k + layout.step - 1) / layout.step;
+    const int64_t steps = ceil_div(args.k, layout.step);
     const int column = int(row % kTileRows);
     const char* weight = static_cast<const char*>(args.weight);
     const char* from = weight + row / kTileRows * steps * layout.step_bytes;
     alignas(64) float values[kXBlock], scales[16 * kLanes], minimums[16 * kLanes] = {};
     const bool has_minimums = layout.minimums != MinimumKind::none;
-    const int64_t tiles = (args.n + kTileRows - 1) / kTileRows;
+    const int64_t tiles = ceil_div(args.n, kTileRows);
     if (!layout.group_size)
         scales[column] = reinterpret_cast<const float*>(weight + tiles * steps * layout.step_bytes)[row];
     for (int64_t begin = 0; begin < args.k; begin += layout.step, from += layout.step_bytes) {
@@ -293,7 +294,7 @@ void read_row(const QuantizedRowsArgs& args, int64_t row, Out* out) {
 void pack_quantized(const QuantizedPackArgs& args) {
     const RowReader reader(args);
     const int64_t end_row = args.first_row + args.rows;
-    const int64_t first_tile = args.first_row / kTileRows, end_tile = (end_row + kTileRows - 1) / kTileRows;
+    const int64_t first_tile = args.first_row / kTileRows, end_tile = ceil_div(end_row, kTileRows);
     const int threads = threads_for(args.rows * args.k, kMinCodesPerThread, args.num_threads);
     // Most of the time is the first touch of pages, which keeps one thread longer than another.
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) if (threads > 1)

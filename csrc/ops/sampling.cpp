@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "division.h"
 #include "ops/sampling_row.h"
 #include "scratch.h"
 #include "threads.h"
@@ -111,7 +112,7 @@ double sum_chunks(const Weights& weights, float min_p, double* sums) {
     return total;
 }
 
-double* room_for_sums(RowMemory& memory, int64_t count) { return memory.sums.at_least((count + kChunk - 1) / kChunk); }
+double* room_for_sums(RowMemory& memory, int64_t count) { return memory.sums.at_least(ceil_div(count, kChunk)); }
 
 // The index at which the cumulative weight passes its `uniform`-th part: by chunks first, then closely in one of them.
 template <class Weights>
