@@ -19,7 +19,7 @@ void run_tasks(const SiluAndMulArgs& args, Range tasks) {
     const int64_t tasks_per_row = ceil_div(args.size, kTaskColumns);
     for (int64_t task = tasks.begin; task < tasks.end; ++task) {
         const int64_t row = task / tasks_per_row, first = task % tasks_per_row * kTaskColumns;
-        const int64_t end = first + kTaskColumns < args.size ? first + kTaskColumns : args.size;
+        const int64_t end = min_of(first + kTaskColumns, args.size);
         const Storage* gate = static_cast<const Storage*>(args.gate_up) + row * 2 * args.size;
         const Storage* up = gate + args.size;
         Storage* out = static_cast<Storage*>(args.out) + row * args.size;
@@ -66,7 +66,7 @@ void gelu(const GeluArgs& args) {
 
 void silu_and_mul(const SiluAndMulArgs& args) {
     const auto run = args.dtype == DType::bf16 ? run_tasks<Bf16> : run_tasks<F32>;
-    const int64_t tasks = args.tokens * (ceil_div(args.size, kTaskColumns));
+    const int64_t tasks = args.tokens * ceil_div(args.size, kTaskColumns);
     const int threads = threads_for(args.tokens * args.size, kMinThreadWork, args.num_threads);
     if (threads == 1) return run(args, {0, tasks});
 #pragma omp parallel for num_threads(threads) schedule(static)

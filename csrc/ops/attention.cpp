@@ -91,7 +91,7 @@ int64_t fill_tiles(const AttentionArgs& args, Tile* tiles, int64_t* total_cost) 
         const int64_t height = rows_of_tiles(args, request);
         for (int64_t kv_head = 0; kv_head < args.num_kv_heads; ++kv_head)
             for (int64_t row = 0; row < rows; row += height) {
-                tiles[count] = make_tile(args, request, kv_head, {row, row + height < rows ? row + height : rows});
+                tiles[count] = make_tile(args, request, kv_head, {row, min_of(row + height, rows)});
                 *total_cost += cost_of(tiles[count++]);
             }
     }
@@ -102,7 +102,7 @@ int64_t fill_tiles(const AttentionArgs& args, Tile* tiles, int64_t* total_cost) 
 int64_t shares_of(const Tile& tile, int64_t most) {
     const int64_t segments = tile.segment_end - tile.segment_begin;
     const int64_t wanted = ceil_div(cost_of(tile), most);
-    return wanted < segments ? wanted : segments;
+    return min_of(wanted, segments);
 }
 
 Plan make_plan(const AttentionArgs& args, PlanMemory& memory, int64_t padded_dim) {

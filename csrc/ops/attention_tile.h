@@ -10,6 +10,7 @@
 //     of is skipped.
 #pragma once
 
+#include "division.h"
 #include "ops/attention.h"
 #include "ops/kv_codes.h"
 #include "simd.h"
@@ -85,7 +86,7 @@ public:
           group_(int(args.num_heads / args.num_kv_heads)),
           units_(int(args.head_dim) / Elem::kPerUnit),
           is_expanding_(is_quantized(args.cache_dtype)),
-          padded_dim_((int(args.head_dim) + kLanes - 1) / kLanes * kLanes) {}
+          padded_dim_(int(round_up(args.head_dim, kLanes))) {}
 
     void begin(const Tile& tile) {
         tile_ = tile;
@@ -98,7 +99,7 @@ public:
         const int first_slot = segment * kSegmentSlots;
         const int end_slot = lesser(first_slot + kSegmentSlots, visible_.any_end);
         const int begin_block = greater(first_slot, visible_.any_begin) / kBlockSlots;
-        const int end_block = (end_slot + kBlockSlots - 1) / kBlockSlots;
+        const int end_block = int(ceil_div(end_slot, kBlockSlots));
         num_blocks_ = end_block - begin_block;
         first_position_ = begin_block * kBlockSlots;
         find_blocks(begin_block, end_block);

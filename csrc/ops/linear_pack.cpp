@@ -94,7 +94,7 @@ void transpose(const uint32_t (&block)[kTile][kTile], uint32_t* packed, int unit
 // Rows [first, first + rows) of a tile of 16.
 template <class Source, class Elem>
 void pack_tile(const typename Source::Storage* source, int64_t k, int first, int rows, uint32_t* packed) {
-    const int64_t all_units = (k + Elem::kPerUnit - 1) / Elem::kPerUnit;
+    const int64_t all_units = ceil_div(k, Elem::kPerUnit);
     alignas(64) uint32_t block[kTile][kTile] = {};
     for (int64_t unit = 0; unit < all_units; unit += kTile) {
         const int64_t element = unit * Elem::kPerUnit;
@@ -115,7 +115,7 @@ void pack_tile(const typename Source::Storage* source, int64_t k, int first, int
 template <class Source, class Elem>
 void pack_rows(const PackArgs& args) {
     using T = typename Source::Storage;
-    const int64_t units = (args.k + Elem::kPerUnit - 1) / Elem::kPerUnit;
+    const int64_t units = ceil_div(args.k, Elem::kPerUnit);
     const int64_t end_row = args.first_row + args.rows;
     const int64_t first_tile = args.first_row / kTile, end_tile = ceil_div(end_row, kTile);
     const int threads = threads_for(args.rows * units * 4, kMinBytesPerThread, args.num_threads);

@@ -2,6 +2,7 @@
 // scaled sum of groups stay in registers, which is what bounds the rows; after 256 inputs they go to the block's sums.
 #pragma once
 
+#include "division.h"
 #include "ops/quantized_fetch.h"
 #include "ops/quantized_readers.h"
 
@@ -200,7 +201,7 @@ void multiply_whole_rows(const QuantizedBlock& block, const Reader& reader) {
         for (int r = 0; r < kRows; ++r)
             for (int t = 0; t < kTiles; ++t)
                 sums[0][r][t] = Family::start(false, block.x_sums[r * Family::sum_stride(block) + x_block]);
-        const int64_t count = units - begin < x_block_units ? units - begin : x_block_units;
+        const int64_t count = min_of(x_block_units, units - begin);
         multiply_group<Family, Reader, kRows, kTiles, 1>(block, reader, block.codes, begin, count, block.x + begin * 4,
                                                       fetcher, sums);
         for (int r = 0; r < kRows; ++r) {
@@ -323,7 +324,7 @@ void multiply_groups(const QuantizedBlock& block, const Reader& reader, Scales s
             for (int r = 0; r < kRows; ++r)
                 for (int t = 0; t < kTiles; ++t) parts[r][t] = zero();
         }
-        const int64_t end = begin + block.x_block_steps < block.steps ? begin + block.x_block_steps : block.steps;
+        const int64_t end = min_of(begin + block.x_block_steps, block.steps);
         int64_t step = begin;
         // Groups of bytes are short, and the next one's products need not wait for them.
         if constexpr (!Family::kIsScaled && !Reader::kFused && kRows <= kRowsOfTwoSteps)
@@ -385,7 +386,7 @@ void stream_groups(const QuantizedBlock& block, const Reader& reader) {
     const char *codes = block.codes, *header = block.headers, *x = block.x;
     const uint32_t* x_sums = block.x_sums;
     for (int64_t begin = 0, x_block = 0; begin < block.steps; begin += block.x_block_steps, ++x_block) {
-        const int64_t end = begin + block.x_block_steps < block.steps ? begin + block.x_block_steps : block.steps;
+        const int64_t end = min_of(begin + block.x_block_steps, block.steps);
         Vec parts[1] = {zero()};
         if constexpr (kScaling == Scaling::whole_minimum) {
             const StepHeader values(*block.layout, header);
@@ -423,7 +424,7 @@ void stream_whole_rows(const QuantizedBlock& block, const Reader& reader) {
     const int64_t units = block.steps * block.step_units;
     const char *codes = block.codes, *x = block.x;
     for (int64_t begin = 0, x_block = 0; begin < units; begin += x_block_units, ++x_block) {
-        const int64_t end = begin + x_block_units < units ? begin + x_block_units : units;
+        const int64_t end = min_of(begin + x_block_units, units);
         auto sum = Family::start(false, block.x_sums[x_block]), other = splat_int(0);
         for (int64_t unit = begin; unit < end; unit += kAtOnce, codes += kAtOnce * Reader::kStride, x += kAtOnce * 4) {
             fetcher.template turn<kAtOnce>(codes);

@@ -15,6 +15,7 @@
 // groups lose it as they are made bytes.
 #pragma once
 
+#include "division.h"
 #include "ops/quantized_block.h"
 #include "ops/tile_registers.h"
 
@@ -54,7 +55,7 @@ private:
         const int64_t x_block_units = int64_t(block.x_block_steps) * block.step_units;
         int64_t x_block = 0;
         for (int64_t begin = 0; begin < units; begin += x_block_units, ++x_block) {
-            const int64_t end = begin + x_block_units < units ? begin + x_block_units : units;
+            const int64_t end = min_of(begin + x_block_units, units);
             for_each_sum<kRowTiles, kTiles>([&]<int kRow, int kColumn>() {
                 tiles_.template zero<accumulator<kRowTiles>(kRow, kColumn)>();
             });
@@ -144,7 +145,7 @@ private:
             if constexpr (kScaling == Scaling::whole_minimum)
                 begin_with_minimums(block, minimums + x_block * (block.minimum_pairs + 1) * kLanes,
                                     block.x_sums + x_block * block.minimum_pairs, parts);
-            const int64_t end = group + x_block_groups < groups ? group + x_block_groups : groups;
+            const int64_t end = min_of(group + x_block_groups, groups);
             for (; group < end; ++group) {
                 if (group + 1 < groups) multiply_group(group + 1);
                 const int32_t* sum = sums[group % 2][0];

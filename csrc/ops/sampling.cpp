@@ -93,7 +93,7 @@ struct CandidateWeights {
 template <class Weights, class Body>
 void for_each_weight(const Weights& weights, int64_t begin, int64_t end, float min_p, Body body) {
     for (int64_t i = begin; i < end; i += kLanes) {
-        const Vec weight = weights.at(i, int(lesser(kLanes, end - i)));
+        const Vec weight = weights.at(i, int(min_of(kLanes, end - i)));
         body(i, keep_where(mask_greater_equal(weight, splat(min_p)), weight));
     }
 }
@@ -104,7 +104,7 @@ double sum_chunks(const Weights& weights, float min_p, double* sums) {
     double total = 0.0;
     for (int64_t chunk = 0; chunk < weights.count; chunk += kChunk) {
         DoubleSum sum;
-        for_each_weight(weights, chunk, lesser(chunk + kChunk, weights.count), min_p,
+        for_each_weight(weights, chunk, min_of(chunk + kChunk, weights.count), min_p,
                         [&](int64_t, Vec weight) { sum.add(weight); });
         sums[chunk / kChunk] = sum.total();
         total += sums[chunk / kChunk];
@@ -127,7 +127,7 @@ int64_t draw(const Weights& weights, float min_p, double uniform, RowMemory& mem
         if (cumulative + sums[chunk] > target) break;
         cumulative += sums[chunk];
     }
-    const int64_t begin = chosen * kChunk, end = lesser(begin + kChunk, weights.count);
+    const int64_t begin = chosen * kChunk, end = min_of(begin + kChunk, weights.count);
     alignas(64) float close[kChunk];
     for_each_weight(weights, begin, end, min_p, [&](int64_t i, Vec weight) { store(close + i - begin, weight); });
     int64_t last = begin;
@@ -244,7 +244,7 @@ void mask_row(const MaskArgs& args, int64_t row, RowMemory&) {
         const uint32_t bits = mask[word];
         if (bits == 0xffffffffu) continue;
         float* values = logits + word * 32;
-        const int count = int(lesser(32, args.vocab - word * 32));
+        const int count = int(min_of(32, args.vocab - word * 32));
         if (bits == 0) {
             for (int i = 0; i < count; ++i) values[i] = kNever;
         } else {
@@ -257,7 +257,7 @@ void mask_row(const MaskArgs& args, int64_t row, RowMemory&) {
 
 template <class Args, class Row>
 void for_each_row(const Args& args, Row row) {
-    const int threads = int(lesser(threads_for(args.rows * args.vocab, kMinThreadWork, args.num_threads), args.rows));
+    const int threads = int(min_of(threads_for(args.rows * args.vocab, kMinThreadWork, args.num_threads), args.rows));
     thread_local RowMemory memory;
     if (threads <= 1) {
         for (int64_t i = 0; i < args.rows; ++i) row(args, i, memory);

@@ -1,14 +1,13 @@
 // One row of logits: its peak, its k-th largest value, its weights.
 #pragma once
 
+#include "division.h"
 #include "simd.h"
 
 namespace penstock::PENSTOCK_ISA {
 
 // Values that one partial result covers.
 constexpr int64_t kChunk = 1024;
-
-static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Calls body(index, values, lanes) for each 16 values of [begin, end); the last may have fewer lanes, the missing ones
 // -inf.
@@ -32,7 +31,7 @@ static inline Peak find_peak(const float* logits, int64_t vocab) {
     uint32_t nans = 0;
     for (int64_t chunk = 0; chunk < vocab; chunk += kChunk) {
         Vec most = splat(-INFINITY);
-        for_each_vec(logits, chunk, lesser(chunk + kChunk, vocab), [&](int64_t, Vec x, int) {
+        for_each_vec(logits, chunk, min_of(chunk + kChunk, vocab), [&](int64_t, Vec x, int) {
             nans |= mask_nan(x);
             most = max(most, x);
         });
@@ -136,7 +135,7 @@ static inline float keep_largest(float* values, int64_t count, int64_t k, float 
 }
 
 // Room that kth_largest needs in its buffer and in `spare`.
-static inline int64_t selection_room(int64_t vocab, int64_t k) { return lesser(vocab, k * 2 + 1024) + 3 * kLanes; }
+static inline int64_t selection_room(int64_t vocab, int64_t k) { return min_of(vocab, k * 2 + 1024) + 3 * kLanes; }
 
 // The k-th largest logit, or -inf if fewer than k are finite. One pass: values above the k-th largest so far are
 // collected, and the lowest dropped when the buffer is full.
